@@ -1,0 +1,3 @@
+//! The ops a sweep needs, on a device.
+
+pub mod cpu;

@@ -1,0 +1,65 @@
+//! Operating errors. Each says what went wrong and what to do about it.
+
+use std::fmt;
+use std::path::Path;
+
+/// The result of everything that can fail in operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What kind of thing went wrong, for callers that act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The model file is damaged, truncated or hostile.
+    Format,
+    /// The file is sound, but asks for something airstream does not do.
+    Unsupported,
+    /// The memory budget cannot hold the minimum.
+    Budget,
+    /// The operating system or the disk refused or failed.
+    Io,
+    /// The caller asked for something that makes no sense.
+    Usage,
+}
+
+/// An operating error: what happened, and the remedy.
+#[derive(Debug, Clone)]
+pub struct Error {
+    kind: Kind,
+    what: String,
+    remedy: String,
+}
+
+impl Error {
+    /// An error of `kind`; `what` is a sentence without a full stop, `remedy` an imperative one.
+    pub fn new(kind: Kind, what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Error { kind, what: what.into(), remedy: remedy.into() }
+    }
+
+    /// A system call on `path` failed.
+    pub fn file(path: &Path, doing: &str, source: &std::io::Error) -> Self {
+        let remedy = match source.kind() {
+            std::io::ErrorKind::NotFound => "check the path",
+            std::io::ErrorKind::PermissionDenied => "give this user permission to read the file",
+            _ => "check the disk and its file system (dmesg shows hardware errors)",
+        };
+        Error::new(Kind::Io, format!("cannot {doing} {}: {source}", path.display()), remedy)
+    }
+
+    /// What kind of error this is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What the user can do about it.
+    pub fn remedy(&self) -> &str {
+        &self.remedy
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n  remedy: {}", self.what, self.remedy)
+    }
+}
+
+impl std::error::Error for Error {}

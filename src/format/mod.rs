@@ -1,0 +1,4 @@
+//! Model files: GGUF metadata, quant block layouts, and how matrices become tiles.
+
+pub mod gguf;
+pub mod quant;

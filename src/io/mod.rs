@@ -1,0 +1,1 @@
+//! Reads from model files: submit, then reap completions.

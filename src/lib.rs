@@ -1,0 +1,35 @@
+//! airstream runs large language models that do not fit in memory.
+//!
+//! Quantized GGUF weights are read from NVMe by direct io_uring reads into
+//! the slots of one fixed arena, and computed on where they land.
+//!
+//! # The layers, lowest first
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`error`] | operating errors, each with its remedy |
+//! | [`arena`] | one reservation: carve, seal, then only slots |
+//! | [`io`] | submit reads, reap completions: io_uring, positioned reads, simulation |
+//! | [`format`] | GGUF files, quant block layouts, and how matrices become tiles |
+//! | [`residency`] | the pure policy: which tiles stay, what is read next |
+//! | [`store`] | executes the policy: slots, reads in flight, pins |
+//! | [`device`] | the ops a sweep needs, on the CPU |
+//! | [`model`] | architectures and the forward pass, written once |
+//! | [`text`] | tokenizer, chat template, sampler |
+//! | [`engine`] | sessions, batches of rows, sweeps |
+//!
+//! A layer may use the ones above it in this table and no other
+//! (`tests/tidy.rs` holds the edges).
+
+pub mod arena;
+pub mod device;
+pub mod engine;
+pub mod error;
+pub mod format;
+pub mod io;
+pub mod model;
+pub mod residency;
+pub mod store;
+pub mod text;
+
+pub use error::{Error, Result};

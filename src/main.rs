@@ -1,0 +1,3 @@
+//! The airstream command line.
+
+fn main() {}
