@@ -7,6 +7,7 @@
 // SAFETY (of every block in this file): the caller vouches for pointers as
 // `Cpu::attention` asks, and is compiled for `V`.
 #![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
 
 use super::kv::KvLayout;
 use super::vector::{Vector, exp, max, sum, tanh};

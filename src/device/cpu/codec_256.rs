@@ -7,6 +7,7 @@
 // SAFETY (of every block in this file): `p` points at a packed block of the codec's
 // own size and the vector's instruction set is there, as `Codec256` says.
 #![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::needless_range_loop)] // Indices name dwords and rows, not only places in an array.
 
 use super::vector::Vector;
 
@@ -65,7 +66,8 @@ unsafe fn field<V: Vector>(x: V::I, shift: usize, mask: i32) -> V::I {
 unsafe fn pairs<V: Vector>(bytes: V::I, offset: i32) -> [V::I; 2] {
     unsafe {
         let minus = V::splat((-offset & 0xffff) | (-offset << 16));
-        [0, 8].map(|shift| V::add_pairs(field::<V>(bytes, shift, 0x00ff_00ff), minus))
+        let (even, odd) = (field::<V>(bytes, 0, 0x00ff_00ff), field::<V>(bytes, 8, 0x00ff_00ff));
+        [V::add_pairs(even, minus), V::add_pairs(odd, minus)]
     }
 }
 
@@ -73,7 +75,8 @@ unsafe fn pairs<V: Vector>(bytes: V::I, offset: i32) -> [V::I; 2] {
 #[inline(always)]
 unsafe fn all_pairs<V: Vector>(bytes: [V::I; 4], offset: i32) -> [V::I; 8] {
     unsafe {
-        let [a, b, c, d] = bytes.map(|x| pairs::<V>(x, offset));
+        let (a, b) = (pairs::<V>(bytes[0], offset), pairs::<V>(bytes[1], offset));
+        let (c, d) = (pairs::<V>(bytes[2], offset), pairs::<V>(bytes[3], offset));
         [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
     }
 }
@@ -82,7 +85,7 @@ unsafe fn all_pairs<V: Vector>(bytes: [V::I; 4], offset: i32) -> [V::I; 8] {
 #[inline(always)]
 unsafe fn six_bit_scales<V: Vector>(p: *const u8) -> Scales<V> {
     unsafe {
-        let [x, y, z] = [0, 1, 2].map(|i| dword::<V>(p, i));
+        let (x, y, z) = (dword::<V>(p, 0), dword::<V>(p, 1), dword::<V>(p, 2));
         let zero = V::splat(0);
         let low = |x| V::and(x, V::splat(0x3f3f_3f3f));
         // The upper four take their top two bits from the lower four's spare ones.
@@ -106,9 +109,12 @@ impl<V: Vector> Codec256<V> for Q2K {
     #[inline(always)]
     unsafe fn scales(p: *const u8) -> Scales<V> {
         unsafe {
-            let x = [0, 1, 2, 3].map(|i| dword::<V>(p, i));
-            let mins = x.map(|x| field::<V>(x, 4, 0x0f0f_0f0f));
-            Scales { scales: x.map(|x| field::<V>(x, 0, 0x0f0f_0f0f)), pairs: all_pairs::<V>(mins, 0) }
+            let (mut scales, mut mins) = ([V::splat(0); 4], [V::splat(0); 4]);
+            for i in 0..4 {
+                scales[i] = field::<V>(dword::<V>(p, i), 0, 0x0f0f_0f0f);
+                mins[i] = field::<V>(dword::<V>(p, i), 4, 0x0f0f_0f0f);
+            }
+            Scales { scales, pairs: all_pairs::<V>(mins, 0) }
         }
     }
     #[inline(always)]
@@ -138,7 +144,8 @@ impl<V: Vector> Codec256<V> for Q3K {
     #[inline(always)]
     unsafe fn scales(p: *const u8) -> Scales<V> {
         unsafe {
-            let [x, y, z] = [24, 25, 26].map(|i| dword::<V>(p.add(32), i));
+            let p = p.add(32);
+            let (x, y, z) = (dword::<V>(p, 24), dword::<V>(p, 25), dword::<V>(p, 26));
             let six = |low, low_shift, high_shift| {
                 let high = V::shl(field::<V>(z, high_shift, 0x0303_0303), 4);
                 V::or(field::<V>(low, low_shift, 0x0f0f_0f0f), high)
@@ -236,7 +243,10 @@ impl<V: Vector> Codec256<V> for Q6K {
     unsafe fn scales(p: *const u8) -> Scales<V> {
         unsafe {
             let flip = V::splat(0x8080_8080_u32 as i32);
-            let scales = [48, 49, 50, 51].map(|i| V::xor(dword::<V>(p.add(32), i), flip));
+            let mut scales = [flip; 4];
+            for i in 0..4 {
+                scales[i] = V::xor(dword::<V>(p.add(32), 48 + i), flip);
+            }
             Scales { scales, pairs: all_pairs::<V>(scales, 128) }
         }
     }

@@ -83,7 +83,7 @@ impl Vector for Portable {
     unsafe fn signed(weights: [i32; 16]) -> [i32; 16] {
         weights
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn dot_signed(acc: [i32; 16], weights: [i32; 16], a: *const i8) -> [i32; 16] {
         // SAFETY: see above.
         let a = unsafe { a.cast::<[i8; 4]>().read_unaligned() }.map(i32::from);
@@ -92,7 +92,7 @@ impl Vector for Portable {
             (0..4).fold(acc[l], |sum, i| sum.wrapping_add(i32::from(w[i] as i8) * a[i]))
         })
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn dot_pairs(acc: [i32; 16], weights: [i32; 16], a: *const i16) -> [i32; 16] {
         // SAFETY: see above.
         let a = unsafe { a.cast::<[i16; 2]>().read_unaligned() }.map(i32::from);
@@ -132,26 +132,26 @@ impl Vector for Portable {
         // SAFETY: see above.
         unsafe { p.cast::<[f32; 16]>().write_unaligned(a) }
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn load_half(p: *const u8) -> [f32; 16] {
         // SAFETY: see above.
         let bits = unsafe { p.cast::<[u16; 16]>().read_unaligned() };
         bits.map(|b| f16::from_bits(b).to_f32())
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn store_half(a: [f32; 16], p: *mut u8) {
         // SAFETY: see above.
         unsafe { p.cast::<[u16; 16]>().write_unaligned(a.map(|x| f16::from_f32(x).to_bits())) }
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn low_half(a: [i32; 16]) -> [f32; 16] {
         each(|l| f16::from_bits(a[l] as u16).to_f32())
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn high_half(a: [i32; 16]) -> [f32; 16] {
         each(|l| f16::from_bits((a[l] >> 16) as u16).to_f32())
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn through_half(a: [f32; 16]) -> [f32; 16] {
         each(|l| f16::from_f32(a[l]).to_f32())
     }
@@ -175,7 +175,7 @@ impl Vector for Portable {
     unsafe fn div(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         each(|l| a[l] / b[l])
     }
-    #[inline(always)]
+    #[inline(never)] // Long without the instruction.
     unsafe fn fma(a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
         each(|l| a[l].mul_add(b[l], c[l]))
     }

@@ -8,6 +8,7 @@
 // SAFETY (of every block in this file): pointers are valid for the sizes that
 // `StripFn` names, and the caller is compiled for `V`.
 #![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
 
 use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES};
 use super::codec_32::Codec32;

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 // SAFETY (of every block in this file): the caller is compiled for `V`; pointers are to local arrays.
 #![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
 
 /// 16 lanes of 32 bits, as integers (`I`) or floats (`F`).
 ///
@@ -109,25 +110,29 @@ pub(super) unsafe fn lanes<V: Vector>(a: V::F) -> [f32; 16] {
 /// The sum of the lanes, in halves: (0 + 8) + (4 + 12) and so on.
 #[inline(always)]
 pub(super) unsafe fn sum<V: Vector>(a: V::F) -> f32 {
-    let mut x = unsafe { lanes::<V>(a) };
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            x[lane] += x[lane + half];
-        }
-    }
-    x[0]
+    fold(unsafe { lanes::<V>(a) }, |a, b| a + b)
 }
 
 /// The largest lane.
 #[inline(always)]
 pub(super) unsafe fn max<V: Vector>(a: V::F) -> f32 {
-    let mut x = unsafe { lanes::<V>(a) };
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            x[lane] = if x[lane] > x[lane + half] { x[lane] } else { x[lane + half] };
-        }
+    fold(unsafe { lanes::<V>(a) }, |a, b| if a > b { a } else { b })
+}
+
+/// Folds the upper half onto the lower one until one value is left.
+#[inline(always)]
+fn fold(x: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let [mut a, mut b, mut c] = [[0.0; 8], [0.0; 8], [0.0; 8]];
+    for i in 0..8 {
+        a[i] = f(x[i], x[i + 8]);
     }
-    x[0]
+    for i in 0..4 {
+        b[i] = f(a[i], a[i + 4]);
+    }
+    for i in 0..2 {
+        c[i] = f(b[i], b[i + 2]);
+    }
+    f(c[0], c[1])
 }
 
 /// Without the sign.
