@@ -27,6 +27,8 @@ impl Vector for Portable {
     const SIGNED_OFFSET: i32 = 0;
 
     #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> [i32; 16] {
         // SAFETY: see above.
         unsafe { p.cast::<[i32; 16]>().read_unaligned() }

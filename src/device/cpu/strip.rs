@@ -33,6 +33,18 @@ unsafe fn store<V: Vector, const R: usize>(acc: [V::F; R], out: *mut f32, stride
     }
 }
 
+/// How far ahead of their use weights are asked for: what memory delivers in its latency, and more.
+/// Behind the end of a strip that is the start of the next one, mostly.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Asks for the `bytes` bytes that lie `PREFETCH_BYTES` behind `p`.
+#[inline(always)]
+unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        unsafe { V::prefetch(p.wrapping_add(PREFETCH_BYTES + 64 * line)) };
+    }
+}
+
 /// Blocks of 32 values.
 #[inline(always)]
 pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
@@ -46,6 +58,7 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     unsafe {
         let mut acc = [V::splat_f(0.0); R];
         for _ in 0..cols / 32 {
+            prefetch::<V>(p, C::BYTES);
             let q = panel.cast::<i8>();
             let scales = panel.add(32 * R).cast::<f32>();
             let scaled_sums = panel.add(36 * R).cast::<f32>();
@@ -121,6 +134,8 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
                 }
             }
             for outer in 0..8 / C::INNER {
+                let share = C::BYTES / (8 / C::INNER);
+                prefetch::<V>(p.add(outer * share), share);
                 let q = q.add(outer * C::INNER * 32 * R);
                 run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
                 run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);

@@ -23,6 +23,8 @@ pub(super) trait Vector: Copy + 'static {
     /// What [`Vector::signed`] adds to each weight byte; the caller takes it off again.
     const SIGNED_OFFSET: i32;
 
+    /// Asks for the cache line at `p`, which may be anywhere.
+    unsafe fn prefetch(p: *const u8);
     /// 16 dwords.
     unsafe fn load(p: *const u8) -> Self::I;
     /// `x` in every lane.

@@ -19,6 +19,10 @@ impl Vector for Avx2 {
     const SIGNED_OFFSET: i32 = 0;
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> [__m256i; 2] {
         unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
     }
