@@ -38,6 +38,25 @@ pub(super) struct Shared<'a> {
     pub softcap: Option<f32>,
 }
 
+impl Shared<'_> {
+    /// Keys and values of the block at a position; null where there is no page.
+    ///
+    /// # Safety
+    /// `pages` reaches that far.
+    #[inline(always)]
+    unsafe fn block(&self, position: usize) -> (*const u8, *const u8) {
+        let KvLayout { head_dim, page_positions, .. } = *self.layout;
+        unsafe {
+            let page = *self.pages.add(position / page_positions);
+            if page.is_null() {
+                return (page, page);
+            }
+            let offset = self.kv_head * self.layout.head_bytes() + position % page_positions * head_dim * 2;
+            (page.add(offset), page.add(self.layout.values_offset() + offset))
+        }
+    }
+}
+
 /// The kernel: at most `QUERIES_MAX` queries.
 pub(super) type AttendFn = unsafe fn(&[Query], &Shared);
 
@@ -52,7 +71,7 @@ struct State<V: Vector> {
 #[inline(always)]
 pub(super) unsafe fn attend<V: Vector>(queries: &[Query], shared: &Shared) {
     unsafe {
-        let KvLayout { head_dim, page_positions, .. } = *shared.layout;
+        let head_dim = shared.layout.head_dim;
         let mut states = [State::<V> { largest: f32::NEG_INFINITY, sums: V::splat_f(0.0) }; QUERIES_MAX];
         let states = &mut states[..queries.len()];
         let (mut first, mut end) = (usize::MAX, 0);
@@ -62,14 +81,18 @@ pub(super) unsafe fn attend<V: Vector>(queries: &[Query], shared: &Shared) {
             end = end.max(query.end);
         }
         for block in (first..end).step_by(16) {
-            let page = *shared.pages.add(block / page_positions);
-            if page.is_null() {
+            let (keys, values) = shared.block(block);
+            if keys.is_null() {
                 continue; // A gap that no query attends to.
             }
-            let index = block % page_positions;
-            let head = shared.kv_head * shared.layout.head_bytes();
-            let keys = page.add(head + index * head_dim * 2);
-            let values = page.add(shared.layout.values_offset() + head + index * head_dim * 2);
+            if block + 16 < end {
+                // The next block's lines come in while this one is worked on.
+                let (keys, values) = shared.block(block + 16);
+                for line in (0..32 * head_dim).step_by(64) {
+                    V::prefetch(keys.wrapping_add(line));
+                    V::prefetch(values.wrapping_add(line));
+                }
+            }
             let mut next = 0;
             while next < queries.len() {
                 let left = queries.len() - next;

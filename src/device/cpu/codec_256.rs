@@ -146,11 +146,11 @@ impl<V: Vector> Codec256<V> for Q3K {
         unsafe {
             let p = p.add(32);
             let (x, y, z) = (dword::<V>(p, 24), dword::<V>(p, 25), dword::<V>(p, 26));
-            let six = |low, low_shift, high_shift| {
-                let high = V::shl(field::<V>(z, high_shift, 0x0303_0303), 4);
-                V::or(field::<V>(low, low_shift, 0x0f0f_0f0f), high)
-            };
-            let scales = [six(x, 0, 0), six(y, 0, 2), six(x, 4, 4), six(y, 4, 6)];
+            let mut scales = [x, y, x, y];
+            for i in 0..4 {
+                let low = field::<V>(scales[i], 4 * (i / 2), 0x0f0f_0f0f);
+                scales[i] = V::or(low, V::shl(field::<V>(z, 2 * i, 0x0303_0303), 4));
+            }
             Scales { scales, pairs: all_pairs::<V>(scales, 32) }
         }
     }
