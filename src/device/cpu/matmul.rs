@@ -80,12 +80,20 @@ impl Scratch {
         if base.is_null() {
             std::alloc::handle_alloc_error(layout);
         }
-        Scratch { base, layout, strip_bytes }
+        Scratch {
+            base,
+            layout,
+            strip_bytes,
+        }
     }
 
     /// Worker's own part, which holds a strip of `bytes`.
     fn of(&self, worker: usize, bytes: usize) -> *mut u8 {
-        assert!(bytes <= self.strip_bytes, "a strip of {bytes} bytes does not fit scratch of {}", self.strip_bytes);
+        assert!(
+            bytes <= self.strip_bytes,
+            "a strip of {bytes} bytes does not fit scratch of {}",
+            self.strip_bytes
+        );
         // SAFETY: there are as many parts as workers.
         unsafe { self.base.add(worker * self.strip_bytes) }
     }
@@ -114,7 +122,11 @@ impl Cpu {
             return Ok(());
         }
         let what = format!("rows of {cols} {} values are not supported", qtype.name());
-        Err(Error::new(Kind::Unsupported, what, format!("use a model whose rows are multiples of {multiple}")))
+        Err(Error::new(
+            Kind::Unsupported,
+            what,
+            format!("use a model whose rows are multiples of {multiple}"),
+        ))
     }
 
     /// Multiplies every row of `x` with every tile: `out[row][i] = dot(tile row i, x row)`.
@@ -131,7 +143,11 @@ impl Cpu {
         let mut strips = 0;
         let mut bytes = 0;
         for tile in tiles {
-            assert_eq!(tile.cols, x.cols(), "a tile and the activations differ in width");
+            assert_eq!(
+                tile.cols,
+                x.cols(),
+                "a tile and the activations differ in width"
+            );
             strips += tile.strips();
             bytes += tile.rows * tile.row_bytes();
         }
@@ -139,9 +155,19 @@ impl Cpu {
             return;
         }
         // Small units balance the threads, but no unit is smaller than a strip.
-        let unit_bytes = if x.rows() > PANEL_ROWS { UNIT_BYTES_MANY_ROWS } else { UNIT_BYTES };
-        let run = (unit_bytes * strips / bytes.max(1)).clamp(1, strips.div_ceil(4 * self.threads()));
-        let job = Job { kernels: self.kernels, scratch: &self.scratch, tiles, x };
+        let unit_bytes = if x.rows() > PANEL_ROWS {
+            UNIT_BYTES_MANY_ROWS
+        } else {
+            UNIT_BYTES
+        };
+        let run =
+            (unit_bytes * strips / bytes.max(1)).clamp(1, strips.div_ceil(4 * self.threads()));
+        let job = Job {
+            kernels: self.kernels,
+            scratch: &self.scratch,
+            tiles,
+            x,
+        };
         let poll = Shared(std::cell::Cell::new(Some(poll)));
         self.pool.run(strips.div_ceil(run), &|worker, unit| {
             let poll = &poll;
@@ -156,7 +182,6 @@ impl Cpu {
             }
         });
     }
-
 }
 
 /// A multiplication that the workers share.
@@ -199,7 +224,11 @@ impl Job<'_> {
         let strip_bytes = STRIP_ROWS * tile.row_bytes();
         let scratch = self.scratch.of(worker, strip_bytes);
         // Strips up to here are packed in their slot, or shall be.
-        let in_place = if tile.packed || tile.keep { end.min(tile.rows / STRIP_ROWS) } else { first };
+        let in_place = if tile.packed || tile.keep {
+            end.min(tile.rows / STRIP_ROWS)
+        } else {
+            first
+        };
         // SAFETY: the strips lie within the tile, scratch is this worker's, outputs are the strips'.
         unsafe {
             if !tile.packed {
@@ -250,7 +279,9 @@ impl Job<'_> {
                 unsafe {
                     let packed = packed.add((strip - first) * strip_bytes);
                     let panel = panel.add(first_row * row_bytes);
-                    let out = tile.out.add(first_row * tile.out_stride + strip * STRIP_ROWS);
+                    let out = tile
+                        .out
+                        .add(first_row * tile.out_stride + strip * STRIP_ROWS);
                     kernel(packed, tile.cols, panel, out, tile.out_stride, rows);
                 }
             }

@@ -21,14 +21,20 @@ pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize
 
 /// Stores `acc[r]` for each batch row r; only `rows` lanes of it.
 #[inline(always)]
-unsafe fn store<V: Vector, const R: usize>(acc: [V::F; R], out: *mut f32, stride: usize, rows: usize) {
+unsafe fn store<V: Vector, const R: usize>(
+    acc: [V::F; R],
+    out: *mut f32,
+    stride: usize,
+    rows: usize,
+) {
     unsafe {
         for r in 0..R {
             if rows == 16 {
                 V::store_f(acc[r], out.add(r * stride));
             } else {
                 let lanes = super::vector::lanes::<V>(acc[r]);
-                out.add(r * stride).copy_from_nonoverlapping(lanes.as_ptr(), rows);
+                out.add(r * stride)
+                    .copy_from_nonoverlapping(lanes.as_ptr(), rows);
             }
         }
     }
@@ -164,7 +170,9 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
 #[inline(always)]
 fn forget(mut p: *const u8) -> *const u8 {
     // SAFETY: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags))
+    };
     p
 }
 
