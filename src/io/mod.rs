@@ -1,7 +1,7 @@
 //! Reads from model files: submit, then reap completions.
 //!
-//! One trait, [`Io`], and three implementations: `uring` (io_uring, what a
-//! real run uses), `pread` (positioned reads on a few threads, where io_uring
+//! One trait, [`Io`], and three implementations: [`uring`] (io_uring, what a
+//! real run uses), [`pread`] (positioned reads on a few threads, where io_uring
 //! is not to be had) and `sim` (a seeded simulation for tests). An
 //! implementation reports what the kernel said, short reads and errors
 //! included; retrying, and naming the tensor in an error, is the store's work,
@@ -15,8 +15,11 @@
 
 pub mod buffer;
 pub mod files;
+pub mod pread;
+pub mod uring;
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
@@ -111,4 +114,37 @@ pub trait Io: Send {
 
     /// What is at work, for the summary of a run: "io_uring, direct, registered buffers".
     fn describe(&self) -> &str;
+}
+
+/// The ways to read that a real run can use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// io_uring.
+    Uring,
+    /// Positioned reads on a few threads.
+    Pread,
+}
+
+/// Starts the best way to read that this system has, or the one in `force`.
+///
+/// `regions` is the memory that reads land in, registered with the kernel where
+/// it agrees. Where io_uring is not to be had, says why in the log and reads
+/// with threads.
+pub fn choose(
+    files: &Arc<Files>,
+    regions: &[Region],
+    depth: usize,
+    force: Option<Backend>,
+) -> Result<Box<dyn Io>> {
+    match force {
+        Some(Backend::Uring) => Ok(Box::new(uring::Uring::new(files, regions, depth)?)),
+        Some(Backend::Pread) => Ok(Box::new(pread::Pread::new(files, depth)?)),
+        None => match uring::Uring::new(files, regions, depth) {
+            Ok(uring) => Ok(Box::new(uring)),
+            Err(e) => {
+                log::warn!("{e}\n  reading with threads instead");
+                Ok(Box::new(pread::Pread::new(files, depth)?))
+            }
+        },
+    }
 }
