@@ -34,6 +34,13 @@ impl Buffer {
         }
     }
 
+    /// Where a read to byte `at` lands.
+    pub fn at(&self, at: usize) -> NonNull<u8> {
+        assert!(at < self.layout.size(), "outside of the buffer");
+        // SAFETY: inside of the allocation, as just checked.
+        unsafe { self.start.add(at) }
+    }
+
     /// The bytes; no read into them may be in flight.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the buffer owns `size` initialised bytes.

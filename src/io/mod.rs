@@ -2,7 +2,7 @@
 //!
 //! One trait, [`Io`], and three implementations: [`uring`] (io_uring, what a
 //! real run uses), [`pread`] (positioned reads on a few threads, where io_uring
-//! is not to be had) and `sim` (a seeded simulation for tests). An
+//! is not to be had) and [`sim`] (a seeded simulation for tests). An
 //! implementation reports what the kernel said, short reads and errors
 //! included; retrying, and naming the tensor in an error, is the store's work,
 //! so that faults injected below the trait go through the same code as real
@@ -15,7 +15,9 @@
 
 pub mod buffer;
 pub mod files;
+pub mod measure;
 pub mod pread;
+pub mod sim;
 pub mod uring;
 
 use std::ptr::NonNull;
