@@ -152,6 +152,12 @@ impl Store {
         }
     }
 
+    /// Bytes of the tables that a store keeps for `tiles` tiles.
+    pub const fn table_bytes(tiles: usize) -> usize {
+        // Tile, state, acquired list, and the policy's queue, ranks and rates.
+        tiles * (size_of::<Tile>() + size_of::<TileState>() + 4 * size_of::<u32>())
+    }
+
     /// The matrices, in the order of the sweep.
     pub fn matrices(&self) -> &[Matrix] {
         &self.matrices
