@@ -17,11 +17,13 @@
 //! | [`model`] | architectures and the forward pass, written once |
 //! | [`text`] | tokenizer, chat template, sampler |
 //! | [`engine`] | sessions, batches of rows, sweeps |
+//! | [`cli`] | the subcommands of the binary |
 //!
 //! A layer may use the ones above it in this table and no other
 //! (`tests/tidy.rs` holds the edges).
 
 pub mod arena;
+pub mod cli;
 pub mod device;
 pub mod engine;
 pub mod error;

@@ -1,0 +1,3 @@
+//! The subcommands of the airstream binary, one file each.
+
+pub mod fetch;
