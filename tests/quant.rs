@@ -4,7 +4,9 @@ use airstream::format::quant::{QuantType, dequantize_row};
 
 fn unhex(text: &str) -> Vec<u8> {
     let pairs = text.as_bytes().chunks_exact(2);
-    pairs.map(|p| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap()).collect()
+    pairs
+        .map(|p| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap())
+        .collect()
 }
 
 /// `tests/reference/quant_rows.py` makes the fixture.
@@ -22,7 +24,12 @@ fn dequantized_rows_equal_the_reference() {
         let mut values = vec![0.0; expected.len()];
         dequantize_row(qtype, &bytes, &mut values);
         for (i, (a, b)) in values.iter().zip(&expected).enumerate() {
-            assert_eq!(a.to_bits(), b.to_bits(), "{}: value {i} is {a}, not {b}", qtype.name());
+            assert_eq!(
+                a.to_bits(),
+                b.to_bits(),
+                "{}: value {i} is {a}, not {b}",
+                qtype.name()
+            );
         }
     }
 }

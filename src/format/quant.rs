@@ -101,8 +101,15 @@ impl QuantType {
 /// # Panics
 /// If `src` is not exactly the blocks of `dst.len()` values: the shapes were checked at load.
 pub fn dequantize_row(qtype: QuantType, src: &[u8], dst: &mut [f32]) {
-    assert!(dst.len().is_multiple_of(qtype.block_values()), "a row is whole quant blocks");
-    assert_eq!(src.len(), qtype.row_bytes(dst.len()), "as many blocks as values");
+    assert!(
+        dst.len().is_multiple_of(qtype.block_values()),
+        "a row is whole quant blocks"
+    );
+    assert_eq!(
+        src.len(),
+        qtype.row_bytes(dst.len()),
+        "as many blocks as values"
+    );
     let decode: fn(&[u8], &mut [f32]) = match qtype {
         QuantType::F32 => |b, y| y[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
         QuantType::F16 => |b, y| y[0] = half_at(b, 0),
@@ -131,7 +138,11 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 
 /// Value `i` of 32 nibbles in 16 bytes: the low nibbles are the first 16 values, the high ones the rest.
 fn nibble(bytes: &[u8], i: usize) -> u8 {
-    if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 }
+    if i < 16 {
+        bytes[i] & 15
+    } else {
+        bytes[i - 16] >> 4
+    }
 }
 
 /// Bit `i` of 32 bits in 4 bytes.
@@ -221,7 +232,11 @@ fn q3_k(block: &[u8], y: &mut [f32]) {
     let scales = &block[96..108];
     for (i, y) in y.iter_mut().enumerate() {
         let (j, group, lane) = (i / 16, i / 32, i % 32);
-        let low = if j < 8 { scales[j] & 15 } else { scales[j - 8] >> 4 };
+        let low = if j < 8 {
+            scales[j] & 15
+        } else {
+            scales[j - 8] >> 4
+        };
         let high = scales[8 + j % 4] >> (2 * (j / 4)) & 3;
         let scale = f32::from(low | high << 4) - 32.0;
         let third = block[lane] >> group & 1;
@@ -240,7 +255,10 @@ fn scale_and_min(scales: &[u8], j: usize) -> (f32, f32) {
         (scales[j] & 63, scales[j + 4] & 63)
     } else {
         let low = scales[j + 4];
-        (low & 15 | scales[j - 4] >> 6 << 4, low >> 4 | scales[j] >> 6 << 4)
+        (
+            low & 15 | scales[j - 4] >> 6 << 4,
+            low >> 4 | scales[j] >> 6 << 4,
+        )
     };
     (f32::from(scale), f32::from(min))
 }
