@@ -168,6 +168,66 @@ fn memory_file_systems_are_read_too() {
 }
 
 #[test]
+fn a_file_system_without_direct_reads_is_read_through_the_page_cache() {
+    let files = open(Path::new("/proc/version"), Access::Direct);
+    assert_eq!(files.get(FileId(0)).access(), Access::Buffered);
+}
+
+/// Pages of the file at `path` that the page cache holds.
+fn cached_pages(path: &Path) -> usize {
+    let file = File::open(path).expect("the file");
+    // SAFETY: nobody writes to the file.
+    let map = unsafe { memmap2::Mmap::map(&file) }.expect("a mapping");
+    let mut pages = vec![0u8; map.len().div_ceil(4096)];
+    // SAFETY: one byte for each page of the mapping.
+    let rc = unsafe {
+        libc::mincore(
+            map.as_ptr().cast_mut().cast(),
+            map.len(),
+            pages.as_mut_ptr(),
+        )
+    };
+    assert_eq!(rc, 0, "mincore");
+    pages.iter().filter(|&&page| page & 1 == 1).count()
+}
+
+#[test]
+fn no_read_leaves_the_page_cache_full() {
+    let (_dir, path, bytes) = file_in(on_disk(), 32 << 20);
+    let pages = bytes.len() / 4096;
+    for access in [Access::Direct, Access::Buffered] {
+        for backend in BOTH {
+            let files = open(&path, Access::Buffered);
+            let forget = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            nix::fcntl::posix_fadvise(files.get(FileId(0)), 0, 0, forget).expect("it is advice");
+            let before = cached_pages(&path);
+            if before > pages / 8 {
+                eprintln!("skipped: this file system keeps {before} of {pages} pages anyway");
+                return;
+            }
+            let files = open(&path, access);
+            let buffer = Buffer::new(32 << 20);
+            let mut io = choose(&files, &[buffer.region()], 8, Some(backend)).expect("a backend");
+            let mut done = [Completion::NONE; 8];
+            for offset in (0..32u64).map(|mib| mib << 20) {
+                let at = offset as usize;
+                while submit(io.as_mut(), &buffer, at, offset, 1 << 20).is_err() {
+                    io.reap(&mut done, true).expect("reads finish");
+                }
+            }
+            while io.in_flight() > 0 {
+                io.reap(&mut done, true).expect("reads finish");
+            }
+            let cached = cached_pages(&path);
+            assert!(
+                cached <= pages / 8,
+                "{access:?} {backend:?}: {cached} of {pages} pages"
+            );
+        }
+    }
+}
+
+#[test]
 fn several_files_keep_their_numbers() {
     let (_a, first, _) = file_in(on_disk(), 8192);
     let (_b, second, _) = file_in(on_disk(), 4096);
