@@ -3,7 +3,7 @@
 //! `tests/reference/tokens.py` made the fixtures.
 
 use airstream::format::gguf::Gguf;
-use airstream::text::Tokenizer;
+use airstream::text::{Parts, TokenKind, Tokenizer};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -81,4 +81,62 @@ fn gemma3_has_llama_cpps_ids() {
             8 << 20,
         );
     }
+}
+
+#[derive(Deserialize)]
+struct PreFixture {
+    pre: Vec<String>,
+    texts: Vec<PreCase>,
+}
+
+#[derive(Deserialize)]
+struct PreCase {
+    text: String,
+    /// The ids by each pre-tokenizer.
+    ids: Vec<Vec<u32>>,
+}
+
+/// SmolLM2's vocabulary under other pre-tokenizers.
+#[test]
+fn pre_tokenizers_cut_like_llama_cpps() {
+    let Some(model) = model("AIRSTREAM_TEST_SMOLLM2") else {
+        return;
+    };
+    let gguf = Gguf::open(&model).unwrap();
+    let array = |key: &str| gguf.array(key).unwrap().unwrap();
+    let fixture: PreFixture =
+        serde_json::from_str(include_str!("fixtures/tokenizer/pretokenizers.json")).unwrap();
+    let mut wrong = 0;
+    for (at, pre) in fixture.pre.iter().enumerate() {
+        let tokenizer = Tokenizer::from_parts(Parts {
+            model: "gpt2",
+            pre,
+            tokens: array("tokenizer.ggml.tokens").strings().unwrap(),
+            merges: array("tokenizer.ggml.merges").strings().unwrap(),
+            scores: Box::default(),
+            kinds: array("tokenizer.ggml.token_type")
+                .u32s()
+                .unwrap()
+                .map(TokenKind::from_ggml)
+                .collect(),
+            bos: Some(1),
+            ends: vec![2],
+            unknown: None,
+            add_bos: None,
+            add_space_prefix: None,
+        })
+        .unwrap();
+        for case in &fixture.texts {
+            let mut ids = Vec::new();
+            tokenizer.encode(&case.text, false, false, &mut ids);
+            if ids != case.ids[at] {
+                eprintln!(
+                    "{pre}: {:?}\n  is   {ids:?}\n  must {:?}",
+                    case.text, case.ids[at]
+                );
+                wrong += 1;
+            }
+        }
+    }
+    assert_eq!(wrong, 0);
 }

@@ -23,7 +23,7 @@ pub(super) struct Bpe {
 
 /// The byte that GPT-2's vocabulary writes as the printable character `c`:
 /// printable Latin-1 is itself, the other 68 bytes follow from U+0100 on.
-fn byte_of(c: char) -> Option<u8> {
+pub(super) fn byte_of(c: char) -> Option<u8> {
     match c as u32 {
         code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => Some(code as u8),
         code @ 0x100..=0x120 => Some((code - 0x100) as u8),

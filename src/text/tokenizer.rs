@@ -261,3 +261,6 @@ impl Tokenizer {
         self.vocab.table_bytes() + self.specials.table_bytes() + model + size_of_val(&*self.eog)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,18 +1,24 @@
 #!/usr/bin/env python3
 """Writes the token ids that llama.cpp gives for hard texts, as a fixture.
 
-    pip install llama-cpp-python
+    pip install llama-cpp-python gguf
     python tokens.py MODEL.gguf FIXTURE.json
+    python tokens.py MODEL.gguf FIXTURE.json PRE...
 
 The fixture holds the texts, for each its ids without and with special tokens
-parsed, and the ids of the tokens that end generation.
+parsed, and the ids of the tokens that end generation. With names of
+pre-tokenizers it holds instead the ids that the model's vocabulary gives when
+text is cut in these ways.
 """
 
 import ctypes
 import json
+import os
 import random
 import sys
+import tempfile
 
+import gguf
 import llama_cpp
 
 HAND_WRITTEN = [
@@ -99,37 +105,70 @@ def random_scalars(rng, count):
         yield text
 
 
-def main():
-    model_path, fixture_path = sys.argv[1:]
-    llama_cpp.llama_log_set(SILENT, ctypes.c_void_p())
-    model = llama_cpp.Llama(model_path, vocab_only=True, verbose=False)
-    vocab = llama_cpp.llama_model_get_vocab(model.model)
+class Vocabulary:
+    def __init__(self, path):
+        llama_cpp.llama_log_set(SILENT, ctypes.c_void_p())
+        self.model = llama_cpp.Llama(path, vocab_only=True, verbose=False)
+        self.vocab = llama_cpp.llama_model_get_vocab(self.model.model)
 
-    def encode(text, special):
+    def encode(self, text, special):
         data = text.encode()
         ids = (ctypes.c_int32 * (len(data) + 16))()
-        count = llama_cpp.llama_tokenize(vocab, data, len(data), ids, len(ids), False, special)
+        count = llama_cpp.llama_tokenize(self.vocab, data, len(data), ids, len(ids), False, special)
         assert count >= 0, text
         return list(ids[:count])
 
-    rng = random.Random(20240607)
-    texts = HAND_WRITTEN + list(random_texts(rng, 150)) + list(random_scalars(rng, 60))
-    count = llama_cpp.llama_vocab_n_tokens(vocab)
-    fixture = {
-        "made_by": f"llama-cpp-python {llama_cpp.__version__}",
-        "vocabulary": count,
-        "bos": llama_cpp.llama_vocab_bos(vocab),
-        "add_bos": bool(llama_cpp.llama_vocab_get_add_bos(vocab)),
-        "eog": [i for i in range(count) if llama_cpp.llama_vocab_is_eog(vocab, i)],
-        "texts": [
-            {"text": text, "plain": encode(text, False), "special": encode(text, True)} for text in texts
-        ],
-    }
+
+def with_pre(model_path, path, pre):
+    """Writes a GGUF of the model's tokenizer alone, with another pre-tokenizer."""
+    fields = gguf.GGUFReader(model_path).fields
+    tokenizer = {key.removeprefix("tokenizer.ggml."): field for key, field in fields.items()}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokenizer["tokens"].contents())
+    writer.add_token_types(tokenizer["token_type"].contents())
+    writer.add_token_merges(tokenizer["merges"].contents())
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write(fixture_path, head, lines):
     with open(fixture_path, "w") as out:
-        texts = fixture.pop("texts")
-        head = json.dumps(fixture)[:-1]
-        lines = ",\n".join(json.dumps(text, separators=(",", ":")) for text in texts)
-        out.write(f'{head}, "texts": [\n{lines}\n]}}\n')
+        lines = ",\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
+        out.write(f'{json.dumps(head)[:-1]}, "texts": [\n{lines}\n]}}\n')
+
+
+def main():
+    model_path, fixture_path, *pres = sys.argv[1:]
+    head = {"made_by": f"llama-cpp-python {llama_cpp.__version__}"}
+    rng = random.Random(20240607)
+    if pres:
+        texts = HAND_WRITTEN[:42] + list(random_texts(rng, 20)) + list(random_scalars(rng, 20))
+        vocabularies = []
+        for pre in pres:
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "tokenizer.gguf")
+                with_pre(model_path, path, pre)
+                vocabularies.append(Vocabulary(path))
+        head["pre"] = pres
+        lines = [{"text": text, "ids": [v.encode(text, False) for v in vocabularies]} for text in texts]
+        return write(fixture_path, head, lines)
+    texts = HAND_WRITTEN + list(random_texts(rng, 150)) + list(random_scalars(rng, 60))
+    model = Vocabulary(model_path)
+    count = llama_cpp.llama_vocab_n_tokens(model.vocab)
+    head["vocabulary"] = count
+    head["bos"] = llama_cpp.llama_vocab_bos(model.vocab)
+    head["add_bos"] = bool(llama_cpp.llama_vocab_get_add_bos(model.vocab))
+    head["eog"] = [i for i in range(count) if llama_cpp.llama_vocab_is_eog(model.vocab, i)]
+    lines = [
+        {"text": text, "plain": model.encode(text, False), "special": model.encode(text, True)} for text in texts
+    ]
+    write(fixture_path, head, lines)
 
 
 SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)
