@@ -1,5 +1,6 @@
 //! Instruction sets: which one runs, detected once.
 
+use super::kernels::Kernels;
 use crate::error::{Error, Kind, Result};
 use std::fmt;
 use std::str::FromStr;
@@ -35,6 +36,19 @@ impl Isa {
     /// The fastest one that this processor has.
     pub fn detect() -> Isa {
         Isa::ALL.into_iter().rev().find(|isa| isa.available()).unwrap_or(Isa::Scalar)
+    }
+
+    /// Its kernels; none where this processor does not have it.
+    pub(super) fn kernels(self) -> Option<&'static Kernels> {
+        match self {
+            Isa::Scalar => Some(&super::portable::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => self.available().then_some(&super::x86_64::AVX2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => self.available().then_some(&super::x86_64::AVX512),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => None,
+        }
     }
 
     /// Its name on the command line.

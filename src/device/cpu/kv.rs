@@ -4,7 +4,6 @@
 //! stand as `[kv_head][block of 16 positions][head_dim][16]`, so that a vector
 //! is one dimension of 16 positions; values as `[kv_head][position][head_dim]`,
 //! so that a vector is 16 dimensions of one position.
-#![allow(unsafe_code)]
 
 /// The shape of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,4 +44,20 @@ pub struct KvRow {
     pub k: *const f32,
     /// The value: `kv_heads` x `head_dim`.
     pub v: *const f32,
+}
+
+/// One query row of attention.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionRow {
+    /// The query: heads x `head_dim`.
+    pub q: *const f32,
+    /// The output: heads x `head_dim`.
+    pub out: *mut f32,
+    /// The session's pages of this layer; page i holds the positions from i x `page_positions`.
+    /// Pages that hold no position of `start..=position` may be null.
+    pub pages: *const *const u8,
+    /// The row's own position, the last one it attends to.
+    pub position: u32,
+    /// The first position it attends to.
+    pub start: u32,
 }
