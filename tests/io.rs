@@ -347,7 +347,7 @@ fn measuring_reads_at_some_rate() {
     assert!(e.to_string().contains("smaller than one read"), "{e}");
 }
 
-/// What the two tests below run in a child process, whose system refuses something.
+/// What the tests below run in a child process, whose system refuses or disturbs something.
 #[test]
 fn child_reads_with_what_it_gets() {
     let Ok(path) = std::env::var("AIRSTREAM_TEST_CHILD_FILE") else {
@@ -362,14 +362,40 @@ fn child_reads_with_what_it_gets() {
     let mut io = choose(&files, &[buffer.region()], 8, None).expect("a backend");
     println!("described as: {}", io.describe());
     check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 10);
+    drop(io);
+    for backend in BOTH {
+        if let Ok(mut io) = choose(&files, &[], 8, Some(backend)) {
+            check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 11);
+        }
+    }
+}
+
+/// From here on a signal interrupts this process 5000 times a second.
+fn start_signal_storm() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: `sigaction` and `itimerval` are plain data, for which zero is a value, and the
+    // handler does nothing. Without SA_RESTART, system calls fail with EINTR.
+    let rc = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        let mut timer: libc::itimerval = std::mem::zeroed();
+        timer.it_value.tv_usec = 200;
+        timer.it_interval.tv_usec = 200;
+        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut())
+            | libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut())
+    };
+    assert_eq!(rc, 0, "the storm starts");
 }
 
 /// Runs the test above in a child that `restrict` was applied to, and returns all it said.
-fn run_child(restrict: fn() -> std::io::Result<()>) -> String {
+fn run_child(restrict: fn() -> std::io::Result<()>, storm: bool) -> String {
     let (_dir, path, _) = file_in(on_disk(), 1 << 20);
     let mut child = Command::new(std::env::current_exe().expect("this test"));
     child.args(["child_reads_with_what_it_gets", "--exact", "--nocapture"]);
     child.env("AIRSTREAM_TEST_CHILD_FILE", &path);
+    if storm {
+        child.env("AIRSTREAM_TEST_CHILD_STORM", "1");
+    }
     // SAFETY: `restrict` makes system calls only, as a forked child may.
     unsafe { child.pre_exec(restrict) };
     let output = child.output().expect("the child runs");
@@ -418,7 +444,7 @@ fn without_io_uring_threads_read() {
             Err(std::io::Error::last_os_error())
         }
     }
-    let said = run_child(forbid_io_uring);
+    let said = run_child(forbid_io_uring, false);
     assert!(
         said.contains("described as: positioned reads on 8 threads"),
         "{said}"
@@ -452,7 +478,13 @@ fn without_lockable_memory_buffers_stay_unregistered() {
             Err(std::io::Error::last_os_error())
         }
     }
-    let said = run_child(forbid_locking);
+    let said = run_child(forbid_locking, false);
     assert!(said.contains("unregistered buffers"), "{said}");
     assert!(said.contains("RLIMIT_MEMLOCK is 64 KiB"), "{said}");
+}
+
+#[test]
+fn a_storm_of_signals_loses_no_read() {
+    let said = run_child(|| Ok(()), true);
+    assert!(said.contains("described as:"), "{said}");
 }

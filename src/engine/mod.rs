@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod plan;
+pub mod roofline;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -116,7 +117,8 @@ impl Loaded {
     }
 }
 
-fn threads(options: &Options) -> usize {
+/// Threads that compute: as asked, or all that this process may use.
+pub fn threads(options: &Options) -> usize {
     options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
@@ -208,6 +210,11 @@ impl Engine {
     /// The model's shape.
     pub fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    /// Bytes of all weights that a sweep uses.
+    pub fn weight_bytes(&self) -> u64 {
+        self.model.matrices().sweep_bytes()
     }
 
     /// The weights in memory and on their way.

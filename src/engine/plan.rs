@@ -214,6 +214,11 @@ impl Plan {
         self.lines.iter().map(|l| l.bytes).sum()
     }
 
+    /// Slots that the KV pages of one session take at `positions`.
+    pub fn pages_at(&self, config: &Config, positions: usize) -> usize {
+        config.layers.iter().map(|spec| kv::pages_max(spec, &self.layout, positions, 1)).sum()
+    }
+
     /// Bytes read from disk in every sweep while KV pages take `pages` slots: exactly what the store reads.
     pub fn streamed_bytes(&self, pages: usize) -> u64 {
         let mut residency = self.residency.clone();

@@ -15,10 +15,10 @@ use super::{Access, Backend, Completion, FileId, Files, Read, choose, open_model
 
 /// Rounds of a sweep. A disk with a quota of bursts serves whoever comes first
 /// best, so every point gets a turn in each round.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
-/// A gain smaller than this is noise.
-const GAIN_MIN: f64 = 0.03;
+/// A gain smaller than this is noise: shared and virtual disks vary by more within seconds.
+const GAIN_MIN: f64 = 0.10;
 
 /// What a measurement found.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -89,16 +89,20 @@ pub fn sweep(
     pairs.retain(fits);
     let mut rounds: Vec<Vec<Bandwidth>> = vec![Vec::new(); pairs.len()];
     let mut at = 0;
-    for _ in 0..ROUNDS {
-        for (&(size, depth), found) in pairs.iter().zip(&mut rounds) {
-            found.push(measure_from(
+    for round in 0..ROUNDS {
+        // Each round starts elsewhere, lest the same points always meet the end of a burst.
+        for turn in 0..pairs.len() {
+            let i = (turn + round * pairs.len() / ROUNDS) % pairs.len();
+            let (size, depth) = pairs[i];
+            let found = measure_from(
                 &files,
                 &mut at,
                 size,
                 depth,
                 budget / ROUNDS as u32,
                 backend,
-            )?);
+            )?;
+            rounds[i].push(found);
         }
     }
     let point = |(&(read_bytes, depth), mut found): (&(u32, usize), Vec<Bandwidth>)| {

@@ -153,6 +153,11 @@ impl Model {
         &self.config
     }
 
+    /// Its matrices, in the order of the sweep.
+    pub fn matrices(&self) -> &MatrixPlan {
+        &self.plan
+    }
+
     /// The largest batch.
     pub fn limits(&self) -> BatchLimits {
         self.limits

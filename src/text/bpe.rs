@@ -36,7 +36,9 @@ fn byte_of(c: char) -> Option<u8> {
 /// Appends the bytes that `text` of the vocabulary or the merge list stands for, if it does.
 fn decode(text: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
-    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let Ok(text) = std::str::from_utf8(text) else {
+        return false;
+    };
     for c in text.chars() {
         match byte_of(c) {
             Some(byte) => out.push(byte),
@@ -77,13 +79,21 @@ impl Bpe {
         for line in merges {
             pair.clear();
             // The first byte may itself be a space, so the separator is looked for after it.
-            let space = line.iter().skip(1).position(|&byte| byte == b' ').map(|at| at + 1);
+            let space = line
+                .iter()
+                .skip(1)
+                .position(|&byte| byte == b' ')
+                .map(|at| at + 1);
             let merge = space.and_then(|space| {
                 decode(&line[..space], &mut pair).then_some(())?;
                 let middle = pair.len();
                 decode(&line[space + 1..], &mut pair).then_some(())?;
                 let (left, right) = pair.split_at(middle);
-                Some(Merge { left: vocab.find(left)?, right: vocab.find(right)?, merged: vocab.find(&pair)? })
+                Some(Merge {
+                    left: vocab.find(left)?,
+                    right: vocab.find(right)?,
+                    merged: vocab.find(&pair)?,
+                })
             });
             match merge {
                 Some(merge) => list.push(merge),
@@ -102,11 +112,22 @@ impl Bpe {
         for byte in 0..=255u8 {
             byte_tokens[byte as usize] = vocab.find(&[byte]).unwrap_or(NONE);
         }
-        Bpe { merges: list.into(), index, byte_tokens, pre }
+        Bpe {
+            merges: list.into(),
+            index,
+            byte_tokens,
+            pre,
+        }
     }
 
     /// Appends the tokens of `text` to `out`. A byte that the vocabulary lacks is left out.
-    pub(super) fn encode(&self, vocab: &Vocab, text: &str, merger: &mut Merger, out: &mut Vec<u32>) {
+    pub(super) fn encode(
+        &self,
+        vocab: &Vocab,
+        text: &str,
+        merger: &mut Merger,
+        out: &mut Vec<u32>,
+    ) {
         self.pre.split(text, &mut |word| {
             if self.pre.whole_words
                 && let Some(id) = vocab.find(word.as_bytes())
@@ -117,17 +138,22 @@ impl Bpe {
             for byte in word.bytes() {
                 merger.push(1, self.byte_tokens[byte as usize]);
             }
-            merger.run(|left, right| self.join(left, right), |symbol| {
-                if symbol.id != NONE {
-                    out.push(symbol.id);
-                }
-            });
+            merger.run(
+                |left, right| self.join(left, right),
+                |symbol| {
+                    if symbol.id != NONE {
+                        out.push(symbol.id);
+                    }
+                },
+            );
         });
     }
 
     fn join(&self, left: &Symbol, right: &Symbol) -> Option<(u32, u32)> {
         let pair = (left.id, right.id);
-        let rank = self.index.find(&pair, |rank| self.merges[rank as usize].pair() == pair)?;
+        let rank = self
+            .index
+            .find(&pair, |rank| self.merges[rank as usize].pair() == pair)?;
         Some((rank, self.merges[rank as usize].merged))
     }
 

@@ -71,7 +71,10 @@ pub(super) fn kind(text: &[u8], declared: TokenKind) -> TokenKind {
         return TokenKind::Control;
     }
     // Parts of gpt-oss's answer, which a reader must see.
-    if ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"].iter().any(is) {
+    if ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"]
+        .iter()
+        .any(is)
+    {
         return TokenKind::UserDefined;
     }
     declared

@@ -15,11 +15,18 @@ impl Index {
     /// An index for at most `entries` ids, at most three quarters full.
     pub(super) fn new(entries: usize) -> Self {
         let slots = (entries + entries / 3 + 1).next_power_of_two();
-        Index { slots: vec![EMPTY; slots].into_boxed_slice(), hasher: RandomState::new() }
+        Index {
+            slots: vec![EMPTY; slots].into_boxed_slice(),
+            hasher: RandomState::new(),
+        }
     }
 
     /// The id stored for `key`; `same` tells whether the key of an id equals it.
-    pub(super) fn find<K: Hash + ?Sized>(&self, key: &K, same: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(super) fn find<K: Hash + ?Sized>(
+        &self,
+        key: &K,
+        same: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
         let mask = self.slots.len() - 1;
         let mut at = self.hasher.hash_one(key) as usize & mask;
         while self.slots[at] != EMPTY {
@@ -32,7 +39,12 @@ impl Index {
     }
 
     /// Stores `id` for `key` unless an equal key is there already.
-    pub(super) fn insert<K: Hash + ?Sized>(&mut self, key: &K, id: u32, same: impl Fn(u32) -> bool) {
+    pub(super) fn insert<K: Hash + ?Sized>(
+        &mut self,
+        key: &K,
+        id: u32,
+        same: impl Fn(u32) -> bool,
+    ) {
         let mask = self.slots.len() - 1;
         let mut at = self.hasher.hash_one(key) as usize & mask;
         while self.slots[at] != EMPTY {

@@ -49,7 +49,13 @@ impl Merger {
         if let Some(last) = self.symbols.last_mut() {
             last.next = at;
         }
-        self.symbols.push(Symbol { start, len: len as u32, id, prev: at.wrapping_sub(1), next: NONE });
+        self.symbols.push(Symbol {
+            start,
+            len: len as u32,
+            id,
+            prev: at.wrapping_sub(1),
+            next: NONE,
+        });
     }
 
     /// Joins pairs until `join` (left, right -> priority and token of the pair) finds none,
@@ -63,7 +69,10 @@ impl Merger {
             self.consider(right - 1, right, &join);
         }
         while let Some(Reverse(pair)) = self.queue.pop() {
-            let (left, right) = (self.symbols[pair.left as usize], self.symbols[pair.right as usize]);
+            let (left, right) = (
+                self.symbols[pair.left as usize],
+                self.symbols[pair.right as usize],
+            );
             if left.len == 0 || right.len == 0 || left.len + right.len != pair.len {
                 continue;
             }
@@ -80,13 +89,27 @@ impl Merger {
                 self.consider(left.prev, pair.left, &join);
             }
         }
-        self.symbols.iter().filter(|symbol| symbol.len > 0).for_each(&mut each);
+        self.symbols
+            .iter()
+            .filter(|symbol| symbol.len > 0)
+            .for_each(&mut each);
     }
 
-    fn consider(&mut self, left: u32, right: u32, join: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>) {
+    fn consider(
+        &mut self,
+        left: u32,
+        right: u32,
+        join: impl Fn(&Symbol, &Symbol) -> Option<(u32, u32)>,
+    ) {
         let (l, r) = (&self.symbols[left as usize], &self.symbols[right as usize]);
         if let Some((priority, id)) = join(l, r) {
-            self.queue.push(Reverse(Pair { priority, left, right, len: l.len + r.len, id }));
+            self.queue.push(Reverse(Pair {
+                priority,
+                left,
+                right,
+                len: l.len + r.len,
+                id,
+            }));
         }
     }
 }

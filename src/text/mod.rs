@@ -3,6 +3,7 @@
 mod bpe;
 mod ending;
 mod index;
+mod load;
 mod merge;
 mod pretokenize;
 mod special;

@@ -24,25 +24,31 @@ impl PreTokenizer {
     /// The pre-tokenizer of that name; an unknown one warns and is GPT-2's.
     pub(super) fn named(name: &str) -> Self {
         let (stages, whole_words, add_bos): (&'static [Stage], bool, bool) = match name {
-            "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "exaone4" | "mellum"
-            | "gigachat" | "a.x-4.0" | "granite-docling" => (&[gpt2], false, false),
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b"
-            | "mellum2" => (&[one_digit, gpt2], false, false),
-            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
-            | "lfm2" => (&[llama3], true, true),
+            "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "exaone4"
+            | "mellum" | "gigachat" | "a.x-4.0" | "granite-docling" => (&[gpt2], false, false),
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone"
+            | "minerva-7b" | "mellum2" => (&[one_digit, gpt2], false, false),
+            "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral"
+            | "midm-2.0" | "lfm2" => (&[llama3], true, true),
             "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => (&[llama3], false, false),
-            "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "stablelm2" | "hunyuan" | "solar-open"
-            | "grok-2" => (&[qwen2], false, false),
+            "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "stablelm2" | "hunyuan"
+            | "solar-open" | "grok-2" => (&[qwen2], false, false),
             "qwen35" => (&[qwen35], false, false),
             "tekken" => (&[tekken], true, true),
             "falcon" => (&[punctuation_or_backtick, gpt2, three_digits], false, false),
             "default" | "" => (&[punctuation, gpt2, digits, three_digits], false, false),
             unknown => {
-                log::warn!("tokenizer: unknown pre-tokenizer '{unknown}': text is cut as for GPT-2");
+                log::warn!(
+                    "tokenizer: unknown pre-tokenizer '{unknown}': text is cut as for GPT-2"
+                );
                 (&[gpt2], false, false)
             }
         };
-        PreTokenizer { stages, whole_words, add_bos }
+        PreTokenizer {
+            stages,
+            whole_words,
+            add_bos,
+        }
     }
 
     /// Calls `word` for the words of `text`, in order; together they are the text.
@@ -52,7 +58,9 @@ impl PreTokenizer {
 }
 
 fn split(text: &str, stages: &[Stage], word: &mut dyn FnMut(&str)) {
-    let Some((stage, later)) = stages.split_first() else { return word(text) };
+    let Some((stage, later)) = stages.split_first() else {
+        return word(text);
+    };
     let (mut gap, mut at) = (0, 0);
     while let Some(c) = text[at..].chars().next() {
         match stage(&text[at..]) {
@@ -90,18 +98,36 @@ fn gpt2(text: &str) -> usize {
 
 /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
 fn llama3(text: &str) -> usize {
-    lead_contraction_or(text, |text| lead_and_run(text, is_letter), 3, is_other, &['\r', '\n'])
+    lead_contraction_or(
+        text,
+        |text| lead_and_run(text, is_letter),
+        3,
+        is_other,
+        &['\r', '\n'],
+    )
 }
 
 /// As [`llama3`], but every digit is a word.
 fn qwen2(text: &str) -> usize {
-    lead_contraction_or(text, |text| lead_and_run(text, is_letter), 1, is_other, &['\r', '\n'])
+    lead_contraction_or(
+        text,
+        |text| lead_and_run(text, is_letter),
+        1,
+        is_other,
+        &['\r', '\n'],
+    )
 }
 
 /// As [`qwen2`], but marks belong to the letters.
 fn qwen35(text: &str) -> usize {
     let letters = |text: &str| lead_and_run(text, |c| is_letter(c) || is_mark(c));
-    lead_contraction_or(text, letters, 1, |c| is_other(c) && !is_mark(c), &['\r', '\n'])
+    lead_contraction_or(
+        text,
+        letters,
+        1,
+        |c| is_other(c) && !is_mark(c),
+        &['\r', '\n'],
+    )
 }
 
 /// Mistral's: words end where a capital follows a small letter, there are no contractions,
@@ -109,7 +135,10 @@ fn qwen35(text: &str) -> usize {
 fn tekken(text: &str) -> usize {
     let words = |text: &str| {
         let lead = lead(text);
-        [lead, 0].into_iter().map(|lead| (lead, cased_word(&text[lead..]))).find(|&(_, word)| word > 0)
+        [lead, 0]
+            .into_iter()
+            .map(|lead| (lead, cased_word(&text[lead..])))
+            .find(|&(_, word)| word > 0)
             .map_or(0, |(lead, word)| lead + word)
     };
     words_digits_or(text, words, 1, is_other, &['\r', '\n', '/'])
@@ -125,7 +154,10 @@ fn cased_word(text: &str) -> usize {
         return word;
     }
     // The last letter that is both must be the small one that the first expression ends in.
-    let both = text[..capitals].char_indices().rev().find(|&(_, c)| small(c));
+    let both = text[..capitals]
+        .char_indices()
+        .rev()
+        .find(|&(_, c)| small(c));
     both.map_or(capitals, |(at, c)| at + c.len_utf8())
 }
 
@@ -154,7 +186,12 @@ fn words_digits_or(
     if word > 0 {
         return word;
     }
-    let digits: usize = text.chars().take(digits_max).take_while(|&c| is_number(c)).map(char::len_utf8).sum();
+    let digits: usize = text
+        .chars()
+        .take(digits_max)
+        .take_while(|&c| is_number(c))
+        .map(char::len_utf8)
+        .sum();
     if digits > 0 {
         return digits;
     }
@@ -182,7 +219,10 @@ fn lead_and_run(text: &str, class: fn(char) -> bool) -> usize {
 
 /// `[^\r\n\p{L}\p{N}]?`
 fn lead(text: &str) -> usize {
-    let first = text.chars().next().filter(|&c| c != '\r' && c != '\n' && !is_letter(c) && !is_number(c));
+    let first = text
+        .chars()
+        .next()
+        .filter(|&c| c != '\r' && c != '\n' && !is_letter(c) && !is_number(c));
     first.map_or(0, char::len_utf8)
 }
 
@@ -190,23 +230,37 @@ fn lead(text: &str) -> usize {
 fn spaces(text: &str) -> usize {
     let blank = run(text, char::is_whitespace);
     let last = text[..blank].chars().next_back().map_or(0, char::len_utf8);
-    if blank < text.len() && blank > last { blank - last } else { blank }
+    if blank < text.len() && blank > last {
+        blank - last
+    } else {
+        blank
+    }
 }
 
 fn contraction(text: &str, any_case: bool) -> usize {
     let matches = |suffix: &&str| {
         let found = text.as_bytes().get(1..1 + suffix.len()).unwrap_or_default();
-        if any_case { found.eq_ignore_ascii_case(suffix.as_bytes()) } else { found == suffix.as_bytes() }
+        if any_case {
+            found.eq_ignore_ascii_case(suffix.as_bytes())
+        } else {
+            found == suffix.as_bytes()
+        }
     };
     if !text.starts_with('\'') {
         return 0;
     }
     let suffixes = ["s", "t", "m", "d", "re", "ve", "ll"];
-    suffixes.into_iter().find(matches).map_or(0, |suffix| 1 + suffix.len())
+    suffixes
+        .into_iter()
+        .find(matches)
+        .map_or(0, |suffix| 1 + suffix.len())
 }
 
 fn one_digit(text: &str) -> usize {
-    text.chars().next().filter(|&c| is_number(c)).map_or(0, char::len_utf8)
+    text.chars()
+        .next()
+        .filter(|&c| is_number(c))
+        .map_or(0, char::len_utf8)
 }
 
 fn digits(text: &str) -> usize {
@@ -215,7 +269,11 @@ fn digits(text: &str) -> usize {
 
 fn three_digits(text: &str) -> usize {
     let found = text.as_bytes().get(..3).unwrap_or_default();
-    if found.iter().filter(|byte| byte.is_ascii_digit()).count() == 3 { 3 } else { 0 }
+    if found.iter().filter(|byte| byte.is_ascii_digit()).count() == 3 {
+        3
+    } else {
+        0
+    }
 }
 
 fn punctuation(text: &str) -> usize {
@@ -232,7 +290,9 @@ fn run(text: &str, class: impl Fn(char) -> bool) -> usize {
 }
 
 fn is_letter(c: char) -> bool {
-    use Category::{LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter};
+    use Category::{
+        LowercaseLetter, ModifierLetter, OtherLetter, TitlecaseLetter, UppercaseLetter,
+    };
     if c.is_ascii() {
         return c.is_ascii_alphabetic();
     }
@@ -247,18 +307,24 @@ fn is_number(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_digit();
     }
-    matches!(get_general_category(c), DecimalNumber | LetterNumber | OtherNumber)
+    matches!(
+        get_general_category(c),
+        DecimalNumber | LetterNumber | OtherNumber
+    )
 }
 
 fn is_mark(c: char) -> bool {
     use Category::{EnclosingMark, NonspacingMark, SpacingMark};
-    matches!(get_general_category(c), EnclosingMark | NonspacingMark | SpacingMark)
+    matches!(
+        get_general_category(c),
+        EnclosingMark | NonspacingMark | SpacingMark
+    )
 }
 
 fn is_punctuation(c: char) -> bool {
     use Category::{
-        ClosePunctuation, ConnectorPunctuation, DashPunctuation, FinalPunctuation, InitialPunctuation,
-        OpenPunctuation, OtherPunctuation,
+        ClosePunctuation, ConnectorPunctuation, DashPunctuation, FinalPunctuation,
+        InitialPunctuation, OpenPunctuation, OtherPunctuation,
     };
     matches!(
         get_general_category(c),
@@ -288,7 +354,10 @@ mod tests {
 
     #[test]
     fn gpt2_keeps_one_space_with_the_word() {
-        assert_eq!(words("gpt-2", "I'll  go\n\n 42!?\t"), ["I", "'ll", " ", " go", "\n\n", " 42", "!?", "\t"]);
+        assert_eq!(
+            words("gpt-2", "I'll  go\n\n 42!?\t"),
+            ["I", "'ll", " ", " go", "\n\n", " 42", "!?", "\t"]
+        );
         assert_eq!(words("gpt-2", "'S  "), ["'", "S", "  "]);
     }
 
@@ -299,11 +368,18 @@ mod tests {
 
     #[test]
     fn llama3_groups_digits_and_ends_lines() {
-        assert_eq!(words("llama-bpe", "x='A';\n\n12345 it'S"), [
-            "x", "='", "A", "';\n\n", "123", "45", " it", "'S"
-        ]);
-        assert_eq!(words("qwen2", "  \n \n  x12"), ["  \n \n", " ", " x", "1", "2"]);
-        assert_eq!(words("llama-bpe", "\t\tif (\u{e9}t\u{e9})"), ["\t", "\tif", " (", "\u{e9}t\u{e9}", ")"]);
+        assert_eq!(
+            words("llama-bpe", "x='A';\n\n12345 it'S"),
+            ["x", "='", "A", "';\n\n", "123", "45", " it", "'S"]
+        );
+        assert_eq!(
+            words("qwen2", "  \n \n  x12"),
+            ["  \n \n", " ", " x", "1", "2"]
+        );
+        assert_eq!(
+            words("llama-bpe", "\t\tif (\u{e9}t\u{e9})"),
+            ["\t", "\tif", " (", "\u{e9}t\u{e9}", ")"]
+        );
     }
 
     #[test]
@@ -314,15 +390,19 @@ mod tests {
 
     #[test]
     fn tekken_splits_where_a_capital_follows() {
-        assert_eq!(words("tekken", "camelCase HTTPServer ABC 12"), [
-            "camel", "Case", " HTTPServer", " ABC", " ", "1", "2"
-        ]);
+        assert_eq!(
+            words("tekken", "camelCase HTTPServer ABC 12"),
+            ["camel", "Case", " HTTPServer", " ABC", " ", "1", "2"]
+        );
         assert_eq!(words("tekken", "A\u{c9}BC//\n"), ["A\u{c9}", "BC", "//\n"]);
     }
 
     #[test]
     fn default_isolates_punctuation_and_threes() {
-        assert_eq!(words("default", "a, 12345!"), ["a", ",", " ", "123", "45", "!"]);
+        assert_eq!(
+            words("default", "a, 12345!"),
+            ["a", ",", " ", "123", "45", "!"]
+        );
     }
 
     #[test]

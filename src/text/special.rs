@@ -26,7 +26,8 @@ impl Specials {
     pub(super) fn new(vocab: &Vocab) -> Self {
         // Only whole characters may be cut out of a text.
         let specials = || {
-            let text = |&id: &u32| std::str::from_utf8(vocab.bytes(id)).is_ok_and(|text| !text.is_empty());
+            let text =
+                |&id: &u32| std::str::from_utf8(vocab.bytes(id)).is_ok_and(|text| !text.is_empty());
             vocab.specials().filter(text)
         };
         let mut index = Index::new(specials().count());
@@ -41,7 +42,11 @@ impl Specials {
             index.insert(text, id, |other| vocab.bytes(other) == text);
         }
         lens.sort_unstable_by(|a, b| b.cmp(a));
-        Specials { lens: lens.into(), index, starts }
+        Specials {
+            lens: lens.into(),
+            index,
+            starts,
+        }
     }
 
     /// Cuts `text` into special tokens and the text between them; `controls` says whether
@@ -87,11 +92,17 @@ impl Specials {
     }
 
     /// The positions of `text` at which the text of a control token starts.
-    pub(super) fn controls_in<'a>(&'a self, vocab: &'a Vocab, text: &'a str) -> impl Iterator<Item = usize> + 'a {
+    pub(super) fn controls_in<'a>(
+        &'a self,
+        vocab: &'a Vocab,
+        text: &'a str,
+    ) -> impl Iterator<Item = usize> + 'a {
         text.char_indices().map(|(at, _)| at).filter(move |&at| {
             let rest = &text.as_bytes()[at..];
             self.lens.iter().any(|&len| {
-                let token = rest.get(..len).and_then(|token| self.token(vocab, token, true));
+                let token = rest
+                    .get(..len)
+                    .and_then(|token| self.token(vocab, token, true));
                 token.is_some_and(|id| vocab.kind(id).is_control())
             })
         })

@@ -19,21 +19,30 @@ pub(super) fn spell(text: &[u8], kind: TokenKind, out: &mut Vec<u8>) -> Spelling
         // Merging must not form these out of a user's text.
         TokenKind::Control | TokenKind::Unknown => {
             out.extend_from_slice(text);
-            Spelling { kind, indexed: false }
+            Spelling {
+                kind,
+                indexed: false,
+            }
         }
         TokenKind::Byte => {
             match byte_of(text) {
                 Some(byte) => out.push(byte),
                 None => out.extend_from_slice(text),
             }
-            Spelling { kind, indexed: false }
+            Spelling {
+                kind,
+                indexed: false,
+            }
         }
         TokenKind::Normal | TokenKind::UserDefined => {
             let escaped = text.windows(SPACE.len()).any(|part| part == SPACE);
             unescape(text, out);
             // A literal space is only ever matched before splitting, U+2581 only by merging.
             let kind = if escaped { TokenKind::Normal } else { kind };
-            Spelling { kind, indexed: !text.contains(&b' ') }
+            Spelling {
+                kind,
+                indexed: !text.contains(&b' '),
+            }
         }
     }
 }
@@ -55,7 +64,9 @@ fn unescape(text: &[u8], out: &mut Vec<u8>) {
 /// The byte that `<0x0A>` stands for.
 fn byte_of(text: &[u8]) -> Option<u8> {
     let digits = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
-    let digits = std::str::from_utf8(digits).ok().filter(|digits| digits.len() == 2)?;
+    let digits = std::str::from_utf8(digits)
+        .ok()
+        .filter(|digits| digits.len() == 2)?;
     u8::from_str_radix(digits, 16).ok()
 }
 
@@ -73,7 +84,10 @@ impl Spm {
                 byte_tokens[byte as usize] = id;
             }
         }
-        Spm { scores, byte_tokens }
+        Spm {
+            scores,
+            byte_tokens,
+        }
     }
 
     /// Appends the tokens of `text` to `out`, as if a space stood before it if `space_before`.
@@ -120,6 +134,10 @@ impl Spm {
 fn descending(score: f32) -> u32 {
     // Adding zero makes -0.0 and 0.0 the same.
     let bits = (score + 0.0).to_bits();
-    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    let ascending = if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
     !ascending
 }

@@ -72,7 +72,11 @@ impl Tokenizer {
         };
         let mut eog = parts.ends.clone();
         let vocab = Vocab::build(parts.tokens, |id, text, out| {
-            let declared = parts.kinds.get(id as usize).copied().unwrap_or(TokenKind::Normal);
+            let declared = parts
+                .kinds
+                .get(id as usize)
+                .copied()
+                .unwrap_or(TokenKind::Normal);
             if ending::ends_generation(text) {
                 eog.push(id);
             }
@@ -94,17 +98,32 @@ impl Tokenizer {
             if parts.scores.len() < vocab.len() {
                 return Err(Error::new(
                     Kind::Format,
-                    format!("the tokenizer has {} scores for {} tokens", parts.scores.len(), vocab.len()),
+                    format!(
+                        "the tokenizer has {} scores for {} tokens",
+                        parts.scores.len(),
+                        vocab.len()
+                    ),
                     "get the model file again: its tokenizer is damaged",
                 ));
             }
             pre_add_bos = true;
             let spm = Spm::new(&vocab, parts.scores, unknown);
-            Model::Spm { spm, space_prefix: parts.add_space_prefix.unwrap_or(true) }
+            Model::Spm {
+                spm,
+                space_prefix: parts.add_space_prefix.unwrap_or(true),
+            }
         };
         let add_bos = parts.add_bos.unwrap_or(pre_add_bos) && bos.is_some();
         let specials = Specials::new(&vocab);
-        Ok(Tokenizer { vocab, specials, model, bos, eos, eog: eog.into(), add_bos })
+        Ok(Tokenizer {
+            vocab,
+            specials,
+            model,
+            bos,
+            eos,
+            eog: eog.into(),
+            add_bos,
+        })
     }
 
     /// Appends the tokens of `text` to `out`.
@@ -134,7 +153,10 @@ impl Tokenizer {
         let mut merger = Merger::default();
         let mut after_special = true;
         let mut buffer = String::new();
-        for part in self.specials.cut(&self.vocab, text.as_bytes(), parse_special) {
+        for part in self
+            .specials
+            .cut(&self.vocab, text.as_bytes(), parse_special)
+        {
             let range = match part {
                 Part::Token(id) => {
                     out.push(id);
@@ -155,7 +177,13 @@ impl Tokenizer {
             match &self.model {
                 Model::Bpe(bpe) => bpe.encode(&self.vocab, part, &mut merger, out),
                 Model::Spm { spm, space_prefix } => {
-                    spm.encode(&self.vocab, part, *space_prefix && after_special, &mut merger, out);
+                    spm.encode(
+                        &self.vocab,
+                        part,
+                        *space_prefix && after_special,
+                        &mut merger,
+                        out,
+                    );
                 }
             }
             after_special = false;

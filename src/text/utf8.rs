@@ -21,7 +21,9 @@ impl Utf8Stream {
     pub fn push(&mut self, bytes: &[u8], mut out: impl FnMut(&str)) {
         let mut rest = bytes;
         while self.held_len > 0 {
-            let Some((&next, after)) = rest.split_first() else { return };
+            let Some((&next, after)) = rest.split_first() else {
+                return;
+            };
             self.held[self.held_len] = next;
             match std::str::from_utf8(&self.held[..=self.held_len]) {
                 Ok(whole) => {

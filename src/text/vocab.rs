@@ -33,7 +33,10 @@ impl TokenKind {
 
     /// Whether the token is cut out of the text before the rest is tokenized.
     pub fn is_special(self) -> bool {
-        matches!(self, TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined)
+        matches!(
+            self,
+            TokenKind::Unknown | TokenKind::Control | TokenKind::UserDefined
+        )
     }
 
     /// Whether the token means something to the model that no user's text may say.
@@ -93,7 +96,13 @@ impl Vocab {
             }
         }
         bytes.shrink_to_fit();
-        Ok(Vocab { bytes: bytes.into(), ends: ends.into(), kinds: kinds.into(), index, len_max })
+        Ok(Vocab {
+            bytes: bytes.into(),
+            ends: ends.into(),
+            kinds: kinds.into(),
+            index,
+            len_max,
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -102,7 +111,11 @@ impl Vocab {
 
     /// The bytes of token `id`, nothing if there is no such token.
     pub(super) fn bytes(&self, id: u32) -> &[u8] {
-        if (id as usize) < self.len() { slice(&self.bytes, &self.ends, id) } else { &[] }
+        if (id as usize) < self.len() {
+            slice(&self.bytes, &self.ends, id)
+        } else {
+            &[]
+        }
     }
 
     pub(super) fn kind(&self, id: u32) -> TokenKind {
@@ -119,7 +132,10 @@ impl Vocab {
 
     /// The ids of the tokens that are cut out of the text before the rest is tokenized.
     pub(super) fn specials(&self) -> impl Iterator<Item = u32> + '_ {
-        (0u32..).zip(&self.kinds).filter(|(_, kind)| kind.is_special()).map(|(id, _)| id)
+        (0u32..)
+            .zip(&self.kinds)
+            .filter(|(_, kind)| kind.is_special())
+            .map(|(id, _)| id)
     }
 
     /// Bytes of memory the tables take.
