@@ -9,8 +9,8 @@
 //! |---|---|
 //! | [`error`] | operating errors, each with its remedy |
 //! | [`arena`] | one reservation: carve, seal, then only slots |
-//! | [`io`] | submit reads, reap completions: io_uring, positioned reads, simulation |
-//! | [`format`] | GGUF files, quant block layouts, and how matrices become tiles |
+//! | [`mod@io`] | submit reads, reap completions: io_uring, positioned reads, simulation |
+//! | [`mod@format`] | GGUF files, quant block layouts, and how matrices become tiles |
 //! | [`residency`] | the pure policy: which tiles stay, what is read next |
 //! | [`store`] | executes the policy: slots, reads in flight, pins |
 //! | [`device`] | the ops a sweep needs, on the CPU |

@@ -1,4 +1,5 @@
 //! Between two tokens nothing is allocated, streaming or resident.
+#![allow(unsafe_code)]
 
 #[path = "support/engine.rs"]
 mod engine;

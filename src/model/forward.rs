@@ -222,13 +222,13 @@ impl Model {
     fn embed(&mut self, store: &mut Store, cpu: &Cpu) -> Result<()> {
         let matrix = self.plan.embed;
         let (qtype, dim) = (self.plan.matrices[matrix].qtype, self.config.dim);
-        let (x, plain) = (&mut self.x, &mut self.embed_row);
+        let (x, plain) = (&mut self.x, self.embed_row.as_mut_slice());
         store.rows(matrix, &self.tokens, |index, row| {
             let bytes = match row {
                 RowBytes::Plain(bytes) => bytes,
                 RowBytes::Packed { strip, lane } => {
                     cpu::unpack_row(qtype, dim, strip, lane, plain);
-                    plain
+                    &*plain
                 }
             };
             quant::dequantize_row(qtype, bytes, &mut x[index * dim..][..dim]);

@@ -7,8 +7,10 @@
 //! too early computes nonsense and not, by luck, the right thing.
 #![allow(unsafe_code)]
 
+mod disk;
+mod random;
+
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -16,6 +18,10 @@ use nix::errno::Errno;
 use crate::error::Result;
 
 use super::{Completion, FileId, Full, Io, Read};
+use disk::Queue;
+use random::Random;
+
+pub use disk::{Clock, Disk};
 
 /// What the target of a read holds until the read completes.
 pub const POISON: u8 = 0xA5;
@@ -42,37 +48,6 @@ pub enum Timing {
     Reaps(u32),
     /// As on this disk, by this clock. A `reap` that waits moves the clock on to the next completion.
     Disk(Disk, Clock),
-}
-
-/// A disk: `depth` reads overlap their latencies and share the bandwidth in the order they came.
-#[derive(Clone, Copy, Debug)]
-pub struct Disk {
-    /// Of all reads together.
-    pub bytes_per_second: f64,
-    /// From the start of a read to its first byte.
-    pub latency_ns: u64,
-    /// Reads that the disk works on at a time; more of them wait.
-    pub depth: usize,
-}
-
-/// A clock that only moves when told to; clones show the same time.
-#[derive(Clone, Debug, Default)]
-pub struct Clock(Arc<AtomicU64>);
-
-impl Clock {
-    /// Nanoseconds since the beginning.
-    pub fn now_ns(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Lets time pass: work is done while the disk reads.
-    pub fn advance(&self, ns: u64) {
-        self.0.fetch_add(ns, Ordering::Relaxed);
-    }
-
-    fn advance_to(&self, ns: u64) {
-        self.0.fetch_max(ns, Ordering::Relaxed);
-    }
 }
 
 /// What can go wrong with a read.
@@ -167,7 +142,6 @@ pub struct Sim {
     random: Random,
     depth: usize,
     content: Content,
-    timing: Timing,
     faults: Faults,
     log: Arc<Mutex<Log>>,
     log_reads_max: usize,
@@ -175,11 +149,14 @@ pub struct Sim {
     sent: Vec<Sent>,
     /// Calls of `reap` so far.
     reaps: u64,
-    /// When the disk is done with the transfers that it was given.
-    transfers_done_ns: u64,
-    /// When each of the reads that the disk works on at a time is done.
-    places_done_ns: Vec<u64>,
+    pace: Pace,
     description: String,
+}
+
+/// [`Timing`] with its state.
+enum Pace {
+    Reaps(u32),
+    Disk(Queue, Clock),
 }
 
 #[derive(Clone, Copy)]
@@ -201,16 +178,15 @@ impl Sim {
             faults,
             log_reads_max,
         } = options;
-        let places = match &timing {
-            Timing::Disk(disk, _) => disk.depth.max(1),
-            Timing::Reaps(_) => 0,
+        let pace = match timing {
+            Timing::Reaps(delay_max) => Pace::Reaps(delay_max),
+            Timing::Disk(disk, clock) => Pace::Disk(Queue::new(disk), clock),
         };
         let reads = Vec::with_capacity(log_reads_max);
         Sim {
             random: Random(seed),
             depth,
             content,
-            timing,
             faults,
             log: Arc::new(Mutex::new(Log {
                 reads,
@@ -220,8 +196,7 @@ impl Sim {
             unsent: Vec::with_capacity(depth),
             sent: Vec::with_capacity(depth),
             reaps: 0,
-            transfers_done_ns: 0,
-            places_done_ns: vec![0; places],
+            pace,
             description: format!("simulation with seed {seed}"),
         }
     }
@@ -232,29 +207,18 @@ impl Sim {
     }
 
     fn now(&self) -> u64 {
-        match &self.timing {
-            Timing::Reaps(_) => self.reaps,
-            Timing::Disk(_, clock) => clock.now_ns(),
+        match &self.pace {
+            Pace::Reaps(_) => self.reaps,
+            Pace::Disk(_, clock) => clock.now_ns(),
         }
     }
 
     /// Decides when a read that is handed over now will be done.
     fn schedule(&mut self, len: u32) -> u64 {
         let now = self.now();
-        match &self.timing {
-            Timing::Reaps(delay_max) => now + 1 + self.random.below(u64::from(*delay_max) + 1),
-            Timing::Disk(disk, _) => {
-                let place = self
-                    .places_done_ns
-                    .iter_mut()
-                    .min()
-                    .expect("a disk has a place");
-                let first_byte = now.max(*place) + disk.latency_ns;
-                let transfer_ns = f64::from(len) / disk.bytes_per_second * 1e9;
-                *place = first_byte.max(self.transfers_done_ns) + transfer_ns.round() as u64;
-                self.transfers_done_ns = *place;
-                *place
-            }
+        match &mut self.pace {
+            Pace::Reaps(delay_max) => now + 1 + self.random.below(u64::from(*delay_max) + 1),
+            Pace::Disk(queue, _) => queue.take(len, now),
         }
     }
 
@@ -287,8 +251,8 @@ impl Sim {
     /// The finished read to report next: any of those that are done by calls, the first by the clock.
     fn pick(&mut self) -> Option<usize> {
         let now = self.now();
-        match &self.timing {
-            Timing::Reaps(_) => {
+        match &self.pace {
+            Pace::Reaps(_) => {
                 let count = self.sent.iter().filter(|sent| sent.done <= now).count() as u64;
                 let nth = if count == 0 {
                     return None;
@@ -302,7 +266,7 @@ impl Sim {
                     .filter(|(_, sent)| sent.done <= now);
                 done.nth(nth).map(|(i, _)| i)
             }
-            Timing::Disk(..) => {
+            Pace::Disk(..) => {
                 let done = self
                     .sent
                     .iter()
@@ -329,7 +293,7 @@ impl Sim {
             Some(Fault::Short | Fault::Flip) | None => {}
         }
         let wanted = match sent.fault {
-            Some(Fault::Short) if len > SECTOR => {
+            Some(Fault::Short) if len >= 2 * SECTOR => {
                 SECTOR * (1 + self.random.below(u64::from(len / SECTOR) - 1) as u32)
             }
             _ => len,
@@ -397,9 +361,9 @@ impl Sim {
             return;
         };
         let stalled = next.saturating_sub(self.now());
-        match &self.timing {
-            Timing::Reaps(_) => self.reaps = self.reaps.max(next),
-            Timing::Disk(_, clock) => {
+        match &self.pace {
+            Pace::Reaps(_) => self.reaps = self.reaps.max(next),
+            Pace::Disk(_, clock) => {
                 clock.advance_to(next);
                 self.log
                     .lock()
@@ -476,27 +440,5 @@ impl Drop for Sim {
         while !self.sent.is_empty() {
             self.finish(self.sent.len() - 1);
         }
-    }
-}
-
-/// A small generator of random numbers (SplitMix64, Steele, Lea and Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-
-    /// Less than `limit`, which is not 0; the slight bias does not matter here.
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// From 0 up to 1.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
