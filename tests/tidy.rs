@@ -285,13 +285,16 @@ fn host_of(before: &str, rest: &str, domain: &str) -> String {
     format!("{host}.{domain}{rest}")
 }
 
-/// Papers and specifications that a comment may point to. None of them serves packages or models.
+/// Papers and licenses that a comment may point to, and the names that are reserved for examples
+/// (RFC 2606). None of them serves packages or models.
 fn is_document(address: &str) -> bool {
     [
         "arxiv.org/abs/",
         "doi.org/",
         "www.apache.org/licenses/",
         "opensource.org/license",
+        "example.org",
+        "example.com",
     ]
     .iter()
     .any(|document| address.starts_with(document))
