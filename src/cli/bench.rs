@@ -77,10 +77,16 @@ struct Summary {
 impl Bench {
     pub(super) fn run(self) -> Result<()> {
         if self.prompt + self.generate == 0 {
-            return Err(Error::new(Kind::Usage, "there is nothing to measure", "give -p or -n above 0"));
+            return Err(Error::new(
+                Kind::Usage,
+                "there is nothing to measure",
+                "give -p or -n above 0",
+            ));
         }
         let mut options = self.engine.options();
-        options.context.get_or_insert(self.prompt.max(self.generate + 1));
+        options
+            .context
+            .get_or_insert(self.prompt.max(self.generate + 1));
         let threads = crate::engine::threads(&options);
         let machine = report::measure_machine(&self.file, threads, self.nvme_gbps, self.dram_gbps)?;
         let mut engine = Engine::open(&self.file, &options)?;
@@ -97,11 +103,18 @@ impl Bench {
             }
         }
         let weight_bytes = engine.weight_bytes();
-        let series = |runs: Vec<Spent>| (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes));
+        let series =
+            |runs: Vec<Spent>| (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes));
         let (pp, tg) = (series(pp), series(tg));
-        let roofline = tg
-            .as_ref()
-            .map(|_| roofline::decode(engine.plan(), engine.config(), weight_bytes, self.generate / 2, &machine));
+        let roofline = tg.as_ref().map(|_| {
+            roofline::decode(
+                engine.plan(),
+                engine.config(),
+                weight_bytes,
+                self.generate / 2,
+                &machine,
+            )
+        });
         let summary = Summary {
             model: self.file.display().to_string(),
             architecture: engine.config().arch,
@@ -110,7 +123,10 @@ impl Bench {
             memory: engine.plan().total_bytes(),
             io: engine.store().io_description().to_owned(),
             machine,
-            roofline_share: tg.as_ref().zip(roofline).map(|(tg, roofline)| tg.median_tok_s * roofline.seconds),
+            roofline_share: tg
+                .as_ref()
+                .zip(roofline)
+                .map(|(tg, roofline)| tg.median_tok_s * roofline.seconds),
             pp,
             tg,
             roofline,
@@ -127,7 +143,9 @@ impl Bench {
         engine.clear(0);
         let vocab = engine.config().vocab as u32;
         // Any tokens do: the work is the same for all.
-        let prompt: Vec<u32> = (0..tokens as u32).map(|i| (i * 7919 + 13) % vocab).collect();
+        let prompt: Vec<u32> = (0..tokens as u32)
+            .map(|i| (i * 7919 + 13) % vocab)
+            .collect();
         let mut spent = Spent::default();
         engine.prefill(0, &prompt, &mut spent, |_| true)?;
         Ok(spent)
@@ -169,7 +187,9 @@ fn print(s: &Summary) {
         s.machine.nvme_bytes_per_s / 1e9,
         s.machine.dram_bytes_per_s / 1e9
     );
-    println!("\n| test | tok/s | min to max | weights GB/s | GMAC/s | disk per token | disk GB/s | stalled |");
+    println!(
+        "\n| test | tok/s | min to max | weights GB/s | GMAC/s | disk per token | disk GB/s | stalled |"
+    );
     println!("|---|---|---|---|---|---|---|---|");
     for (name, series) in [("pp", &s.pp), ("tg", &s.tg)] {
         if let Some(t) = series {

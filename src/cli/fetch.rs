@@ -132,8 +132,8 @@ impl Fetcher<'_> {
             return Ok(file);
         }
         let scratch = Scratch::new(self, package)?;
-        let partial = scratch.0.join("partial");
-        self.download(package, &scratch.0, &partial)?;
+        let partial = scratch.path.join("partial");
+        self.download(package, &scratch.path, &partial)?;
         fs::rename(&partial, &file).map_err(|e| self.cannot("move", &file, &e))?;
         self.mark(package, &file)?;
         Ok(file)
@@ -331,35 +331,46 @@ fn for_each_piece(
     }
 }
 
-/// A folder for one fetch, gone with it.
-struct Scratch(PathBuf);
+/// A folder for one fetch, gone with it. The caller holds the lock as long as it lives.
+struct Scratch {
+    path: PathBuf,
+    /// What the names of all scratch folders for this file begin with.
+    prefix: String,
+}
 
 impl Scratch {
-    /// A fresh folder; those of killed runs are deleted. The caller holds the lock.
+    /// A fresh folder; those of killed runs are deleted.
     fn new(fetcher: &Fetcher<'_>, package: &Package) -> Result<Scratch> {
         let prefix = format!(".{}.fetching-", package.file_name);
-        let entries = fs::read_dir(&fetcher.folder)
-            .map_err(|e| fetcher.cannot("read", &fetcher.folder, &e))?;
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                fs::remove_dir_all(entry.path())
-                    .map_err(|e| fetcher.cannot("delete", &entry.path(), &e))?;
-            }
-        }
+        sweep(&fetcher.folder, &prefix)
+            .map_err(|e| fetcher.cannot("clean up", &fetcher.folder, &e))?;
         // The process id keeps a pip that outlived its killed parent from writing into this one.
         let path = fetcher
             .folder
             .join(format!("{prefix}{}", std::process::id()));
         fs::create_dir(&path).map_err(|e| fetcher.cannot("create", &path, &e))?;
-        Ok(Scratch(path))
+        Ok(Scratch { path, prefix })
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be deleted now is deleted by the next fetch.
-        let _ = fs::remove_dir_all(&self.0);
+        // All of them once more: such a pip may have made its folder again. What cannot be deleted
+        // now is deleted by the next fetch.
+        if let Some(folder) = self.path.parent() {
+            let _ = sweep(folder, &self.prefix);
+        }
     }
+}
+
+/// Delete the folders in `folder` whose names begin with `prefix`.
+fn sweep(folder: &Path, prefix: &str) -> io::Result<()> {
+    for entry in fs::read_dir(folder)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// A running SHA-256 of a file, with a bar that shows how far it is.

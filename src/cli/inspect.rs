@@ -62,7 +62,9 @@ impl Inspect {
         let mut streamed: BTreeMap<&str, u64> = BTreeMap::new();
         for tile in plan.residency.streamed() {
             let tile = &plan.tiles[tile as usize];
-            *streamed.entry(&loaded.matrices.matrices[tile.matrix as usize].name).or_default() += u64::from(tile.bytes);
+            *streamed
+                .entry(&loaded.matrices.matrices[tile.matrix as usize].name)
+                .or_default() += u64::from(tile.bytes);
         }
         let mut bytes_by_type = BTreeMap::new();
         for tensor in gguf.tensors() {
@@ -74,12 +76,17 @@ impl Inspect {
             rows: t.rows,
             cols: t.cols,
             bytes: t.bytes,
-            streamed_share: streamed.get(t.name.as_str()).copied().unwrap_or(0) as f64 / t.bytes as f64,
+            streamed_share: streamed.get(t.name.as_str()).copied().unwrap_or(0) as f64
+                / t.bytes as f64,
         });
         let summary = Summary {
             architecture: config.arch,
             gguf_version: gguf.version(),
-            files: gguf.files().iter().map(|p| p.display().to_string()).collect(),
+            files: gguf
+                .files()
+                .iter()
+                .map(|p| p.display().to_string())
+                .collect(),
             file_bytes: gguf.file_bytes().iter().sum(),
             layers: config.layers.len(),
             dim: config.dim,
@@ -104,22 +111,56 @@ impl Inspect {
 }
 
 fn print(s: &Summary, memory: Option<u64>) {
-    println!("architecture   {} (GGUF v{})", s.architecture, s.gguf_version);
-    println!("file           {} in {} file(s)", report::bytes(s.file_bytes), s.files.len());
-    println!("layers         {} of {} values, feed-forward {}", s.layers, s.dim, s.feed_forward);
-    println!("heads          {} of {} values, {} for keys and values", s.heads, s.head_dim, s.kv_heads);
+    println!(
+        "architecture   {} (GGUF v{})",
+        s.architecture, s.gguf_version
+    );
+    println!(
+        "file           {} in {} file(s)",
+        report::bytes(s.file_bytes),
+        s.files.len()
+    );
+    println!(
+        "layers         {} of {} values, feed-forward {}",
+        s.layers, s.dim, s.feed_forward
+    );
+    println!(
+        "heads          {} of {} values, {} for keys and values",
+        s.heads, s.head_dim, s.kv_heads
+    );
     println!("vocabulary     {} tokens", s.vocabulary);
     println!("context        {} tokens", s.context);
-    let types: Vec<String> = s.bytes_by_type.iter().map(|(t, b)| format!("{t} {}", report::bytes(*b))).collect();
+    let types: Vec<String> = s
+        .bytes_by_type
+        .iter()
+        .map(|(t, b)| format!("{t} {}", report::bytes(*b)))
+        .collect();
     println!("weights        {}", types.join(", "));
     println!("used per sweep {}", report::bytes(s.sweep_bytes));
     if let Some(memory) = memory {
-        println!("streamed       {} per sweep at {}", report::bytes(s.streamed_bytes_per_sweep), report::bytes(memory));
+        println!(
+            "streamed       {} per sweep at {}",
+            report::bytes(s.streamed_bytes_per_sweep),
+            report::bytes(memory)
+        );
     }
-    println!("\n{:<36} {:<5} {:>15} {:>11}  streamed", "tensor", "type", "rows x cols", "size");
+    println!(
+        "\n{:<36} {:<5} {:>15} {:>11}  streamed",
+        "tensor", "type", "rows x cols", "size"
+    );
     for t in &s.tensors {
         let shape = format!("{} x {}", t.rows, t.cols);
-        let share = if t.streamed_share > 0.0 { format!("{:>7.0}%", 100.0 * t.streamed_share) } else { "-".into() };
-        println!("{:<36} {:<5} {:>15} {:>11}  {share:>8}", t.name, t.qtype, shape, report::bytes(t.bytes));
+        let share = if t.streamed_share > 0.0 {
+            format!("{:>7.0}%", 100.0 * t.streamed_share)
+        } else {
+            "-".into()
+        };
+        println!(
+            "{:<36} {:<5} {:>15} {:>11}  {share:>8}",
+            t.name,
+            t.qtype,
+            shape,
+            report::bytes(t.bytes)
+        );
     }
 }

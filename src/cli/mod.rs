@@ -55,7 +55,9 @@ pub fn main() -> ExitCode {
         1 => "info",
         _ => "debug",
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).format_timestamp(None).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_timestamp(None)
+        .init();
     let done: Result<()> = match cli.command {
         Command::Run(command) => command.run(),
         Command::Inspect(command) => command.run(),

@@ -24,7 +24,12 @@ pub struct Perplexity {
     /// The GGUF file (any part of a split one).
     file: PathBuf,
     /// The text.
-    #[arg(long, value_name = "FILE", required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "tokens",
+        conflicts_with = "tokens"
+    )]
     text: Option<PathBuf>,
     /// Token ids instead of a text, one a line.
     #[arg(long, value_name = "FILE")]
@@ -57,30 +62,48 @@ impl Perplexity {
         let mut engine = Engine::open(&self.file, &options)?;
         let tokens = self.read_tokens(&engine)?;
         if tokens.len() < 2 {
-            return Err(Error::new(Kind::Usage, "there are fewer than two tokens to predict", "give a longer text"));
+            return Err(Error::new(
+                Kind::Usage,
+                "there are fewer than two tokens to predict",
+                "give a longer text",
+            ));
         }
         let mut out = match &self.logits {
-            Some(path) => {
-                Some((BufWriter::new(File::create(path).map_err(|e| Error::file(path, "create", &e))?), path))
-            }
+            Some(path) => Some((
+                BufWriter::new(File::create(path).map_err(|e| Error::file(path, "create", &e))?),
+                path,
+            )),
             None => None,
         };
         let (mut nats, mut predicted, mut spent) = (0.0, 0, Spent::default());
         let limits = engine.plan().limits;
-        let bos = self.text.as_ref().and(engine.tokenizer().ok()).filter(|t| t.add_bos_default()).and_then(|t| t.bos());
+        let bos = self
+            .text
+            .as_ref()
+            .and(engine.tokenizer().ok())
+            .filter(|t| t.add_bos_default())
+            .and_then(|t| t.bos());
         let room = engine.plan().context - usize::from(bos.is_some());
         for window in tokens.chunks(room.max(1)) {
             engine.clear(0);
             let window: Vec<u32> = bos.iter().chain(window).copied().collect();
             let mut position = 0;
             for chunk in window.chunks(limits.rows.min(limits.logits_rows)) {
-                let rows: Vec<Row> = chunk.iter().map(|&token| Row { session: 0, token, logits: true }).collect();
+                let rows: Vec<Row> = chunk
+                    .iter()
+                    .map(|&token| Row {
+                        session: 0,
+                        token,
+                        logits: true,
+                    })
+                    .collect();
                 engine.sweep(&rows, &mut spent)?;
                 for index in 0..chunk.len() {
                     let logits = engine.logits(index);
                     if let Some((file, path)) = &mut out {
                         for value in logits.iter() {
-                            file.write_all(&value.to_le_bytes()).map_err(|e| Error::file(path, "write", &e))?;
+                            file.write_all(&value.to_le_bytes())
+                                .map_err(|e| Error::file(path, "write", &e))?;
                         }
                     }
                     position += 1;
@@ -131,7 +154,9 @@ impl Perplexity {
         }
         let path = self.text.as_ref().expect("clap asks for one of the two");
         let mut tokens = Vec::new();
-        engine.tokenizer()?.encode(&read_text(path)?, false, false, &mut tokens);
+        engine
+            .tokenizer()?
+            .encode(&read_text(path)?, false, false, &mut tokens);
         Ok(tokens)
     }
 }

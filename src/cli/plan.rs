@@ -66,7 +66,8 @@ impl PlanArgs {
             let sweep = roofline::decode(&plan, &loaded.config, sweep_bytes, context, &machine);
             Prediction {
                 context,
-                resident_share: 1.0 - sweep.streamed_bytes.min(sweep_bytes) as f64 / sweep_bytes as f64,
+                resident_share: 1.0
+                    - sweep.streamed_bytes.min(sweep_bytes) as f64 / sweep_bytes as f64,
                 sweep,
                 tok_s: 1.0 / sweep.seconds,
             }
@@ -97,7 +98,10 @@ impl PlanArgs {
             summary.tiles,
             summary.window
         );
-        println!("context    {} tokens, up to {} rows in a sweep", summary.context, summary.rows_per_sweep);
+        println!(
+            "context    {} tokens, up to {} rows in a sweep",
+            summary.context, summary.rows_per_sweep
+        );
         println!(
             "machine    NVMe {:.2} GB/s, DRAM {:.1} GB/s",
             machine.nvme_bytes_per_s / 1e9,

@@ -32,15 +32,26 @@ pub fn budget(plan: &Plan) -> String {
     for line in &plan.lines {
         text += &format!("  {:<34}{:>12}\n", line.what, bytes(line.bytes));
     }
-    let given = if plan.memory > 1 << 50 { String::new() } else { format!(" of {}", bytes(plan.memory)) };
-    text += &format!("  {:<34}{:>12}{given}\n", "together", bytes(plan.total_bytes()));
+    let given = if plan.memory > 1 << 50 {
+        String::new()
+    } else {
+        format!(" of {}", bytes(plan.memory))
+    };
+    text += &format!(
+        "  {:<34}{:>12}{given}\n",
+        "together",
+        bytes(plan.total_bytes())
+    );
     text
 }
 
 /// Prints a value as JSON on stdout.
 pub fn print_json(value: &impl serde::Serialize) {
     // The summaries hold numbers, strings and lists only, and those always serialize.
-    println!("{}", serde_json::to_string_pretty(value).expect("a summary is plain data"));
+    println!(
+        "{}",
+        serde_json::to_string_pretty(value).expect("a summary is plain data")
+    );
 }
 
 /// Rows per second.
@@ -59,16 +70,25 @@ pub fn disk_rate(spent: &Spent) -> f64 {
 }
 
 /// Measures how fast the disk under `path` and the DRAM are, unless the user says.
-pub fn measure_machine(path: &Path, threads: usize, nvme_gbps: Option<f64>, dram_gbps: Option<f64>) -> Result<Machine> {
+pub fn measure_machine(
+    path: &Path,
+    threads: usize,
+    nvme_gbps: Option<f64>,
+    dram_gbps: Option<f64>,
+) -> Result<Machine> {
     let nvme_bytes_per_s = match nvme_gbps {
         Some(gbps) => gbps * 1e9,
-        None => io::measure::measure(path, DISK_READ_BYTES, DISK_DEPTH, DISK_MEASURED_FOR, None)?.bytes_per_second(),
+        None => io::measure::measure(path, DISK_READ_BYTES, DISK_DEPTH, DISK_MEASURED_FOR, None)?
+            .bytes_per_second(),
     };
     let dram_bytes_per_s = match dram_gbps {
         Some(gbps) => gbps * 1e9,
         None => dram_bandwidth(threads),
     };
-    Ok(Machine { nvme_bytes_per_s, dram_bytes_per_s })
+    Ok(Machine {
+        nvme_bytes_per_s,
+        dram_bytes_per_s,
+    })
 }
 
 /// Bytes per second that `threads` threads read from DRAM together: the best of some passes.

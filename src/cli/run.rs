@@ -90,7 +90,11 @@ impl Run {
         };
         let engine = Engine::open(&model, &self.engine.options())?;
         let sampler = Sampler::new(self.sampling(), engine.config().vocab);
-        let messages = self.system.iter().map(|text| Message::new(Role::System, text.clone())).collect();
+        let messages = self
+            .system
+            .iter()
+            .map(|text| Message::new(Role::System, text.clone()))
+            .collect();
         let mut conversation = Conversation {
             engine,
             sampler,
@@ -120,17 +124,29 @@ impl Run {
             return Ok(None);
         }
         let mut text = String::new();
-        io::stdin()
-            .read_to_string(&mut text)
-            .map_err(|e| Error::new(Kind::Usage, format!("cannot read the prompt: {e}"), "give UTF-8 text"))?;
+        io::stdin().read_to_string(&mut text).map_err(|e| {
+            Error::new(
+                Kind::Usage,
+                format!("cannot read the prompt: {e}"),
+                "give UTF-8 text",
+            )
+        })?;
         if text.trim().is_empty() {
-            return Err(Error::new(Kind::Usage, "the prompt is empty", "give a prompt as an argument or on stdin"));
+            return Err(Error::new(
+                Kind::Usage,
+                "the prompt is empty",
+                "give a prompt as an argument or on stdin",
+            ));
         }
         Ok(Some(text))
     }
 
     fn sampling(&self) -> SamplerOptions {
-        let clock = || std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos() as u64);
+        let clock = || {
+            std::time::UNIX_EPOCH
+                .elapsed()
+                .map_or(0, |t| t.as_nanos() as u64)
+        };
         SamplerOptions {
             temperature: self.temp,
             top_k: self.top_k,
@@ -155,7 +171,13 @@ impl Conversation<'_> {
                 Ok(_) if line.trim().is_empty() => continue,
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(Error::new(Kind::Usage, format!("cannot read: {e}"), "give UTF-8 text")),
+                Err(e) => {
+                    return Err(Error::new(
+                        Kind::Usage,
+                        format!("cannot read: {e}"),
+                        "give UTF-8 text",
+                    ));
+                }
             }
             if self.stop.asked() {
                 break;
@@ -163,7 +185,10 @@ impl Conversation<'_> {
             match self.answer(line.trim_end().to_owned()) {
                 Ok(End::Context) => {
                     println!();
-                    eprintln!("The context of {} tokens is full: a new conversation begins.", self.engine.plan().context);
+                    eprintln!(
+                        "The context of {} tokens is full: a new conversation begins.",
+                        self.engine.plan().context
+                    );
                     self.forget();
                 }
                 Ok(_) => println!(),
@@ -190,7 +215,12 @@ impl Conversation<'_> {
     fn answer(&mut self, prompt: String) -> Result<End> {
         let tokens = self.encode(prompt)?;
         // What the session holds already need not be computed again.
-        let common = self.held.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
+        let common = self
+            .held
+            .iter()
+            .zip(&tokens)
+            .take_while(|(a, b)| a == b)
+            .count();
         let new = if common == self.held.len() && common < tokens.len() {
             &tokens[common..]
         } else {
@@ -200,12 +230,14 @@ impl Conversation<'_> {
         };
         let stop = self.stop.clone();
         let progress = new.len() > 512 && io::stderr().is_terminal();
-        let whole = self.engine.prefill(0, new, &mut self.total.prefill, |done| {
-            if progress {
-                eprint!("\rread {done} of {} tokens", new.len());
-            }
-            !stop.asked()
-        })?;
+        let whole = self
+            .engine
+            .prefill(0, new, &mut self.total.prefill, |done| {
+                if progress {
+                    eprint!("\rread {done} of {} tokens", new.len());
+                }
+                !stop.asked()
+            })?;
         if progress {
             eprint!("\r\x1b[K");
         }
@@ -231,10 +263,17 @@ impl Conversation<'_> {
             }
         } else {
             self.messages.push(Message::new(Role::User, prompt));
-            tokens = self.engine.template()?.encode(tokenizer, &self.messages, true)?;
+            tokens = self
+                .engine
+                .template()?
+                .encode(tokenizer, &self.messages, true)?;
         }
         if tokens.is_empty() {
-            return Err(Error::new(Kind::Usage, "the prompt has no tokens", "give a longer prompt"));
+            return Err(Error::new(
+                Kind::Usage,
+                "the prompt has no tokens",
+                "give a longer prompt",
+            ));
         }
         Ok(tokens)
     }
@@ -262,7 +301,10 @@ impl Conversation<'_> {
             }
             text.push(tokenizer.token_bytes(token, false), |piece| {
                 answer.push_str(piece);
-                gone |= stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()).is_err();
+                gone |= stdout
+                    .write_all(piece.as_bytes())
+                    .and_then(|()| stdout.flush())
+                    .is_err();
             });
             count += 1;
             if self.engine.session_len(0) == self.engine.plan().context {
@@ -273,7 +315,10 @@ impl Conversation<'_> {
         };
         text.finish(|piece| {
             answer.push_str(piece);
-            gone |= stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()).is_err();
+            gone |= stdout
+                .write_all(piece.as_bytes())
+                .and_then(|()| stdout.flush())
+                .is_err();
         });
         self.messages.push(Message::new(Role::Assistant, answer));
         Ok(end)
@@ -293,7 +338,10 @@ impl Conversation<'_> {
             plan.slots,
             report::bytes(plan.slot_bytes as u64)
         );
-        for (name, spent) in [("prefill", &self.total.prefill), ("decode", &self.total.decode)] {
+        for (name, spent) in [
+            ("prefill", &self.total.prefill),
+            ("decode", &self.total.decode),
+        ] {
             if spent.rows == 0 {
                 continue;
             }
@@ -307,7 +355,12 @@ impl Conversation<'_> {
                 100.0 * report::stalled_share(spent)
             );
         }
-        text += &format!("compute   {} threads, {}; {}\n", self.engine.cpu().threads(), self.engine.cpu().isa(), store.io_description());
+        text += &format!(
+            "compute   {} threads, {}; {}\n",
+            self.engine.cpu().threads(),
+            self.engine.cpu().isa(),
+            store.io_description()
+        );
         text
     }
 }

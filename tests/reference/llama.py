@@ -21,13 +21,15 @@ VERSION = llama_cpp.__version__
 
 
 class Model:
-    """One model with one context of n_ctx positions; all positions of a batch in one ubatch."""
+    """One model with one context of n_ctx positions; a batch of up to n_batch positions is one ubatch.
 
-    def __init__(self, path, n_ctx=512, threads=2, verbose=False):
-        if not verbose:
-            # llama.cpp logs to stderr through this callback; keep it alive as long as the model.
-            self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-            llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+    exact=False lets llama.cpp choose its fastest attention, for timing.
+    """
+
+    def __init__(self, path, n_ctx=512, n_batch=None, threads=2, exact=True):
+        # llama.cpp logs to stderr through this callback; keep it alive as long as the model.
+        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -37,15 +39,17 @@ class Model:
         self.vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(self.vocab)
         ctx = llama_cpp.llama_context_default_params()
-        ctx.n_ctx = ctx.n_batch = ctx.n_ubatch = n_ctx
+        ctx.n_ctx = n_ctx
+        ctx.n_batch = ctx.n_ubatch = n_batch or n_ctx
         ctx.n_threads = ctx.n_threads_batch = threads
-        # The default, "auto", decides per machine; the plain path rounds least.
-        ctx.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if exact:
+            # The default, "auto", decides per machine; the plain path rounds least.
+            ctx.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.n_ctx = n_ctx
         self.ctx = llama_cpp.llama_init_from_model(self.model, ctx)
         if not self.ctx:
             raise SystemExit(f"llama.cpp cannot make a context for {path}")
-        self.batch = llama_cpp.llama_batch_init(n_ctx, 0, 1)
+        self.batch = llama_cpp.llama_batch_init(n_batch or n_ctx, 0, 1)
 
     def tokenize(self, text, parse_special=False):
         """Token ids of text, with the beginning-of-text token where the model's file asks for one."""

@@ -151,6 +151,27 @@ impl Position {
     }
 }
 
+/// The tokens that `tests/reference/synthetic.py` runs a synthetic model on.
+pub fn synthetic_tokens(vocabulary: u32) -> Vec<u32> {
+    (0..40).map(|i| (i * 7919 + 13) % vocabulary).collect()
+}
+
+/// llama.cpp's logits of the synthetic model `name` after each of those tokens, positions x vocabulary.
+pub fn synthetic_logits(folder: &Path, name: &str, vocabulary: u32) -> Vec<f32> {
+    let path = folder.join(format!("{name}.f32"));
+    let bytes = fs::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
+    let values: Vec<f32> = bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        .collect();
+    assert_eq!(
+        values.len(),
+        synthetic_tokens(vocabulary).len() * vocabulary as usize,
+        "{name}"
+    );
+    values
+}
+
 /// KL(reference || ours) in nats between two whole rows of logits.
 pub fn kl_of_logits(reference: &[f32], ours: &[f32]) -> f64 {
     assert_eq!(reference.len(), ours.len());

@@ -188,6 +188,21 @@ fn each_failure_names_its_remedy() {
     );
     assert!(error.remedy().contains("on another machine"), "{error}");
 
+    for (said, remedy) in [
+        ("python3: No module named pip", "install pip"),
+        ("OSError: [Errno 28] No space left on device", "free space"),
+        (
+            "NewConnectionError: Failed to establish",
+            "check the network",
+        ),
+    ] {
+        let script = format!("echo \"{said}\" >&2; exit 1");
+        let error = shop
+            .fetch_with(&["sh", "-c", &script], &HALVES)
+            .unwrap_err();
+        assert!(error.remedy().starts_with(remedy), "{error}");
+    }
+
     let vast = Package {
         bytes: 1 << 60,
         ..HALVES
