@@ -10,7 +10,7 @@ use super::stop::Stop;
 use super::{fetch, report};
 use crate::engine::{Engine, Spent};
 use crate::error::{Error, Kind, Result};
-use crate::text::{Message, Role, Sampler, SamplerOptions, Utf8Stream};
+use crate::text::{Message, Sampler, SamplerOptions, Utf8Stream};
 
 /// Answer a prompt, or chat.
 ///
@@ -93,7 +93,7 @@ impl Run {
         let messages = self
             .system
             .iter()
-            .map(|text| Message::new(Role::System, text.clone()))
+            .map(|text| Message::new("system", text.clone()))
             .collect();
         let mut conversation = Conversation {
             engine,
@@ -208,7 +208,7 @@ impl Conversation<'_> {
     fn forget(&mut self) {
         self.engine.clear(0);
         self.held.clear();
-        self.messages.retain(|m| m.role == Role::System);
+        self.messages.retain(|m| m.role == "system");
     }
 
     /// Adds the prompt to the conversation and streams the model's answer to stdout.
@@ -262,11 +262,8 @@ impl Conversation<'_> {
                 tokenizer.encode(&prompt, false, true, &mut tokens);
             }
         } else {
-            self.messages.push(Message::new(Role::User, prompt));
-            tokens = self
-                .engine
-                .template()?
-                .encode(tokenizer, &self.messages, true)?;
+            self.messages.push(Message::new("user", prompt));
+            self.engine.template()?.encode(tokenizer, &self.messages, true, &mut tokens)?;
         }
         if tokens.is_empty() {
             return Err(Error::new(
@@ -320,7 +317,7 @@ impl Conversation<'_> {
                 .and_then(|()| stdout.flush())
                 .is_err();
         });
-        self.messages.push(Message::new(Role::Assistant, answer));
+        self.messages.push(Message::new("assistant", answer));
         Ok(end)
     }
 

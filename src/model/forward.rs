@@ -227,7 +227,7 @@ impl Model {
             let bytes = match row {
                 RowBytes::Plain(bytes) => bytes,
                 RowBytes::Packed { strip, lane } => {
-                    cpu::unpack_row(qtype, dim, strip, lane, plain);
+                    cpu::unpack_row(qtype, strip, lane, plain);
                     &*plain
                 }
             };
