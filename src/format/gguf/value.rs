@@ -281,9 +281,7 @@ impl<'a> Array<'a> {
     }
 
     /// The strings, as bytes: vocabularies hold pieces that are not whole UTF-8.
-    pub fn strings(
-        &self,
-    ) -> Result<impl ExactSizeIterator<Item = &'a [u8]> + Clone + std::fmt::Debug + use<'a>> {
+    pub fn strings(&self) -> Result<impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a>> {
         self.expect("string", self.element == ValueType::String)?;
         Ok(Strings {
             left: self.len,

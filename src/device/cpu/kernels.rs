@@ -1,0 +1,144 @@
+//! The table of kernels of an instruction set.
+#![allow(unsafe_code)]
+
+use super::attend::AttendFn;
+use super::quantize::QuantizeFn;
+use super::small_ops::{BinaryFn, KvFn, NormFn, RopeFn, UnaryFn};
+use super::strip::StripFn;
+
+/// Functions compiled for one instruction set. To call one, the processor must have it.
+pub(super) struct Kernels {
+    /// By weight type (`QuantType as usize`), then for panels of 1, 2, 4 and 8 rows.
+    pub strips: [[StripFn; 4]; 13],
+    pub quantize_32: QuantizeFn,
+    pub quantize_256: QuantizeFn,
+    pub norm: NormFn,
+    pub add: BinaryFn,
+    pub silu_mul: BinaryFn,
+    pub gelu_tanh_mul: BinaryFn,
+    pub scale: UnaryFn,
+    pub softcap: UnaryFn,
+    pub rope: RopeFn,
+    pub kv_head: KvFn,
+    pub attend: AttendFn,
+}
+
+/// Compiles every kernel for one [`Vector`](super::vector::Vector), with the attributes that its
+/// instruction set needs, and collects them in `KERNELS`.
+macro_rules! kernels {
+    ($(#[$attribute:meta])* $vector:ty) => {
+        // The functions are their generic bodies, inlined; their contracts are the function types'.
+        #[allow(clippy::undocumented_unsafe_blocks)]
+        mod table {
+            use super::*;
+            use crate::device::cpu::attend::{self, Query, Shared};
+            use crate::device::cpu::codec_32::{self as c32, Codec32};
+            use crate::device::cpu::codec_256::{self as c256, Codec256};
+            use crate::device::cpu::kernels::Kernels;
+            use crate::device::cpu::strip::{self, CodecFloat};
+            use crate::device::cpu::{quantize, small_ops};
+
+            $(#[$attribute])*
+            unsafe fn blocks_32<C: Codec32<$vector>, const R: usize>(
+                p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
+            ) {
+                unsafe { strip::blocks_32::<$vector, C, R>(p, cols, panel, out, stride, rows) }
+            }
+            $(#[$attribute])*
+            unsafe fn blocks_256<C: Codec256<$vector>, const R: usize>(
+                p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
+            ) {
+                unsafe { strip::blocks_256::<$vector, C, R>(p, cols, panel, out, stride, rows) }
+            }
+            $(#[$attribute])*
+            unsafe fn floats<C: CodecFloat<$vector>, const R: usize>(
+                p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
+            ) {
+                unsafe { strip::floats::<$vector, C, R>(p, cols, panel, out, stride, rows) }
+            }
+            $(#[$attribute])*
+            unsafe fn quantize_32(x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize) {
+                unsafe { quantize::quantize_32::<$vector>(x, cols, panel, rows, row) }
+            }
+            $(#[$attribute])*
+            unsafe fn quantize_256(x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize) {
+                unsafe { quantize::quantize_256::<$vector>(x, cols, panel, rows, row) }
+            }
+            $(#[$attribute])*
+            unsafe fn norm(x: *const f32, weight: *const f32, out: *mut f32, n: usize, eps: f32) {
+                unsafe { small_ops::norm::<$vector>(x, weight, out, n, eps) }
+            }
+            $(#[$attribute])*
+            unsafe fn add(x: *mut f32, y: *const f32, n: usize) {
+                unsafe { small_ops::add::<$vector>(x, y, n) }
+            }
+            $(#[$attribute])*
+            unsafe fn silu_mul(x: *mut f32, y: *const f32, n: usize) {
+                unsafe { small_ops::silu_mul::<$vector>(x, y, n) }
+            }
+            $(#[$attribute])*
+            unsafe fn gelu_tanh_mul(x: *mut f32, y: *const f32, n: usize) {
+                unsafe { small_ops::gelu_tanh_mul::<$vector>(x, y, n) }
+            }
+            $(#[$attribute])*
+            unsafe fn scale(x: *mut f32, n: usize, c: f32) {
+                unsafe { small_ops::scale::<$vector>(x, n, c) }
+            }
+            $(#[$attribute])*
+            unsafe fn softcap(x: *mut f32, n: usize, c: f32) {
+                unsafe { small_ops::softcap::<$vector>(x, n, c) }
+            }
+            $(#[$attribute])*
+            unsafe fn rope(x: *mut f32, cos: *const f32, sin: *const f32, n: usize, adjacent: bool) {
+                unsafe { small_ops::rope(x, cos, sin, n, adjacent) }
+            }
+            $(#[$attribute])*
+            unsafe fn kv_head(k: *const f32, v: *const f32, head_dim: usize, to_k: *mut u8, to_v: *mut u8) {
+                unsafe { small_ops::kv_head::<$vector>(k, v, head_dim, to_k, to_v) }
+            }
+            $(#[$attribute])*
+            unsafe fn attend(queries: &[Query], shared: &Shared) {
+                unsafe { attend::attend::<$vector>(queries, shared) }
+            }
+
+            /// The kernels of one codec for 1, 2, 4 and 8 rows.
+            macro_rules! rows {
+                ($kernel:ident, $codec:ty) => {
+                    [$kernel::<$codec, 1>, $kernel::<$codec, 2>, $kernel::<$codec, 4>, $kernel::<$codec, 8>]
+                };
+            }
+
+            /// In the order of `QuantType`.
+            pub(in crate::device::cpu) static KERNELS: Kernels = Kernels {
+                strips: [
+                    rows!(floats, strip::F32),
+                    rows!(floats, strip::F16),
+                    rows!(floats, strip::BF16),
+                    rows!(blocks_32, c32::Q4_0),
+                    rows!(blocks_32, c32::Q4_1),
+                    rows!(blocks_32, c32::Q5_0),
+                    rows!(blocks_32, c32::Q5_1),
+                    rows!(blocks_32, c32::Q8_0),
+                    rows!(blocks_256, c256::Q2K),
+                    rows!(blocks_256, c256::Q3K),
+                    rows!(blocks_256, c256::Q4K),
+                    rows!(blocks_256, c256::Q5K),
+                    rows!(blocks_256, c256::Q6K),
+                ],
+                quantize_32,
+                quantize_256,
+                norm,
+                add,
+                silu_mul,
+                gelu_tanh_mul,
+                scale,
+                softcap,
+                rope,
+                kv_head,
+                attend,
+            };
+        }
+        pub(in crate::device::cpu) use table::KERNELS;
+    };
+}
+pub(super) use kernels;

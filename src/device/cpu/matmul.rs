@@ -1,0 +1,233 @@
+//! Multiplying rows of activations with tiles: which thread does what, in which order.
+#![allow(unsafe_code)]
+
+use super::Cpu;
+use super::activations::{Activations, Kinds, panels};
+use super::kernels::Kernels;
+use super::pack::{STRIP_ROWS, pack_strip};
+use crate::error::{Error, Kind, Result};
+use crate::format::quant::QuantType;
+
+/// A tile to multiply with: a run of whole rows of a weight matrix.
+///
+/// Tiles of a matrix start at a multiple of 16 rows and hold a multiple of 16
+/// rows, except at the matrix's end.
+#[derive(Debug, Clone, Copy)]
+pub struct TileView {
+    /// The first row's first byte. Any alignment.
+    pub data: *mut u8,
+    /// How the weights are stored.
+    pub qtype: QuantType,
+    /// Values per row.
+    pub cols: usize,
+    /// Rows in the tile.
+    pub rows: usize,
+    /// The tile has been packed by an earlier `matmul` with `keep`.
+    pub packed: bool,
+    /// The tile stays in its slot: pack it there, unless it is packed already. The caller then
+    /// marks the tile as packed. Its whole strips are no longer in GGUF layout (`unpack_row`);
+    /// a last strip of fewer than 16 rows stays as it is.
+    pub keep: bool,
+    /// The first output: batch row 0, tile row 0.
+    pub out: *mut f32,
+    /// f32s from one batch row's output to the next one's.
+    pub out_stride: usize,
+}
+
+impl TileView {
+    fn strips(&self) -> usize {
+        self.rows.div_ceil(STRIP_ROWS)
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.qtype.row_bytes(self.cols)
+    }
+}
+
+/// A pointer that the caller of an op lets all workers use, each on its own part.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<T>(pub T);
+
+// SAFETY: ops hand out disjoint parts to the workers.
+unsafe impl<T> Sync for Shared<T> {}
+
+/// One strip of scratch for each worker.
+pub(super) struct Scratch {
+    base: *mut u8,
+    layout: std::alloc::Layout,
+    strip_bytes: usize,
+}
+
+// SAFETY: the memory is owned; each worker uses its own part.
+unsafe impl Send for Scratch {}
+
+impl Scratch {
+    /// Bytes of one worker's part, in whole pages so that workers share no cache line.
+    const fn strip_bytes(row_bytes_max: usize) -> usize {
+        (STRIP_ROWS * row_bytes_max).next_multiple_of(4096)
+    }
+
+    pub(super) const fn bytes(threads: usize, row_bytes_max: usize) -> usize {
+        threads * Scratch::strip_bytes(row_bytes_max)
+    }
+
+    pub(super) fn new(threads: usize, row_bytes_max: usize) -> Scratch {
+        let strip_bytes = Scratch::strip_bytes(row_bytes_max.max(1));
+        let layout = std::alloc::Layout::from_size_align(threads * strip_bytes, 4096)
+            .expect("some rows of weights are less than all memory");
+        // SAFETY: the size is not zero.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        if base.is_null() {
+            std::alloc::handle_alloc_error(layout);
+        }
+        Scratch { base, layout, strip_bytes }
+    }
+
+    /// Worker's own part, which holds a strip of `bytes`.
+    fn of(&self, worker: usize, bytes: usize) -> *mut u8 {
+        assert!(bytes <= self.strip_bytes, "a strip of {bytes} bytes does not fit scratch of {}", self.strip_bytes);
+        // SAFETY: there are as many parts as workers.
+        unsafe { self.base.add(worker * self.strip_bytes) }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { std::alloc::dealloc(self.base, self.layout) }
+    }
+}
+
+/// Bytes of weights in a unit of work, so that taking one costs little beside it.
+const UNIT_BYTES: usize = 32 << 10;
+
+impl Cpu {
+    /// Whether a matrix of this type and width can be multiplied with; the error says why not.
+    pub fn check_matrix(qtype: QuantType, cols: usize) -> Result<()> {
+        let multiple = match qtype {
+            QuantType::F16 | QuantType::BF16 => 2,
+            _ => qtype.block_values(),
+        };
+        if cols.is_multiple_of(multiple) {
+            return Ok(());
+        }
+        let what = format!("rows of {cols} {} values are not supported", qtype.name());
+        Err(Error::new(Kind::Unsupported, what, format!("use a model whose rows are multiples of {multiple}")))
+    }
+
+    /// Multiplies every row of `x` with every tile: `out[row][i] = dot(tile row i, x row)`.
+    ///
+    /// `x` has been quantized into the kinds of all tiles ([`Kinds::of`]). `poll` is called on
+    /// this thread now and then, so that reads in flight are served.
+    ///
+    /// # Safety
+    /// Tiles' data and outputs are valid, disjoint, and used by nobody else meanwhile.
+    pub unsafe fn matmul(&self, tiles: &[TileView], x: &Activations, poll: &mut dyn FnMut()) {
+        if x.rows() == 0 {
+            return;
+        }
+        let mut strips = 0;
+        let mut bytes = 0;
+        for tile in tiles {
+            assert_eq!(tile.cols, x.cols(), "a tile and the activations differ in width");
+            strips += tile.strips();
+            bytes += tile.rows * tile.row_bytes();
+        }
+        if strips == 0 {
+            return;
+        }
+        // Small units balance the threads, but no unit is smaller than a strip.
+        let run = (UNIT_BYTES * strips / bytes.max(1)).clamp(1, strips.div_ceil(4 * self.threads()));
+        let job = Job { kernels: self.kernels, scratch: &self.scratch, tiles, x };
+        let poll = Shared(std::cell::Cell::new(Some(poll)));
+        self.pool.run(strips.div_ceil(run), &|worker, unit| {
+            let poll = &poll;
+            // SAFETY: each unit is a run of strips of its own; the caller vouches for the tiles.
+            unsafe { job.strips(unit * run, run, worker) };
+            // Only this thread is worker 0.
+            if worker == 0
+                && let Some(call) = poll.0.take()
+            {
+                call();
+                poll.0.set(Some(call));
+            }
+        });
+    }
+
+}
+
+/// A multiplication that the workers share.
+struct Job<'a> {
+    kernels: &'static Kernels,
+    scratch: &'a Scratch,
+    tiles: &'a [TileView],
+    x: &'a Activations,
+}
+
+// SAFETY: the workers take disjoint strips, and each its own part of the scratch.
+unsafe impl Sync for Job<'_> {}
+
+impl Job<'_> {
+    /// `count` strips from strip `first` on, counted through all tiles.
+    ///
+    /// # Safety
+    /// As for `Cpu::matmul`; nobody else works on these strips, or as this worker.
+    unsafe fn strips(&self, mut first: usize, mut count: usize, worker: usize) {
+        for tile in self.tiles {
+            let strips = tile.strips();
+            if first < strips {
+                let end = strips.min(first + count);
+                for strip in first..end {
+                    // SAFETY: the strip is within the tile.
+                    unsafe { self.strip(tile, strip, worker) };
+                }
+                count -= end - first;
+                if count == 0 {
+                    return;
+                }
+            }
+            first = first.saturating_sub(strips);
+        }
+    }
+
+    /// One strip of a tile against all rows.
+    ///
+    /// # Safety
+    /// As for `strips`.
+    unsafe fn strip(&self, tile: &TileView, strip: usize, worker: usize) {
+        let row_bytes = tile.row_bytes();
+        let rows = (tile.rows - strip * STRIP_ROWS).min(STRIP_ROWS);
+        // SAFETY: the strip lies within the tile, scratch is this worker's, outputs are this strip's.
+        unsafe {
+            let data = tile.data.add(strip * STRIP_ROWS * row_bytes);
+            let whole = rows == STRIP_ROWS;
+            let mut packed = data;
+            if !(tile.packed && whole) {
+                packed = self.scratch.of(worker, STRIP_ROWS * row_bytes);
+                pack_strip(tile.qtype, row_bytes, rows, data, packed);
+                if tile.keep && whole {
+                    data.copy_from_nonoverlapping(packed, STRIP_ROWS * row_bytes);
+                }
+            }
+            let out = tile.out.add(strip * STRIP_ROWS);
+            self.multiply(tile, packed, rows, out);
+        }
+    }
+
+    /// One packed strip of `rows` rows against all panels.
+    ///
+    /// # Safety
+    /// `packed` is a strip of the tile's type and width; `out` takes all rows' outputs.
+    unsafe fn multiply(&self, tile: &TileView, packed: *const u8, rows: usize, out: *mut f32) {
+        let (panel, row_bytes) = self.x.kind(Kinds::of(tile.qtype));
+        for (first, width) in panels(self.x.rows()) {
+            let kernel = self.kernels.strips[tile.qtype as usize][width.ilog2() as usize];
+            // SAFETY: the panels of `width` rows lie one after the other; the caller vouches for
+            // the rest.
+            unsafe {
+                let out = out.add(first * tile.out_stride);
+                kernel(packed, tile.cols, panel.add(first * row_bytes), out, tile.out_stride, rows);
+            }
+        }
+    }
+}

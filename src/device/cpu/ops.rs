@@ -1,0 +1,243 @@
+//! The ops of the device other than the matrices: what is split over the threads, and how.
+#![allow(unsafe_code)]
+
+use super::Cpu;
+use super::activations::{Activations, Kinds, panels};
+use super::attend::{self, QUERIES_MAX, Query};
+use super::kv::{AttentionRow, KvLayout, KvRow};
+use super::matmul::Shared;
+use super::quantize::copy_f32;
+use super::small_ops::{BinaryFn, UnaryFn};
+
+/// Which dimensions of a head rotate together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopePairing {
+    /// 2i and 2i + 1 (llama).
+    Adjacent,
+    /// i and i + half (neox: qwen, gemma).
+    Halves,
+}
+
+/// f32s of a small op that one thread does faster than two threads that must agree first.
+const SPLIT_VALUES: usize = 8 << 10;
+
+impl Cpu {
+    /// Calls `work(first, count)` for runs that cover `count` items of `values` f32s each; over the
+    /// pool where that pays.
+    fn split(&self, count: usize, values: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+        let run = (SPLIT_VALUES / 4 / values.max(1)).max(1);
+        if count * values < SPLIT_VALUES || count <= run {
+            return work(0, count);
+        }
+        self.pool.run(count.div_ceil(run), &|_, unit| work(unit * run, run.min(count - unit * run)));
+    }
+
+    /// Quantizes the rows of `x` (rows x `cols`) into `kinds`.
+    pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds, into: &mut Activations) {
+        let kernels = self.kernels;
+        assert!(x.len().is_multiple_of(cols));
+        let rows = x.len() / cols;
+        into.shape(rows, cols, kinds);
+        let into = &*into;
+        self.split(rows, cols, &|first, count| {
+            for (panel_row, width) in panels(rows) {
+                for row in panel_row.max(first)..(panel_row + width).min(first + count) {
+                    let x = x[row * cols..].as_ptr();
+                    let put = |kind, quantize: super::quantize::QuantizeFn| {
+                        if kinds.contains(kind) {
+                            let (base, row_bytes) = into.kind(kind);
+                            // SAFETY: `shape` made room for every panel; each row writes its own part.
+                            unsafe { quantize(x, cols, base.add(panel_row * row_bytes), width, row - panel_row) }
+                        }
+                    };
+                    put(Kinds::Q8_32, kernels.quantize_32);
+                    put(Kinds::Q8_256, kernels.quantize_256);
+                    put(Kinds::F32, copy_f32);
+                }
+            }
+        });
+    }
+
+    /// `out = x / rms(x) * weight` for each group of `weight.len()` values: a row, or a head of a row.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert_eq!(x.len(), out.len());
+        // SAFETY: both have the same length.
+        unsafe { self.norm(x.as_ptr(), weight, eps, out) }
+    }
+
+    /// [`Cpu::rms_norm`] in place.
+    pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        // SAFETY: the kernel reads a group before it writes it, element by element.
+        unsafe { self.norm(x.as_ptr(), weight, eps, x) }
+    }
+
+    /// # Safety
+    /// `x` is as long as `out`, and either is `out` or does not overlap it.
+    unsafe fn norm(&self, x: *const f32, weight: &[f32], eps: f32, out: &mut [f32]) {
+        let kernels = self.kernels;
+        let n = weight.len();
+        assert!(out.len().is_multiple_of(n));
+        let (x, out, groups) = (Shared(x), Shared(out.as_mut_ptr()), out.len() / n);
+        self.split(groups, n, &|first, count| {
+            let (x, out) = (&x, &out);
+            for group in first..first + count {
+                // SAFETY: each group is within `x` and `out`, and its own.
+                unsafe {
+                    (kernels.norm)(x.0.add(group * n), weight.as_ptr(), out.0.add(group * n), n, eps);
+                }
+            }
+        });
+    }
+
+    /// `x += y`; a shorter `y` is repeated (a bias for every row).
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        self.binary(self.kernels.add, x, y);
+    }
+
+    /// `gate = silu(gate) * up`.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        self.binary(self.kernels.silu_mul, gate, up);
+    }
+
+    /// `gate = gelu(gate) * up`, with the tanh approximation of gelu.
+    pub fn gelu_tanh_mul(&self, gate: &mut [f32], up: &[f32]) {
+        self.binary(self.kernels.gelu_tanh_mul, gate, up);
+    }
+
+    /// `x *= factor`.
+    pub fn scale(&self, x: &mut [f32], factor: f32) {
+        self.unary(self.kernels.scale, x, factor);
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn softcap(&self, x: &mut [f32], cap: f32) {
+        self.unary(self.kernels.softcap, x, cap);
+    }
+
+    fn binary(&self, kernel: BinaryFn, x: &mut [f32], y: &[f32]) {
+        assert!(x.len().is_multiple_of(y.len()), "operands' lengths do not match");
+        // A piece ends at the end of y at the latest; pieces of 1024 keep every vector whole.
+        let piece = if x.len() == y.len() { 1024 } else { y.len() };
+        let (len, x) = (x.len(), Shared(x.as_mut_ptr()));
+        self.split(len.div_ceil(piece), piece, &|first, count| {
+            let x = &x;
+            for piece_start in (first..first + count).map(|i| i * piece) {
+                let n = piece.min(len - piece_start);
+                // SAFETY: the pieces are within x and y and do not overlap.
+                unsafe { kernel(x.0.add(piece_start), y.as_ptr().add(piece_start % y.len()), n) };
+            }
+        });
+    }
+
+    fn unary(&self, kernel: UnaryFn, x: &mut [f32], c: f32) {
+        const PIECE: usize = 1024;
+        let (len, x) = (x.len(), Shared(x.as_mut_ptr()));
+        self.split(len.div_ceil(PIECE), PIECE, &|first, count| {
+            let x = &x;
+            let (start, end) = (first * PIECE, ((first + count) * PIECE).min(len));
+            // SAFETY: the runs are within x and do not overlap.
+            unsafe { kernel(x.0.add(start), end - start, c) };
+        });
+    }
+
+    /// Rotates every head of `x` (rows x heads x `head_dim`) by its row's angles.
+    ///
+    /// `cos` and `sin` are rows x n; the first 2n dimensions of each head rotate.
+    pub fn rope(&self, x: &mut [f32], rows: usize, head_dim: usize, cos: &[f32], sin: &[f32], pairing: RopePairing) {
+        let kernels = self.kernels;
+        if rows == 0 {
+            return;
+        }
+        let (row, n) = (x.len() / rows, cos.len() / rows);
+        assert!(x.len() == rows * row && row.is_multiple_of(head_dim) && 2 * n <= head_dim);
+        assert!(cos.len() == rows * n && sin.len() == cos.len());
+        let x = Shared(x.as_mut_ptr());
+        self.split(rows, row, &|first, count| {
+            let x = &x;
+            for (i, head) in (first..first + count).flat_map(|i| (0..row).step_by(head_dim).map(move |h| (i, h))) {
+                let (cos, sin) = (cos[i * n..].as_ptr(), sin[i * n..].as_ptr());
+                // SAFETY: the head is within x and its own; 2n dimensions are within it.
+                unsafe { (kernels.rope)(x.0.add(i * row + head), cos, sin, n, pairing == RopePairing::Adjacent) };
+            }
+        });
+    }
+
+    /// Writes keys and values into their pages.
+    ///
+    /// # Safety
+    /// Pointers are valid for the layout's sizes; no two rows are the same place of a page.
+    pub unsafe fn kv_append(&self, layout: &KvLayout, rows: &[KvRow]) {
+        let kernels = self.kernels;
+        let KvLayout { kv_heads, head_dim, .. } = *layout;
+        assert!(head_dim.is_multiple_of(16));
+        let rows = Shared(rows);
+        self.split(rows.0.len(), 2 * kv_heads * head_dim, &|first, count| {
+            let rows = &rows;
+            for row in &rows.0[first..first + count] {
+                debug_assert!(row.index < layout.page_positions);
+                for head in 0..kv_heads {
+                    // SAFETY: offsets are within the page; the caller vouches for the row.
+                    unsafe {
+                        let page = row.page.add(head * layout.head_bytes());
+                        let key = page.add(row.index / 16 * 32 * head_dim + row.index % 16 * 2);
+                        let value = page.add(layout.values_offset() + row.index * 2 * head_dim);
+                        let at = head * head_dim;
+                        (kernels.kv_head)(row.k.add(at), row.v.add(at), head_dim, key, value);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Attention of every row over its pages: softmax of `scale * q.k` (softly capped, if
+    /// `softcap` says so) times the values.
+    ///
+    /// # Safety
+    /// Pointers are valid for the layout's sizes and outputs are disjoint. For neighbouring rows
+    /// that share `pages`: all positions from the smallest `start` to the largest `position` have
+    /// been appended.
+    pub unsafe fn attention(
+        &self,
+        rows: &[AttentionRow],
+        layout: &KvLayout,
+        heads: usize,
+        scale: f32,
+        softcap: Option<f32>,
+    ) {
+        let kernels = self.kernels;
+        let KvLayout { kv_heads, head_dim, page_positions } = *layout;
+        assert!(head_dim.is_multiple_of(16) && page_positions.is_multiple_of(16) && heads.is_multiple_of(kv_heads));
+        // A unit is some heads that share a key-value head, for some rows: many queries use what
+        // has been loaded, as long as there are units for all threads.
+        let group = heads / kv_heads;
+        let mut unit_heads = group.min(QUERIES_MAX);
+        while unit_heads > 1 && rows.len() * kv_heads * group.div_ceil(unit_heads) < self.threads() {
+            unit_heads = unit_heads.div_ceil(2);
+        }
+        let parts = group.div_ceil(unit_heads);
+        let unit_rows = (QUERIES_MAX / unit_heads).clamp(1, rows.len().div_ceil(2 * self.threads()).max(1));
+        let rows = Shared(rows);
+        self.pool.run(rows.0.len().div_ceil(unit_rows) * kv_heads * parts, &|_, unit| {
+            let rows = &rows;
+            let (chunk, head) = (unit / (kv_heads * parts), unit % (kv_heads * parts));
+            let (kv_head, part) = (head / parts, head % parts);
+            let first_head = kv_head * group + part * unit_heads;
+            let unit_heads = unit_heads.min(group - part * unit_heads);
+            let rows = &rows.0[chunk * unit_rows..rows.0.len().min((chunk + 1) * unit_rows)];
+            let empty = Query { q: std::ptr::null(), out: std::ptr::null_mut(), start: 0, end: 0 };
+            for rows in rows.chunk_by(|a, b| a.pages == b.pages) {
+                let mut queries = [empty; QUERIES_MAX];
+                let count = rows.len() * unit_heads;
+                for (i, query) in queries[..count].iter_mut().enumerate() {
+                    let (row, offset) = (&rows[i / unit_heads], (first_head + i % unit_heads) * head_dim);
+                    let (start, end) = (row.start as usize, row.position as usize + 1);
+                    // SAFETY: the head is within the row's query and output.
+                    *query = unsafe { Query { q: row.q.add(offset), out: row.out.add(offset), start, end } };
+                }
+                let shared = attend::Shared { pages: rows[0].pages, layout, kv_head, scale, softcap };
+                // SAFETY: the processor has the kernels; the caller vouches for the rows.
+                unsafe { (kernels.attend)(&queries[..count], &shared) };
+            }
+        });
+    }
+}

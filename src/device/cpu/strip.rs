@@ -1,0 +1,252 @@
+//! One packed strip of 16 weight rows against one panel of R activation rows.
+//!
+//! The arithmetic of an output, whatever R is: the weights' integers are dotted
+//! exactly with the activations' over 32 values (times their integer scales,
+//! over 256); then one chain of f32 fused multiply-adds runs over the blocks in
+//! their order, for each block first the scaled dot product, then the minimum.
+#![allow(unsafe_code)]
+// SAFETY (of every block in this file): pointers are valid for the sizes that
+// `StripFn` names, and the caller is compiled for `V`.
+#![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
+
+use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES};
+use super::codec_32::Codec32;
+use super::codec_256::Codec256;
+use super::vector::Vector;
+
+/// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's output to the next, rows in the strip).
+pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize, usize);
+
+/// Stores `acc[r]` for each batch row r; only `rows` lanes of it.
+#[inline(always)]
+unsafe fn store<V: Vector, const R: usize>(acc: [V::F; R], out: *mut f32, stride: usize, rows: usize) {
+    unsafe {
+        for r in 0..R {
+            if rows == 16 {
+                V::store_f(acc[r], out.add(r * stride));
+            } else {
+                let lanes = super::vector::lanes::<V>(acc[r]);
+                out.add(r * stride).copy_from_nonoverlapping(lanes.as_ptr(), rows);
+            }
+        }
+    }
+}
+
+/// Blocks of 32 values.
+#[inline(always)]
+pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
+    mut p: *const u8,
+    cols: usize,
+    mut panel: *const u8,
+    out: *mut f32,
+    stride: usize,
+    rows: usize,
+) {
+    unsafe {
+        let mut acc = [V::splat_f(0.0); R];
+        for _ in 0..cols / 32 {
+            let q = panel.cast::<i8>();
+            let scales = panel.add(32 * R).cast::<f32>();
+            let scaled_sums = panel.add(36 * R).cast::<f32>();
+            let minus_sums = panel.add(40 * R).cast::<i32>();
+
+            let mut dots = [V::splat(0); R];
+            if C::OFFSET != 0 {
+                for r in 0..R {
+                    let minus_sum = V::splat(minus_sums.add(r).read_unaligned());
+                    dots[r] = V::shl(minus_sum, C::OFFSET.ilog2());
+                }
+            }
+            for j in 0..4 {
+                let (low, high) = C::weights(p, j);
+                for r in 0..R {
+                    let q = q.add(32 * r + 4 * j);
+                    dots[r] = C::dot(C::dot(dots[r], low, q), high, q.add(16));
+                }
+            }
+            let scale = C::scale(p);
+            for r in 0..R {
+                let scale = V::mul(scale, V::splat_f(scales.add(r).read_unaligned()));
+                acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
+            }
+            if C::MIN {
+                let min = C::min(p);
+                for r in 0..R {
+                    let scaled_sum = V::splat_f(scaled_sums.add(r).read_unaligned());
+                    acc[r] = V::fma(min, scaled_sum, acc[r]);
+                }
+            }
+            p = p.add(C::BYTES);
+            panel = panel.add(BLOCK_32_BYTES * R);
+        }
+        store::<V, R>(acc, out, stride, rows);
+    }
+}
+
+/// Blocks of 256 values.
+#[inline(always)]
+pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
+    mut p: *const u8,
+    cols: usize,
+    mut panel: *const u8,
+    out: *mut f32,
+    stride: usize,
+    rows: usize,
+) {
+    unsafe {
+        let mut acc = [V::splat_f(0.0); R];
+        for _ in 0..cols / 256 {
+            let q = panel.cast::<i8>();
+            let act_scales = panel.add(256 * R).cast::<f32>();
+            let sums = match C::SUB_VALUES {
+                32 => panel.add(260 * R),
+                _ => panel.add(276 * R),
+            };
+            // Pairs of sums per row: one for each pair of sub-blocks.
+            let pairs = 128 / C::SUB_VALUES;
+
+            let integers = C::scales(p);
+            let mut from_sums = [V::splat(0); R];
+            for r in 0..R {
+                for i in 0..pairs {
+                    let sums = sums.add(4 * (r * pairs + i)).cast::<i16>();
+                    from_sums[r] = V::dot_pairs(from_sums[r], integers.pairs[i], sums);
+                }
+            }
+            let mut dots = [V::splat(0); R];
+            if C::OFFSET != 0 {
+                for r in 0..R {
+                    dots[r] = V::sub_i(dots[r], V::shl(from_sums[r], C::OFFSET.ilog2()));
+                }
+            }
+            for outer in 0..8 / C::INNER {
+                let q = q.add(outer * C::INNER * 32 * R);
+                run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
+                run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);
+                if C::INNER == 4 {
+                    run::<V, C, R>(p, &integers.scales, q, outer, 2, &mut dots);
+                    run::<V, C, R>(p, &integers.scales, q, outer, 3, &mut dots);
+                }
+            }
+            let scale = C::scale(p);
+            for r in 0..R {
+                let scale = V::mul(scale, V::splat_f(act_scales.add(r).read_unaligned()));
+                acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
+            }
+            if C::OFFSET == 0 {
+                let min_scale = C::min_scale(p);
+                for r in 0..R {
+                    let minus = V::splat_f(-act_scales.add(r).read_unaligned());
+                    acc[r] = V::fma(V::to_f(from_sums[r]), V::mul(min_scale, minus), acc[r]);
+                }
+            }
+            p = p.add(C::BYTES);
+            panel = panel.add(BLOCK_256_BYTES * R);
+        }
+        store::<V, R>(acc, out, stride, rows);
+    }
+}
+
+/// One run of 32 values: its dot products times its integer scales, onto `dots`.
+#[inline(always)]
+unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
+    p: *const u8,
+    scales: &[V::I; 4],
+    q: *const i8,
+    outer: usize,
+    inner: usize,
+    dots: &mut [V::I; R],
+) {
+    unsafe {
+        let q = q.add(inner * 32 * R);
+        let dwords = C::SUB_VALUES / 4;
+        for part in 0..32 / C::SUB_VALUES {
+            let mut sub = [V::splat(0); R];
+            for j in part * dwords..(part + 1) * dwords {
+                let weights = C::weights(p, outer, inner, j);
+                for r in 0..R {
+                    sub[r] = V::dot(sub[r], weights, q.add(32 * r + 4 * j));
+                }
+            }
+            let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + part;
+            let byte = V::shr(scales[index / 4], 8 * (index % 4) as u32);
+            let mut scale = V::and(byte, V::splat(0xff));
+            if C::SCALE_OFFSET != 0 {
+                scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
+            }
+            for r in 0..R {
+                dots[r] = V::add_i(dots[r], V::mul_i(sub[r], scale));
+            }
+        }
+    }
+}
+
+/// How a dword becomes float weights.
+pub(super) trait CodecFloat<V: Vector> {
+    /// Values in a dword: 1 or 2.
+    const VALUES: usize;
+    /// The values of each row; the second one only where there are two.
+    unsafe fn weights(x: V::I) -> [V::F; 2];
+}
+
+/// Plain f32.
+pub(super) struct F32;
+/// IEEE half precision.
+pub(super) struct F16;
+/// The upper half of an f32.
+pub(super) struct BF16;
+
+impl<V: Vector> CodecFloat<V> for F32 {
+    const VALUES: usize = 1;
+    #[inline(always)]
+    unsafe fn weights(x: V::I) -> [V::F; 2] {
+        unsafe { [V::from_bits(x); 2] }
+    }
+}
+
+impl<V: Vector> CodecFloat<V> for F16 {
+    const VALUES: usize = 2;
+    #[inline(always)]
+    unsafe fn weights(x: V::I) -> [V::F; 2] {
+        unsafe { [V::low_half(x), V::high_half(x)] }
+    }
+}
+
+impl<V: Vector> CodecFloat<V> for BF16 {
+    const VALUES: usize = 2;
+    #[inline(always)]
+    unsafe fn weights(x: V::I) -> [V::F; 2] {
+        unsafe {
+            let high = V::and(x, V::splat(0xffff_0000_u32 as i32));
+            [V::from_bits(V::shl(x, 16)), V::from_bits(high)]
+        }
+    }
+}
+
+/// Float weights: one fused multiply-add per value, in order.
+#[inline(always)]
+pub(super) unsafe fn floats<V: Vector, C: CodecFloat<V>, const R: usize>(
+    mut p: *const u8,
+    cols: usize,
+    panel: *const u8,
+    out: *mut f32,
+    stride: usize,
+    rows: usize,
+) {
+    unsafe {
+        let mut x = panel.cast::<f32>();
+        let mut acc = [V::splat_f(0.0); R];
+        for _ in 0..cols / C::VALUES {
+            let weights = C::weights(V::load(p));
+            for weight in &weights[..C::VALUES] {
+                for r in 0..R {
+                    acc[r] = V::fma(*weight, V::splat_f(x.add(r).read_unaligned()), acc[r]);
+                }
+                x = x.add(R);
+            }
+            p = p.add(64);
+        }
+        store::<V, R>(acc, out, stride, rows);
+    }
+}

@@ -1,0 +1,220 @@
+//! Matrices: every weight type, shape and way of keeping tiles.
+#![allow(unsafe_code)]
+
+use super::oracle::{self, Weights};
+use super::{Random, bits, devices};
+use crate::device::cpu::{Activations, Cpu, Kinds, TileView};
+use crate::format::quant::QuantType;
+
+/// Memory for activations, and the view of it.
+fn activations(rows: usize, cols: usize, kinds: Kinds) -> (Vec<u64>, Activations) {
+    let mut memory = vec![0_u64; Activations::bytes(rows, cols, kinds).div_ceil(8)];
+    // SAFETY: the memory lives as long as the view and nothing else uses it.
+    let view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+    (memory, view)
+}
+
+/// A matrix in memory, cut into tiles of `tile_rows` rows; `data` starts `offset` bytes in.
+struct Matrix {
+    qtype: QuantType,
+    rows: usize,
+    cols: usize,
+    tile_rows: usize,
+    offset: usize,
+    memory: Vec<u8>,
+}
+
+impl Matrix {
+    fn new(qtype: QuantType, rows: usize, cols: usize, tile_rows: usize, offset: usize, weights: &[u8]) -> Matrix {
+        let mut memory = vec![0; offset];
+        memory.extend_from_slice(weights);
+        Matrix { qtype, rows, cols, tile_rows, offset, memory }
+    }
+
+    fn tiles(&mut self, packed: bool, keep: bool, out: &mut [f32]) -> Vec<TileView> {
+        assert!(out.len().is_multiple_of(self.rows));
+        let row_bytes = self.qtype.row_bytes(self.cols);
+        let data = self.memory[self.offset..].as_mut_ptr();
+        let first_rows = (0..self.rows).step_by(self.tile_rows);
+        first_rows
+            .map(|row| TileView {
+                // SAFETY: the row is within the matrix.
+                data: unsafe { data.add(row * row_bytes) },
+                qtype: self.qtype,
+                cols: self.cols,
+                rows: self.tile_rows.min(self.rows - row),
+                packed,
+                keep,
+                // SAFETY: the row is within the first batch row's output.
+                out: unsafe { out.as_mut_ptr().add(row) },
+                out_stride: self.rows,
+            })
+            .collect()
+    }
+
+    /// The product with each of `x`, for what the tiles say of themselves.
+    fn multiply(&mut self, cpu: &Cpu, x: &Activations, packed: bool, keep: bool) -> Vec<f32> {
+        let mut out = vec![f32::NAN; x.rows() * self.rows];
+        let tiles = self.tiles(packed, keep, &mut out);
+        // SAFETY: tiles and outputs live and are disjoint.
+        unsafe { cpu.matmul(&tiles, x, &mut || ()) };
+        out
+    }
+}
+
+fn expected(qtype: QuantType, weights: &[u8], cols: usize, x: &[f32]) -> Vec<f32> {
+    let rows = weights.chunks_exact(qtype.row_bytes(cols));
+    let of = |x| rows.clone().map(move |row| oracle::dot(qtype, row, x));
+    x.chunks_exact(cols).flat_map(of).collect()
+}
+
+/// Activations with zero blocks, ties of both signs and tiny values among random ones.
+fn hard_rows(rows: usize, cols: usize, random: &mut Random) -> Vec<f32> {
+    let mut x = random.floats(rows * cols);
+    for run in x.chunks_mut(16) {
+        match random.below(12) {
+            0 => run.fill(0.0),
+            1 => run.iter_mut().for_each(|x| *x *= 1e-6),
+            2 => (run[1], run[5]) = (-4.0, 4.0),
+            3 => (run[2], run[3]) = (3.5, -3.5),
+            4 => run.fill(2.0),
+            _ => {}
+        }
+    }
+    x
+}
+
+#[test]
+fn products_are_the_oracles_bit_for_bit_on_every_instruction_set() {
+    let mut random = Random(7);
+    for cpu in devices(2) {
+        for qtype in QuantType::ALL {
+            let step = if qtype.block_values() == 256 { 256 } else { 32 };
+            for (case, rows) in [1, 15, 16, 17, 50, 96].into_iter().enumerate() {
+                let cols = step * (1 + case % 3);
+                let kind = [Weights::Random, Weights::Random, Weights::ZeroScales][case % 3];
+                let weights = oracle::weights(qtype, rows, cols, kind, &mut random);
+                let batch = [1, 2, 3, 8, 13, 20][case];
+                let x = hard_rows(batch, cols, &mut random);
+                let (_memory, mut view) = activations(batch, cols, Kinds::ALL);
+                cpu.quantize(&x, cols, Kinds::of(qtype), &mut view);
+                let expected = expected(qtype, &weights, cols, &x);
+                let offset = [0, 32, 2, 7][case % 4];
+                let mut matrix = Matrix::new(qtype, rows, cols, 32, offset, &weights);
+                for (packed, keep) in [(false, false), (false, true), (true, true), (true, false)] {
+                    let got = matrix.multiply(&cpu, &view, packed, keep);
+                    assert!(
+                        bits(&got) == bits(&expected),
+                        "{} {} rows {rows} cols {cols} batch {batch} packed {packed} keep {keep}:\n{:?}\n{:?}",
+                        cpu.isa(),
+                        qtype.name(),
+                        &got[..rows.min(16)],
+                        &expected[..rows.min(16)],
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_weights_and_activations_overflow_nothing() {
+    let mut random = Random(3);
+    for cpu in devices(1) {
+        for qtype in QuantType::ALL {
+            for kind in [Weights::Ones, Weights::Zeros, Weights::Lowest] {
+                let (rows, cols) = (16, 512);
+                let weights = oracle::weights(qtype, rows, cols, kind, &mut random);
+                let mut x = vec![1e4; cols];
+                x.extend(vec![-1e4; cols]);
+                let (_memory, mut view) = activations(2, cols, Kinds::ALL);
+                cpu.quantize(&x, cols, Kinds::ALL, &mut view);
+                let got = Matrix::new(qtype, rows, cols, 16, 0, &weights).multiply(&cpu, &view, false, false);
+                let expected = expected(qtype, &weights, cols, &x);
+                assert_eq!(bits(&got), bits(&expected), "{} {} {kind:?}", cpu.isa(), qtype.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
+    let mut random = Random(11);
+    for qtype in QuantType::ALL {
+        let (rows, cols) = (80, 512);
+        let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
+        let x = random.floats(20 * cols);
+        let mut alone = Vec::new();
+        for (threads, batch) in [(1, 1), (2, 7), (3, 20), (2, 64 / 4)] {
+            for cpu in devices(threads) {
+                let (_memory, mut view) = activations(batch, cols, Kinds::of(qtype));
+                let mut matrix = Matrix::new(qtype, rows, cols, 48, 0, &weights);
+                let mut all = Vec::new();
+                for x in x.chunks(batch * cols) {
+                    cpu.quantize(x, cols, Kinds::of(qtype), &mut view);
+                    all.extend(matrix.multiply(&cpu, &view, false, false));
+                }
+                if alone.is_empty() {
+                    alone = bits(&all);
+                }
+                assert!(alone == bits(&all), "{} {} batch {batch}", cpu.isa(), qtype.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_close_to_those_of_the_values() {
+    let mut random = Random(5);
+    for cpu in devices(1) {
+        for qtype in QuantType::ALL {
+            let (rows, cols) = (16, 2048);
+            let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
+            let x = random.floats(cols);
+            let (_memory, mut view) = activations(1, cols, Kinds::ALL);
+            cpu.quantize(&x, cols, Kinds::ALL, &mut view);
+            let got = Matrix::new(qtype, rows, cols, 16, 0, &weights).multiply(&cpu, &view, false, false);
+            for (row, got) in weights.chunks_exact(qtype.row_bytes(cols)).zip(got) {
+                let values = oracle::values(qtype, row);
+                let terms = values.iter().zip(&x).map(|(w, x)| w * f64::from(*x));
+                let (exact, norm) = terms.fold((0.0, 0.0), |(s, n), t| (s + t, n + t * t));
+                // Rounding to 8 bits moves each activation by up to 1/254 of the largest, at random.
+                let tolerance = 0.05 * f64::sqrt(norm);
+                assert!((exact - f64::from(got)).abs() < tolerance, "{}: {exact} {got}", qtype.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_of_tiles_of_several_types_is_multiplied_at_once_and_polled() {
+    let mut random = Random(13);
+    let cpu = devices(2).last().expect("plain Rust is always there");
+    let cols = 256;
+    let x = random.floats(3 * cols);
+    let (_memory, mut view) = activations(3, cols, Kinds::ALL);
+    cpu.quantize(&x, cols, Kinds::of(QuantType::Q4_K) | Kinds::of(QuantType::Q8_0), &mut view);
+    let data: Vec<_> = [(QuantType::Q4_K, 40), (QuantType::Q8_0, 33)]
+        .map(|(qtype, rows)| (qtype, rows, oracle::weights(qtype, rows, cols, Weights::Random, &mut random)))
+        .into();
+    let mut matrices: Vec<_> =
+        data.iter().map(|(qtype, rows, weights)| Matrix::new(*qtype, *rows, cols, 16, 0, weights)).collect();
+    let mut outs: Vec<_> = matrices.iter().map(|m| vec![0.0; 3 * m.rows]).collect();
+    let tiles: Vec<_> =
+        matrices.iter_mut().zip(&mut outs).flat_map(|(m, out)| m.tiles(false, true, out)).collect();
+    let mut polls = 0;
+    // SAFETY: tiles and outputs live and are disjoint.
+    unsafe { cpu.matmul(&tiles, &view, &mut || polls += 1) };
+    assert!(polls > 0);
+    for ((qtype, _, weights), out) in data.iter().zip(outs) {
+        assert_eq!(bits(&out), bits(&expected(*qtype, weights, cols, &x)));
+    }
+}
+
+#[test]
+fn widths_that_are_no_whole_blocks_are_refused() {
+    assert!(Cpu::check_matrix(QuantType::Q4_K, 576).is_err());
+    assert!(Cpu::check_matrix(QuantType::F16, 7).is_err());
+    assert!(Cpu::check_matrix(QuantType::Q4_1, 576).is_ok());
+    assert!(Cpu::check_matrix(QuantType::F32, 7).is_ok());
+}
