@@ -1,14 +1,14 @@
 //! Conversations to tokens, on the real vocabularies and templates.
 
+#[path = "support/models.rs"]
+mod models;
+
 use airstream::format::gguf::Gguf;
 use airstream::text::{ChatTemplate, Message, Tokenizer};
 use std::path::PathBuf;
 
-fn open(variable: &str) -> Option<(Tokenizer, ChatTemplate)> {
-    let Some(path) = std::env::var_os(variable).map(PathBuf::from) else {
-        eprintln!("skipped: {variable} does not name the model file");
-        return None;
-    };
+fn open(path: Option<PathBuf>) -> Option<(Tokenizer, ChatTemplate)> {
+    let path = path?;
     let gguf = Gguf::open(&path).unwrap();
     let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
     let template = ChatTemplate::from_gguf(&gguf, &tokenizer).unwrap();
@@ -57,7 +57,7 @@ const CONTENTS: [&str; 6] = [
 
 #[test]
 fn smollm2_keeps_its_own_system_message() {
-    let Some(open) = open("AIRSTREAM_TEST_SMOLLM2") else {
+    let Some(open) = open(models::smollm2()) else {
         return;
     };
     let before = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face\
@@ -87,7 +87,7 @@ fn smollm2_keeps_its_own_system_message() {
 
 #[test]
 fn gemma3_gets_one_bos_and_folds_the_system_message() {
-    let Some(open) = open("AIRSTREAM_TEST_GEMMA3") else {
+    let Some(open) = open(models::gemma3()) else {
         return;
     };
     for content in CONTENTS {

@@ -2,10 +2,13 @@
 //!
 //! `tests/reference/tokens.py` made the fixtures.
 
+#[path = "support/models.rs"]
+mod models;
+
 use airstream::format::gguf::Gguf;
 use airstream::text::{Parts, TokenKind, Tokenizer};
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[derive(Deserialize)]
 struct Fixture {
@@ -21,14 +24,6 @@ struct Case {
     text: String,
     plain: Vec<u32>,
     special: Vec<u32>,
-}
-
-fn model(variable: &str) -> Option<PathBuf> {
-    let path = std::env::var_os(variable).map(PathBuf::from);
-    if path.is_none() {
-        eprintln!("skipped: {variable} does not name the model file");
-    }
-    path
 }
 
 fn check(model: &Path, fixture: &str, table_bytes_max: usize) {
@@ -63,7 +58,7 @@ fn check(model: &Path, fixture: &str, table_bytes_max: usize) {
 
 #[test]
 fn smollm2_has_llama_cpps_ids() {
-    if let Some(model) = model("AIRSTREAM_TEST_SMOLLM2") {
+    if let Some(model) = models::smollm2() {
         check(
             &model,
             include_str!("fixtures/tokenizer/smollm2.json"),
@@ -74,7 +69,7 @@ fn smollm2_has_llama_cpps_ids() {
 
 #[test]
 fn gemma3_has_llama_cpps_ids() {
-    if let Some(model) = model("AIRSTREAM_TEST_GEMMA3") {
+    if let Some(model) = models::gemma3() {
         check(
             &model,
             include_str!("fixtures/tokenizer/gemma3.json"),
@@ -99,7 +94,7 @@ struct PreCase {
 /// SmolLM2's vocabulary under other pre-tokenizers.
 #[test]
 fn pre_tokenizers_cut_like_llama_cpps() {
-    let Some(model) = model("AIRSTREAM_TEST_SMOLLM2") else {
+    let Some(model) = models::smollm2() else {
         return;
     };
     let gguf = Gguf::open(&model).unwrap();

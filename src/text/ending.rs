@@ -67,7 +67,7 @@ pub(super) fn ends_generation(text: &[u8]) -> bool {
 /// The kind of a token that the file declares as `declared`.
 pub(super) fn kind(text: &[u8], declared: TokenKind) -> TokenKind {
     let is = |known: &&str| known.as_bytes() == text;
-    if ENDS.iter().any(|end| is(end)) || CONTROLS.iter().any(|control| is(control)) {
+    if ENDS.iter().chain(CONTROLS).any(is) {
         return TokenKind::Control;
     }
     // Parts of gpt-oss's answer, which a reader must see.
