@@ -149,11 +149,14 @@ unsafe fn block_of_16<V: Vector, const Q: usize>(
             let largest = if block_max > state.largest { block_max } else { state.largest };
             let weight = exp::<V>(V::sub(masked, V::splat_f(largest)));
             let weight = V::select_range(from, to, weight, V::splat_f(0.0));
-            let factor = exp::<V>(V::splat_f(state.largest - largest));
-            state.largest = largest;
-            state.sums = V::fma(state.sums, factor, weight);
+            // Mostly the largest score is an old one, and e^0 is exactly 1.
+            if largest != state.largest {
+                let factor = exp::<V>(V::splat_f(state.largest - largest));
+                rescale[i] = super::vector::lanes::<V>(factor)[0];
+                state.largest = largest;
+            }
+            state.sums = V::fma(state.sums, V::splat_f(rescale[i]), weight);
             V::store_f(weight, weights[i].as_mut_ptr());
-            rescale[i] = super::vector::lanes::<V>(factor)[0];
         }
         let mut d = 0;
         while d + 64 <= head_dim {

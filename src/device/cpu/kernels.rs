@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::attend::AttendFn;
+use super::pack::PackFn;
 use super::quantize::QuantizeFn;
 use super::small_ops::{BinaryFn, KvFn, NormFn, RopeFn, UnaryFn};
 use super::strip::StripFn;
@@ -10,6 +11,7 @@ use super::strip::StripFn;
 pub(super) struct Kernels {
     /// By weight type (`QuantType as usize`), then for panels of 1, 2, 4 and 8 rows.
     pub strips: [[StripFn; 4]; 13],
+    pub pack_strip: PackFn,
     pub quantize_32: QuantizeFn,
     pub quantize_256: QuantizeFn,
     pub norm: NormFn,
@@ -36,7 +38,8 @@ macro_rules! kernels {
             use crate::device::cpu::codec_256::{self as c256, Codec256};
             use crate::device::cpu::kernels::Kernels;
             use crate::device::cpu::strip::{self, CodecFloat};
-            use crate::device::cpu::{quantize, small_ops};
+            use crate::device::cpu::{pack, quantize, small_ops};
+            use crate::format::quant::QuantType;
 
             $(#[$attribute])*
             unsafe fn blocks_32<C: Codec32<$vector>, const R: usize>(
@@ -55,6 +58,10 @@ macro_rules! kernels {
                 p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
             ) {
                 unsafe { strip::floats::<$vector, C, R>(p, cols, panel, out, stride, rows) }
+            }
+            $(#[$attribute])*
+            unsafe fn pack_strip(qtype: QuantType, row_bytes: usize, rows: usize, from: *const u8, to: *mut u8) {
+                unsafe { pack::pack_strip::<$vector>(qtype, row_bytes, rows, from, to) }
             }
             $(#[$attribute])*
             unsafe fn quantize_32(x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize) {
@@ -125,6 +132,7 @@ macro_rules! kernels {
                     rows!(blocks_256, c256::Q5K),
                     rows!(blocks_256, c256::Q6K),
                 ],
+                pack_strip,
                 quantize_32,
                 quantize_256,
                 norm,

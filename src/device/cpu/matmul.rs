@@ -4,7 +4,7 @@
 use super::Cpu;
 use super::activations::{Activations, Kinds, panels};
 use super::kernels::Kernels;
-use super::pack::{STRIP_ROWS, pack_strip};
+use super::pack::STRIP_ROWS;
 use crate::error::{Error, Kind, Result};
 use crate::format::quant::QuantType;
 
@@ -204,7 +204,7 @@ impl Job<'_> {
             let mut packed = data;
             if !(tile.packed && whole) {
                 packed = self.scratch.of(worker, STRIP_ROWS * row_bytes);
-                pack_strip(tile.qtype, row_bytes, rows, data, packed);
+                (self.kernels.pack_strip)(tile.qtype, row_bytes, rows, data, packed);
                 if tile.keep && whole {
                     data.copy_from_nonoverlapping(packed, STRIP_ROWS * row_bytes);
                 }

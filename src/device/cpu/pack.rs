@@ -6,6 +6,7 @@
 //! so on. Nothing is added, so a strip can be packed where it lies.
 #![allow(unsafe_code)]
 
+use super::vector::Vector;
 use crate::format::quant::QuantType;
 
 /// Rows in a strip.
@@ -47,11 +48,17 @@ impl Shape {
     }
 }
 
-/// Packs `rows` rows (at most 16) of `row_bytes` at `from` into the strip `to`; missing rows are zero.
-///
-/// # Safety
-/// `from` is valid for `rows` rows, `to` for 16; they do not overlap.
-pub(super) unsafe fn pack_strip(
+/// Packs a strip: (weight type, bytes of a row, rows, from, to). Rows missing from 16 become zero.
+pub(super) type PackFn = unsafe fn(QuantType, usize, usize, *const u8, *mut u8);
+
+/// Bytes of a row that are asked for at once, and how far ahead: 16 rows at a distance are more
+/// than processors follow by themselves.
+const AHEAD_BYTES: usize = 256;
+
+/// See [`PackFn`]: `from` is valid for `rows` rows, `to` for 16, and they do not overlap; the
+/// caller is compiled for `V`.
+#[inline(always)]
+pub(super) unsafe fn pack_strip<V: Vector>(
     qtype: QuantType,
     row_bytes: usize,
     rows: usize,
@@ -59,28 +66,64 @@ pub(super) unsafe fn pack_strip(
     to: *mut u8,
 ) {
     let shape = Shape::of(qtype);
-    let blocks = row_bytes / shape.block_bytes;
-    // Rows a power of two apart share cache sets, so stay on each row for some cache lines.
-    let chunk = 256_usize.div_ceil(shape.block_bytes);
-    // SAFETY: every offset stays within the rows and the strip, whose sizes the caller vouches for.
-    unsafe {
-        if rows < STRIP_ROWS {
-            to.write_bytes(0, STRIP_ROWS * row_bytes);
+    if rows < STRIP_ROWS {
+        // SAFETY: the contract above.
+        return unsafe { pack_rows(&shape, row_bytes, rows, from, to) };
+    }
+    let mut asked = 0;
+    for at in (0..row_bytes).step_by(shape.block_bytes) {
+        // SAFETY: a block of each row lies within the rows and the strip; a prefetch may go anywhere.
+        unsafe {
+            if at >= asked {
+                for row in 0..STRIP_ROWS {
+                    let row = from.wrapping_add(row * row_bytes + at + AHEAD_BYTES);
+                    (0..AHEAD_BYTES).step_by(64).for_each(|line| V::prefetch(row.wrapping_add(line)));
+                }
+                asked = at + AHEAD_BYTES;
+            }
+            let (from, to) = (from.add(at), to.add(STRIP_ROWS * at));
+            if let Some(at) = shape.half_at {
+                for row in 0..STRIP_ROWS {
+                    let half = from.add(row * row_bytes + at).cast::<u16>().read_unaligned();
+                    to.cast::<u16>().add(row).write_unaligned(half);
+                }
+            }
+            let (from, to) = (from.add(shape.dwords_at), to.add(shape.half_bytes()));
+            let dwords = shape.dwords();
+            if dwords < 4 {
+                for row in 0..STRIP_ROWS {
+                    let dword = from.add(row * row_bytes).cast::<u32>().read_unaligned();
+                    to.cast::<u32>().add(row).write_unaligned(dword);
+                }
+            } else {
+                // The last four may have been done in part: they are done again.
+                for dword in (0..dwords).step_by(4).map(|i| i.min(dwords - 4)) {
+                    let columns = V::load_columns(from.add(4 * dword), row_bytes);
+                    for i in 0..4 {
+                        V::store(columns[i], to.add(64 * (dword + i)));
+                    }
+                }
+            }
         }
-        for first in (0..blocks).step_by(chunk) {
-            for row in 0..rows {
-                for block in first..(first + chunk).min(blocks) {
-                    let from = from.add(row * row_bytes + block * shape.block_bytes);
-                    let to = to.add(STRIP_ROWS * block * shape.block_bytes);
-                    if let Some(at) = shape.half_at {
-                        let half = from.add(at).cast::<u16>().read_unaligned();
-                        to.cast::<u16>().add(row).write_unaligned(half);
-                    }
-                    let from = from.add(shape.dwords_at).cast::<u32>();
-                    let to = to.add(shape.half_bytes()).cast::<u32>().add(row);
-                    for dword in 0..shape.dwords() {
-                        to.add(STRIP_ROWS * dword).write_unaligned(from.add(dword).read_unaligned());
-                    }
+    }
+}
+
+/// As [`pack_strip`], dword by dword.
+unsafe fn pack_rows(shape: &Shape, row_bytes: usize, rows: usize, from: *const u8, to: *mut u8) {
+    // SAFETY: every offset stays within the rows and the strip.
+    unsafe {
+        to.write_bytes(0, STRIP_ROWS * row_bytes);
+        for row in 0..rows {
+            for at in (0..row_bytes).step_by(shape.block_bytes) {
+                let (from, to) = (from.add(row * row_bytes + at), to.add(STRIP_ROWS * at));
+                if let Some(at) = shape.half_at {
+                    let half = from.add(at).cast::<u16>().read_unaligned();
+                    to.cast::<u16>().add(row).write_unaligned(half);
+                }
+                let from = from.add(shape.dwords_at).cast::<u32>();
+                let to = to.add(shape.half_bytes()).cast::<u32>().add(row);
+                for dword in 0..shape.dwords() {
+                    to.add(STRIP_ROWS * dword).write_unaligned(from.add(dword).read_unaligned());
                 }
             }
         }
@@ -109,6 +152,7 @@ pub fn unpack_row(qtype: QuantType, strip: &[u8], lane: usize, out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::portable::Portable;
     use super::*;
 
     #[test]
@@ -118,7 +162,7 @@ mod tests {
             let rows: Vec<u8> = (0..STRIP_ROWS * row_bytes).map(|i| (i * 31 + i / 251) as u8).collect();
             let mut strip = vec![0; rows.len()];
             // SAFETY: both buffers hold 16 rows.
-            unsafe { pack_strip(qtype, row_bytes, 16, rows.as_ptr(), strip.as_mut_ptr()) };
+            unsafe { pack_strip::<Portable>(qtype, row_bytes, 16, rows.as_ptr(), strip.as_mut_ptr()) };
             let mut row = vec![0; row_bytes];
             for lane in 0..STRIP_ROWS {
                 unpack_row(qtype, &strip, lane, &mut row);

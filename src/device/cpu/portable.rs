@@ -27,9 +27,28 @@ impl Vector for Portable {
     const SIGNED_OFFSET: i32 = 0;
 
     #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> [i32; 16] {
         // SAFETY: see above.
         unsafe { p.cast::<[i32; 16]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn load_columns(p: *const u8, stride: usize) -> [[i32; 16]; 4] {
+        let mut columns = [[0; 16]; 4];
+        for row in 0..16 {
+            // SAFETY: see above.
+            let dwords = unsafe { p.add(row * stride).cast::<[i32; 4]>().read_unaligned() };
+            for i in 0..4 {
+                columns[i][row] = dwords[i];
+            }
+        }
+        columns
+    }
+    #[inline(always)]
+    unsafe fn store(a: [i32; 16], p: *mut u8) {
+        // SAFETY: see above.
+        unsafe { p.cast::<[i32; 16]>().write_unaligned(a) }
     }
     #[inline(always)]
     unsafe fn splat(x: i32) -> [i32; 16] {

@@ -3,7 +3,8 @@
 //! The arithmetic of an output, whatever R is: the weights' integers are dotted
 //! exactly with the activations' over 32 values (times their integer scales,
 //! over 256); then one chain of f32 fused multiply-adds runs over the blocks in
-//! their order, for each block first the scaled dot product, then the minimum.
+//! their order: for each block of 32 first the scaled dot product, then the
+//! minimum; for each block of 256 the other way round.
 #![allow(unsafe_code)]
 // SAFETY (of every block in this file): pointers are valid for the sizes that
 // `StripFn` names, and the caller is compiled for `V`.
@@ -33,6 +34,18 @@ unsafe fn store<V: Vector, const R: usize>(acc: [V::F; R], out: *mut f32, stride
     }
 }
 
+/// How far ahead of their use weights are asked for: what memory delivers in its latency, and more.
+/// Behind the end of a strip that is the start of the next one, mostly.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Asks for the `bytes` bytes that lie `PREFETCH_BYTES` behind `p`.
+#[inline(always)]
+unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        unsafe { V::prefetch(p.wrapping_add(PREFETCH_BYTES + 64 * line)) };
+    }
+}
+
 /// Blocks of 32 values.
 #[inline(always)]
 pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
@@ -46,6 +59,7 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     unsafe {
         let mut acc = [V::splat_f(0.0); R];
         for _ in 0..cols / 32 {
+            prefetch::<V>(p, C::BYTES);
             let q = panel.cast::<i8>();
             let scales = panel.add(32 * R).cast::<f32>();
             let scaled_sums = panel.add(36 * R).cast::<f32>();
@@ -107,20 +121,24 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
             let pairs = 128 / C::SUB_VALUES;
 
             let integers = C::scales(p);
-            let mut from_sums = [V::splat(0); R];
+            let min_scale = C::min_scale(p);
+            let mut dots = [V::splat(0); R];
             for r in 0..R {
+                let mut from_sums = V::splat(0);
                 for i in 0..pairs {
                     let sums = sums.add(4 * (r * pairs + i)).cast::<i16>();
-                    from_sums[r] = V::dot_pairs(from_sums[r], integers.pairs[i], sums);
+                    from_sums = V::dot_pairs(from_sums, integers.pairs[i], sums);
                 }
-            }
-            let mut dots = [V::splat(0); R];
-            if C::OFFSET != 0 {
-                for r in 0..R {
-                    dots[r] = V::sub_i(dots[r], V::shl(from_sums[r], C::OFFSET.ilog2()));
+                if C::OFFSET == 0 {
+                    let minus = V::splat_f(-act_scales.add(r).read_unaligned());
+                    acc[r] = V::fma(V::to_f(from_sums), V::mul(min_scale, minus), acc[r]);
+                } else {
+                    dots[r] = V::sub_i(dots[r], V::shl(from_sums, C::OFFSET.ilog2()));
                 }
             }
             for outer in 0..8 / C::INNER {
+                let share = C::BYTES / (8 / C::INNER);
+                prefetch::<V>(p.add(outer * share), share);
                 let q = q.add(outer * C::INNER * 32 * R);
                 run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
                 run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);
@@ -133,13 +151,6 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
             for r in 0..R {
                 let scale = V::mul(scale, V::splat_f(act_scales.add(r).read_unaligned()));
                 acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
-            }
-            if C::OFFSET == 0 {
-                let min_scale = C::min_scale(p);
-                for r in 0..R {
-                    let minus = V::splat_f(-act_scales.add(r).read_unaligned());
-                    acc[r] = V::fma(V::to_f(from_sums[r]), V::mul(min_scale, minus), acc[r]);
-                }
             }
             p = p.add(C::BYTES);
             panel = panel.add(BLOCK_256_BYTES * R);

@@ -23,8 +23,14 @@ pub(super) trait Vector: Copy + 'static {
     /// What [`Vector::signed`] adds to each weight byte; the caller takes it off again.
     const SIGNED_OFFSET: i32;
 
+    /// Asks for the cache line at `p`, which may be anywhere.
+    unsafe fn prefetch(p: *const u8);
     /// 16 dwords.
     unsafe fn load(p: *const u8) -> Self::I;
+    /// Dword i of each of 16 rows, `stride` bytes apart, for i < 4.
+    unsafe fn load_columns(p: *const u8, stride: usize) -> [Self::I; 4];
+    /// Stores 16 dwords.
+    unsafe fn store(a: Self::I, p: *mut u8);
     /// `x` in every lane.
     unsafe fn splat(x: i32) -> Self::I;
     /// Bitwise and.

@@ -50,7 +50,8 @@ fn bench_matmul() {
         println!("{isa} {threads} threads, reads {:.1} GB/s", floor / 1e9);
         for qtype in QuantType::ALL.into_iter().filter(|t| types.is_empty() || types.split(',').any(|n| n == t.name())) {
             let cols = 4096;
-            let rows = (128 << 20) / qtype.row_bytes(cols) / 16 * 16;
+            let megabytes = std::env::var("BENCH_MB").map_or(128.0, |n| n.parse().expect("a number"));
+            let rows = (megabytes * 1e6) as usize / qtype.row_bytes(cols) / 16 * 16;
             let one = weights(qtype, 64, cols, Weights::Random, &mut random);
             let mut data: Vec<u8> = one.iter().copied().cycle().take(rows * qtype.row_bytes(cols)).collect();
             print!("{:5}", qtype.name());

@@ -174,13 +174,12 @@ pub(super) fn dot(qtype: QuantType, row: &[u8], x: &[f32]) -> f32 {
             integer += weights.scales[i / sub] * weights.q[i] * act.q[i];
             minimum += weights.mins[i / sub] * act.q[i];
         }
+        if matches!(qtype, QuantType::Q2_K | QuantType::Q4_K | QuantType::Q5_K) {
+            acc = (minimum as f32).mul_add(weights.dmin * -act.scale, acc);
+        }
         acc = (integer as f32).mul_add(weights.d * act.scale, acc);
-        match qtype {
-            QuantType::Q4_1 | QuantType::Q5_1 => acc = (-weights.dmin).mul_add(act.scaled_sum, acc),
-            QuantType::Q2_K | QuantType::Q4_K | QuantType::Q5_K => {
-                acc = (minimum as f32).mul_add(weights.dmin * -act.scale, acc);
-            }
-            _ => {}
+        if matches!(qtype, QuantType::Q4_1 | QuantType::Q5_1) {
+            acc = (-weights.dmin).mul_add(act.scaled_sum, acc);
         }
     }
     acc

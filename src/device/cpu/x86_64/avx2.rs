@@ -19,8 +19,27 @@ impl Vector for Avx2 {
     const SIGNED_OFFSET: i32 = 0;
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> [__m256i; 2] {
         unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn load_columns(p: *const u8, stride: usize) -> [[__m256i; 2]; 4] {
+        unsafe {
+            let low = columns_of_8(p, stride);
+            let high = columns_of_8(p.add(8 * stride), stride);
+            [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(a: [__m256i; 2], p: *mut u8) {
+        unsafe {
+            _mm256_storeu_si256(p.cast(), a[0]);
+            _mm256_storeu_si256(p.add(32).cast(), a[1]);
+        }
     }
     #[inline(always)]
     unsafe fn splat(x: i32) -> [__m256i; 2] {
@@ -212,6 +231,28 @@ impl Vector for Avx2 {
             };
             [pick(0, a[0], other[0]), pick(8, a[1], other[1])]
         }
+    }
+}
+
+/// Dword i of each of 8 rows, for i < 4.
+#[inline(always)]
+unsafe fn columns_of_8(p: *const u8, stride: usize) -> [__m256i; 4] {
+    unsafe {
+        // Rows i and i + 4 in the halves of a register: what is left is to transpose 4 x 4 dwords
+        // within each half.
+        let load = |row: usize| {
+            let low = _mm256_castsi128_si256(_mm_loadu_si128(p.add(row * stride).cast()));
+            _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(p.add((row + 4) * stride).cast()))
+        };
+        let (a, b, c, d) = (load(0), load(1), load(2), load(3));
+        let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        [
+            _mm256_unpacklo_epi64(ab_low, cd_low),
+            _mm256_unpackhi_epi64(ab_low, cd_low),
+            _mm256_unpacklo_epi64(ab_high, cd_high),
+            _mm256_unpackhi_epi64(ab_high, cd_high),
+        ]
     }
 }
 

@@ -19,8 +19,33 @@ impl Vector for Avx512 {
     const SIGNED_OFFSET: i32 = 128;
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load(p: *const u8) -> __m512i {
         unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_columns(p: *const u8, stride: usize) -> [__m512i; 4] {
+        unsafe {
+            // Rows i, i + 4, i + 8 and i + 12 in the quarters of a register: what is left is to
+            // transpose 4 x 4 dwords within each quarter.
+            let (a, b) = (quarters(p, stride), quarters(p.add(stride), stride));
+            let (c, d) = (quarters(p.add(2 * stride), stride), quarters(p.add(3 * stride), stride));
+            let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(ab_low, cd_low),
+                _mm512_unpackhi_epi64(ab_low, cd_low),
+                _mm512_unpacklo_epi64(ab_high, cd_high),
+                _mm512_unpackhi_epi64(ab_high, cd_high),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(a: __m512i, p: *mut u8) {
+        unsafe { _mm512_storeu_si512(p.cast(), a) }
     }
     #[inline(always)]
     unsafe fn splat(x: i32) -> __m512i {
@@ -162,6 +187,18 @@ impl Vector for Avx512 {
     unsafe fn select_range(from: usize, to: usize, a: __m512, other: __m512) -> __m512 {
         let mask = (u32::MAX << from) & !(u32::MAX << to);
         unsafe { _mm512_mask_blend_ps(mask as __mmask16, other, a) }
+    }
+}
+
+/// 16 bytes of each of four rows, 4 x `stride` bytes apart.
+#[inline(always)]
+unsafe fn quarters(p: *const u8, stride: usize) -> __m512i {
+    unsafe {
+        let load = |row: usize| _mm_loadu_si128(p.add(4 * row * stride).cast());
+        let x = _mm512_castsi128_si512(load(0));
+        let x = _mm512_inserti32x4::<1>(x, load(1));
+        let x = _mm512_inserti32x4::<2>(x, load(2));
+        _mm512_inserti32x4::<3>(x, load(3))
     }
 }
 
