@@ -86,7 +86,7 @@ impl Bench {
         let mut options = self.engine.options();
         options
             .context
-            .get_or_insert(self.prompt.max(self.generate + 1));
+            .get_or_insert(self.prompt.max(self.generate) + 1);
         let threads = crate::engine::threads(&options);
         let machine = report::measure_machine(&self.file, threads, self.nvme_gbps, self.dram_gbps)?;
         let mut engine = Engine::open(&self.file, &options)?;
