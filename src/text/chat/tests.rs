@@ -1,3 +1,5 @@
+//! Templates with what real ones use, and what becomes of a system message.
+
 use super::{ChatTemplate, Message};
 
 fn render(source: &str, messages: &[Message]) -> String {

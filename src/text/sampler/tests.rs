@@ -1,3 +1,5 @@
+//! Every option against small distributions that can be worked out by hand.
+
 use super::{Sampler, SamplerOptions};
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+//! Small vocabularies of both kinds, and texts made at random.
+
 use super::super::bpe::byte_of;
 use super::{Parts, Tokenizer};
 use crate::text::TokenKind;
