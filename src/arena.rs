@@ -83,13 +83,19 @@ impl Reservation {
             )
         }
         .map_err(|e| refused("reserve", e))?;
-        let mapping = Mapping { base: base.cast::<u8>(), bytes };
+        let mapping = Mapping {
+            base: base.cast::<u8>(),
+            bytes,
+        };
         if bytes >= HUGE_PAGE_BYTES {
             // Huge pages save TLB misses on weights that are read once a sweep; without them all still works.
             // SAFETY: the range is the mapping just made.
             let _ = unsafe { madvise(base, bytes, MmapAdvise::MADV_HUGEPAGE) };
         }
-        Ok(Reservation { mapping: Arc::new(mapping), carved_bytes: 0 })
+        Ok(Reservation {
+            mapping: Arc::new(mapping),
+            carved_bytes: 0,
+        })
     }
 
     /// Locks the whole reservation in memory, so that a busy robot cannot swap it out.
@@ -100,7 +106,10 @@ impl Reservation {
         unsafe { mlock(self.mapping.base.cast::<c_void>(), self.mapping.bytes) }.map_err(|e| {
             Error::new(
                 Kind::Io,
-                format!("cannot lock {} MiB in memory: {e}", self.mapping.bytes >> 20),
+                format!(
+                    "cannot lock {} MiB in memory: {e}",
+                    self.mapping.bytes >> 20
+                ),
                 "raise the limit: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit",
             )
         })
@@ -113,14 +122,23 @@ impl Reservation {
         if end > self.mapping.bytes {
             return Err(Error::new(
                 Kind::Budget,
-                format!("the reservation of {} bytes has no room for {} more", self.mapping.bytes, end - start),
+                format!(
+                    "the reservation of {} bytes has no room for {} more",
+                    self.mapping.bytes,
+                    end - start
+                ),
                 "this is a defect in the budget's sum: please report it",
             ));
         }
         self.carved_bytes = end;
         // SAFETY: start is within the mapping.
         let ptr = unsafe { self.mapping.base.add(start) }.cast::<T>();
-        Ok(Span { ptr, len, mapping: Arc::clone(&self.mapping), marker: PhantomData })
+        Ok(Span {
+            ptr,
+            len,
+            mapping: Arc::clone(&self.mapping),
+            marker: PhantomData,
+        })
     }
 
     /// Bytes that `carve` takes for `len` values of `T`.
@@ -130,10 +148,18 @@ impl Reservation {
 
     /// Ends the carving: what is left becomes slots of `slot_bytes` (a multiple of the page) each.
     pub fn seal(self, slot_bytes: usize) -> Slots {
-        assert!(slot_bytes > 0 && slot_bytes.is_multiple_of(PAGE_BYTES), "slots are whole pages");
+        assert!(
+            slot_bytes > 0 && slot_bytes.is_multiple_of(PAGE_BYTES),
+            "slots are whole pages"
+        );
         let first = self.carved_bytes.next_multiple_of(PAGE_BYTES);
         let count = self.mapping.bytes.saturating_sub(first) / slot_bytes;
-        Slots { first, slot_bytes, count: count as u32, mapping: self.mapping }
+        Slots {
+            first,
+            slot_bytes,
+            count: count as u32,
+            mapping: self.mapping,
+        }
     }
 }
 
@@ -199,7 +225,11 @@ impl Slots {
     pub fn ptr(&self, slot: SlotId) -> NonNull<u8> {
         assert!(slot < self.count, "slot {slot} of {}", self.count);
         // SAFETY: slot < count, so the offset is within the mapping.
-        unsafe { self.mapping.base.add(self.first + slot as usize * self.slot_bytes) }
+        unsafe {
+            self.mapping
+                .base
+                .add(self.first + slot as usize * self.slot_bytes)
+        }
     }
 
     /// The slots as few long regions of whole slots, none longer than io_uring takes as one buffer.
@@ -207,7 +237,12 @@ impl Slots {
         let per_region = (REGION_BYTES_MAX / self.slot_bytes) as u32;
         (0..self.count)
             .step_by(per_region.max(1) as usize)
-            .map(|slot| (self.ptr(slot), per_region.min(self.count - slot) as usize * self.slot_bytes))
+            .map(|slot| {
+                (
+                    self.ptr(slot),
+                    per_region.min(self.count - slot) as usize * self.slot_bytes,
+                )
+            })
             .collect()
     }
 }
@@ -227,7 +262,10 @@ mod tests {
         assert!(reservation.carve::<u8>(1 << 20).is_err());
         let slots = reservation.seal(8192);
         assert_eq!(slots.count(), 7);
-        assert_eq!(slots.ptr(1).as_ptr() as usize - slots.ptr(0).as_ptr() as usize, 8192);
+        assert_eq!(
+            slots.ptr(1).as_ptr() as usize - slots.ptr(0).as_ptr() as usize,
+            8192
+        );
         assert_eq!(slots.regions().len(), 1);
         assert_eq!(a[99], 1.0);
     }

@@ -34,14 +34,22 @@ impl Residency {
         let mut queue: Vec<u32> = (0..rates.len() as u32).collect();
         queue.sort_by(|&a, &b| {
             let by_rate = rates[a as usize].total_cmp(&rates[b as usize]);
-            by_rate.then_with(|| (u64::from(a).wrapping_mul(GOLDEN)).cmp(&u64::from(b).wrapping_mul(GOLDEN)))
+            by_rate.then_with(|| {
+                (u64::from(a).wrapping_mul(GOLDEN)).cmp(&u64::from(b).wrapping_mul(GOLDEN))
+            })
         });
         let mut rank = vec![0; queue.len()];
         for (place, &tile) in queue.iter().enumerate() {
             rank[tile as usize] = place as u32;
         }
         let by_row = rates.iter().filter(|&&r| r < 1.0).count() as u32;
-        Residency { rank, queue, by_row, capacity, window }
+        Residency {
+            rank,
+            queue,
+            by_row,
+            capacity,
+            window,
+        }
     }
 
     /// How many tiles there are.
@@ -118,14 +126,20 @@ mod tests {
             let plan = Residency::new(&vec![1.0; tiles], capacity, 8);
             let mut streamed: Vec<u32> = plan.streamed().collect();
             assert_eq!(streamed.len() as u32, plan.given_up());
-            assert!(before.iter().all(|t| !plan.keeps(*t)), "a tile came back as memory shrank");
+            assert!(
+                before.iter().all(|t| !plan.keeps(*t)),
+                "a tile came back as memory shrank"
+            );
             streamed.sort_unstable();
             // In any run of tiles the number streamed is near its share.
             let share = streamed.len() as f64 / tiles as f64;
             let mut seen = 0;
             for tile in 0..tiles as u32 {
                 seen += usize::from(!plan.keeps(tile));
-                assert!((seen as f64 - share * f64::from(tile + 1)).abs() < 4.0, "{capacity} {tile}");
+                assert!(
+                    (seen as f64 - share * f64::from(tile + 1)).abs() < 4.0,
+                    "{capacity} {tile}"
+                );
             }
             before = streamed;
         }

@@ -24,7 +24,14 @@ fn logits(engine: &mut Engine, tokens: &[u32]) -> Vec<f32> {
     let mut all = Vec::with_capacity(tokens.len() * engine.config().vocab);
     let rows_max = engine.plan().limits.logits_rows;
     for chunk in tokens.chunks(rows_max) {
-        let rows: Vec<Row> = chunk.iter().map(|&token| Row { session: 0, token, logits: true }).collect();
+        let rows: Vec<Row> = chunk
+            .iter()
+            .map(|&token| Row {
+                session: 0,
+                token,
+                logits: true,
+            })
+            .collect();
         engine.sweep(&rows, &mut Spent::default()).expect("a sweep");
         for index in 0..chunk.len() {
             all.extend_from_slice(engine.logits(index));
@@ -34,7 +41,12 @@ fn logits(engine: &mut Engine, tokens: &[u32]) -> Vec<f32> {
 }
 
 fn check_real(model: &Path, name: &str) {
-    let options = Options { context: Some(512), logits_rows: 32, threads: Some(2), ..Options::default() };
+    let options = Options {
+        context: Some(512),
+        logits_rows: 32,
+        threads: Some(2),
+        ..Options::default()
+    };
     for kind in ["exact", "default"] {
         let reference = Reference::read(&fixtures().join(format!("{name}-{kind}.ref")));
         let found = reference.agreement(&logits(&mut open(model, &options), &reference.tokens()));
@@ -62,13 +74,21 @@ fn every_architecture_and_weight_type_agrees() {
     for (name, spec) in support::synth::all_specs() {
         let path = folder.path().join(format!("{name}.gguf"));
         support::synth::write(&spec, &path).expect("a small model");
-        let options = Options { context: Some(64), logits_rows: 16, threads: Some(2), ..Options::default() };
+        let options = Options {
+            context: Some(64),
+            logits_rows: 16,
+            threads: Some(2),
+            ..Options::default()
+        };
         let mut engine = open(&path, &options);
         let ours = logits(&mut engine, &reference::synthetic_tokens(spec.vocab));
         let theirs = reference::synthetic_logits(&fixtures().join("synthetic"), &name, spec.vocab);
         let vocab = spec.vocab as usize;
         let rows = ours.chunks_exact(vocab).zip(theirs.chunks_exact(vocab));
-        let kl: f64 = rows.map(|(o, t)| reference::kl_of_logits(t, o)).sum::<f64>() / (ours.len() / vocab) as f64;
+        let kl: f64 = rows
+            .map(|(o, t)| reference::kl_of_logits(t, o))
+            .sum::<f64>()
+            / (ours.len() / vocab) as f64;
         println!("{name}: KL {kl:.2e}");
     }
 }

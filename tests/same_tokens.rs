@@ -15,39 +15,75 @@ fn prompt() -> Vec<u32> {
 }
 
 fn options() -> Options {
-    Options { context: Some(256), threads: Some(2), ..Options::default() }
+    Options {
+        context: Some(256),
+        threads: Some(2),
+        ..Options::default()
+    }
 }
 
 #[test]
 fn budget_threads_and_chunks_do_not_change_the_tokens() {
-    let Some(model) = models::smollm2() else { return };
+    let Some(model) = models::smollm2() else {
+        return;
+    };
     let expected = greedy(&mut open(&model, &options()), &prompt(), TOKENS);
     let model_bytes = std::fs::metadata(&model).expect("the model is there").len();
     let mut variants = Vec::new();
     for percent in [40, 60, 100] {
-        variants.push((format!("{percent}% memory"), Options { memory: Some(model_bytes * percent / 100), ..options() }));
+        variants.push((
+            format!("{percent}% memory"),
+            Options {
+                memory: Some(model_bytes * percent / 100),
+                ..options()
+            },
+        ));
     }
     for threads in [1, 3] {
-        variants.push((format!("{threads} threads"), Options { threads: Some(threads), ..options() }));
+        variants.push((
+            format!("{threads} threads"),
+            Options {
+                threads: Some(threads),
+                ..options()
+            },
+        ));
     }
     for rows in [1, 7, 64] {
         let memory = Some(model_bytes * 6 / 10);
-        variants.push((format!("chunks of {rows}"), Options { rows: Some(rows), memory, ..options() }));
+        variants.push((
+            format!("chunks of {rows}"),
+            Options {
+                rows: Some(rows),
+                memory,
+                ..options()
+            },
+        ));
     }
     for (name, options) in variants {
         let mut engine = open(&model, &options);
         assert_eq!(greedy(&mut engine, &prompt(), TOKENS), expected, "{name}");
         let streams = engine.plan().residency.given_up() > 0;
-        assert_eq!(streams, name.contains("40%") || name.contains("60%") || name.contains("chunks"), "{name}");
+        assert_eq!(
+            streams,
+            name.contains("40%") || name.contains("60%") || name.contains("chunks"),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn neighbours_in_the_batch_do_not_change_the_tokens() {
-    let Some(model) = models::smollm2() else { return };
+    let Some(model) = models::smollm2() else {
+        return;
+    };
     let mut alone = open(&model, &options());
-    let prompts: Vec<Vec<u32>> =
-        (0..3u32).map(|s| (0..5 + 11 * s).map(|i| 500 + (s * 31 + i) * 389 % 30000).collect()).collect();
+    let prompts: Vec<Vec<u32>> = (0..3u32)
+        .map(|s| {
+            (0..5 + 11 * s)
+                .map(|i| 500 + (s * 31 + i) * 389 % 30000)
+                .collect()
+        })
+        .collect();
     let expected: Vec<Vec<u32>> = prompts
         .iter()
         .map(|prompt| {
@@ -56,7 +92,14 @@ fn neighbours_in_the_batch_do_not_change_the_tokens() {
         })
         .collect();
 
-    let mut together = open(&model, &Options { sessions: 3, logits_rows: 3, ..options() });
+    let mut together = open(
+        &model,
+        &Options {
+            sessions: 3,
+            logits_rows: 3,
+            ..options()
+        },
+    );
     let mut spent = Spent::default();
     let mut got = vec![Vec::new(); 3];
     // The second and the third join while the ones before them are decoding.
@@ -67,10 +110,18 @@ fn neighbours_in_the_batch_do_not_change_the_tokens() {
             if step == 2 * session {
                 let prompt = &prompts[session];
                 let last = prompt.len() - 1;
-                rows.extend(prompt.iter().enumerate().map(|(i, &token)| Row { session, token, logits: i == last }));
+                rows.extend(prompt.iter().enumerate().map(|(i, &token)| Row {
+                    session,
+                    token,
+                    logits: i == last,
+                }));
                 wants.push(session);
             } else if step > 2 * session && got[session].len() < TOKENS {
-                rows.push(Row { session, token: got[session][got[session].len() - 1], logits: true });
+                rows.push(Row {
+                    session,
+                    token: got[session][got[session].len() - 1],
+                    logits: true,
+                });
                 wants.push(session);
             }
         }

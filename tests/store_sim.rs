@@ -60,7 +60,9 @@ struct Setup {
 
 fn setup(matrices: Vec<Matrix>, slots: usize, window: u32, seed: u64, faults: Faults) -> Setup {
     let (tiles, ranges) = tile::cut(&matrices, SLOT_BYTES);
-    let arena = Reservation::new(slots * SLOT_BYTES).expect("a small arena").seal(SLOT_BYTES);
+    let arena = Reservation::new(slots * SLOT_BYTES)
+        .expect("a small arena")
+        .seal(SLOT_BYTES);
     assert_eq!(arena.count() as usize, slots);
     let sim = Sim::new(Options {
         seed,
@@ -72,8 +74,20 @@ fn setup(matrices: Vec<Matrix>, slots: usize, window: u32, seed: u64, faults: Fa
     });
     let log = sim.log();
     let paths = vec![PathBuf::from("model.gguf")];
-    let store = Store::new(matrices, (tiles.clone(), ranges.clone()), paths, arena, Box::new(sim), window);
-    Setup { store, log, tiles, ranges }
+    let store = Store::new(
+        matrices,
+        (tiles.clone(), ranges.clone()),
+        paths,
+        arena,
+        Box::new(sim),
+        window,
+    );
+    Setup {
+        store,
+        log,
+        tiles,
+        ranges,
+    }
 }
 
 /// Checks every byte of a tile that the store hands out.
@@ -82,7 +96,11 @@ fn check(store: &Store, tile: u32, what: &Tile) {
     // SAFETY: the tile is handed out, so its rows are in memory and nobody writes them.
     let bytes = unsafe { std::slice::from_raw_parts(memory.data.as_ptr(), what.bytes as usize) };
     for (i, &byte) in bytes.iter().enumerate() {
-        assert_eq!(byte, byte_at(what.offset + i as u64), "tile {tile}, byte {i}");
+        assert_eq!(
+            byte,
+            byte_at(what.offset + i as u64),
+            "tile {tile}, byte {i}"
+        );
     }
 }
 
@@ -94,7 +112,10 @@ fn sweep(setup: &mut Setup) -> airstream::Result<()> {
         let mut seen = vec![false; range.len()];
         while setup.store.acquire()? > 0 {
             for &tile in setup.store.acquired() {
-                assert!(!std::mem::replace(&mut seen[(tile - range.start) as usize], true), "tile {tile} came twice");
+                assert!(
+                    !std::mem::replace(&mut seen[(tile - range.start) as usize], true),
+                    "tile {tile} came twice"
+                );
                 check(&setup.store, tile, &setup.tiles[tile as usize]);
             }
             setup.store.feed();
@@ -112,7 +133,11 @@ fn sweep(setup: &mut Setup) -> airstream::Result<()> {
 fn every_tile_arrives_whole_under_short_reads_and_interruptions() {
     for seed in 0..150 {
         let faults = Faults {
-            rates: vec![(Fault::Short, 0.2), (Fault::Interrupted, 0.1), (Fault::Again, 0.1)],
+            rates: vec![
+                (Fault::Short, 0.2),
+                (Fault::Interrupted, 0.1),
+                (Fault::Again, 0.1),
+            ],
             at: Vec::new(),
         };
         let slots = 10 + seed as usize % 60;
@@ -131,11 +156,21 @@ fn a_broken_disk_gives_an_error_that_names_the_tensor_and_the_next_pass_works() 
         let at = m[4].offset + 8192;
         let faults = Faults {
             rates: vec![(Fault::Short, 0.2)],
-            at: vec![FaultAt { file: FileId(0), range: at..at + 1, fault: Fault::Io, times: 1 }],
+            at: vec![FaultAt {
+                file: FileId(0),
+                range: at..at + 1,
+                fault: Fault::Io,
+                times: 1,
+            }],
         };
         let mut setup = setup(m, 24, 4, seed, faults);
-        let error = sweep(&mut setup).expect_err("the disk is broken").to_string();
-        assert!(error.contains("m4") && error.contains("model.gguf"), "{error}");
+        let error = sweep(&mut setup)
+            .expect_err("the disk is broken")
+            .to_string();
+        assert!(
+            error.contains("m4") && error.contains("model.gguf"),
+            "{error}"
+        );
         for _ in 0..2 {
             sweep(&mut setup).expect("the fault came once");
         }
@@ -157,17 +192,27 @@ fn bytes_read_per_sweep_are_what_the_plan_says_and_the_best_there_can_be() {
             sweep(&mut setup).expect("no faults");
         }
         let read = setup.log.lock().expect("log").bytes - before;
-        let planned: u64 =
-            setup.store.residency().streamed().map(|t| setup.tiles[t as usize].read_bytes() as u64).sum();
+        let planned: u64 = setup
+            .store
+            .residency()
+            .streamed()
+            .map(|t| setup.tiles[t as usize].read_bytes() as u64)
+            .sum();
         // Reads ahead for the sweep after the last are a window at most, and were so before the first.
         let slack = u64::from(window + 8) * SLOT_BYTES as u64;
-        assert!(read.abs_diff(SWEEPS * planned) <= slack, "{percent}%: read {read}, planned {SWEEPS} x {planned}");
+        assert!(
+            read.abs_diff(SWEEPS * planned) <= slack,
+            "{percent}%: read {read}, planned {SWEEPS} x {planned}"
+        );
         if percent == 100 {
             assert_eq!(read, 0, "a model that fits is read once");
         }
         // The optimum for a cyclic order keeps a fixed set that fills all slots but those that reads pass through.
         let kept = setup.tiles.len() as u32 - setup.store.residency().given_up();
-        assert_eq!(kept, (slots as u32 - 1 - if percent == 100 { 0 } else { window }).min(tiles_in_all as u32));
+        assert_eq!(
+            kept,
+            (slots as u32 - 1 - if percent == 100 { 0 } else { window }).min(tiles_in_all as u32)
+        );
     }
 }
 
@@ -178,7 +223,10 @@ fn hit_share_is_within_a_percent_of_the_optimum() {
     for capacity in [400, 1600, 2400, 3600] {
         let plan = Residency::new(&vec![1.0; tiles], capacity, 16);
         let hits = f64::from(tiles as u32 - plan.given_up()) / tiles as f64;
-        assert!(hits > f64::from(capacity) / tiles as f64 - 0.01, "{capacity}");
+        assert!(
+            hits > f64::from(capacity) / tiles as f64 - 0.01,
+            "{capacity}"
+        );
     }
 }
 
@@ -194,7 +242,10 @@ fn pages_take_the_slots_of_tiles_and_give_them_back() {
             sweep(&mut setup).expect("a smaller pool works");
         }
     }
-    assert!(setup.store.take_page().is_err(), "the window is never given away");
+    assert!(
+        setup.store.take_page().is_err(),
+        "the window is never given away"
+    );
     let unique: std::collections::BTreeSet<_> = pages.iter().collect();
     assert_eq!(unique.len(), pages.len(), "a slot was given twice");
     sweep(&mut setup).expect("the smallest pool works");
@@ -205,12 +256,19 @@ fn pages_take_the_slots_of_tiles_and_give_them_back() {
     sweep(&mut setup).expect("all fits again");
     let before = setup.log.lock().expect("log").bytes;
     sweep(&mut setup).expect("all fits again");
-    assert_eq!(setup.log.lock().expect("log").bytes, before, "the tiles did not come back");
+    assert_eq!(
+        setup.log.lock().expect("log").bytes,
+        before,
+        "the tiles did not come back"
+    );
 }
 
 #[test]
 fn rows_come_from_tiles_or_from_disk() {
-    let faults = Faults { rates: vec![(Fault::Short, 0.3), (Fault::Interrupted, 0.1)], at: Vec::new() };
+    let faults = Faults {
+        rates: vec![(Fault::Short, 0.3), (Fault::Interrupted, 0.1)],
+        at: Vec::new(),
+    };
     let mut setup = setup(matrices(9), 20, 4, 11, faults);
     let wanted: Vec<u32> = (0..150).map(|i| i * 37 % 1000).collect();
     for _ in 0..3 {
@@ -220,10 +278,17 @@ fn rows_come_from_tiles_or_from_disk() {
         setup
             .store
             .rows(1, &given, |index, row| {
-                let RowBytes::Plain(bytes) = row else { panic!("nothing was packed") };
+                let RowBytes::Plain(bytes) = row else {
+                    panic!("nothing was packed")
+                };
                 let offset = matrix.offset + u64::from(wanted[index]) * matrix.row_bytes() as u64;
                 assert_eq!(bytes.len(), matrix.row_bytes());
-                assert!(bytes.iter().enumerate().all(|(i, b)| *b == byte_at(offset + i as u64)));
+                assert!(
+                    bytes
+                        .iter()
+                        .enumerate()
+                        .all(|(i, b)| *b == byte_at(offset + i as u64))
+                );
                 seen += 1;
             })
             .expect("such faults are retried");

@@ -263,7 +263,9 @@ impl Conversation<'_> {
             }
         } else {
             self.messages.push(Message::new("user", prompt));
-            self.engine.template()?.encode(tokenizer, &self.messages, true, &mut tokens)?;
+            self.engine
+                .template()?
+                .encode(tokenizer, &self.messages, true, &mut tokens)?;
         }
         if tokens.is_empty() {
             return Err(Error::new(

@@ -87,12 +87,19 @@ impl Loaded {
         for matrix in &matrices.matrices {
             Cpu::check_matrix(matrix.qtype, matrix.cols)?;
         }
-        let vocabulary = gguf.str("tokenizer.ggml.model")?.filter(|&kind| kind != "no_vocab" && kind != "none");
+        let vocabulary = gguf
+            .str("tokenizer.ggml.model")?
+            .filter(|&kind| kind != "no_vocab" && kind != "none");
         let tokenizer = match vocabulary {
             Some(_) => Some(Tokenizer::from_gguf(&gguf)?),
             None => None,
         };
-        Ok(Loaded { gguf, config, matrices, tokenizer })
+        Ok(Loaded {
+            gguf,
+            config,
+            matrices,
+            tokenizer,
+        })
     }
 
     /// Divides a budget for this model.
@@ -119,15 +126,21 @@ impl Loaded {
 
 /// Threads that compute: as asked, or all that this process may use.
 pub fn threads(options: &Options) -> usize {
-    options.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    options
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// `MemAvailable`, or a cautious guess where there is no such line.
 fn memory_available() -> u64 {
-    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    });
+    let kib = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("MemAvailable:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
     kib.map_or(1 << 30, |kib| kib << 10)
 }
 
@@ -167,29 +180,57 @@ impl Engine {
     pub fn open(path: &Path, options: &Options) -> Result<Engine> {
         let loaded = Loaded::read(path)?;
         let plan = loaded.plan(options)?;
-        let Loaded { gguf, config, matrices, tokenizer } = loaded;
+        let Loaded {
+            gguf,
+            config,
+            matrices,
+            tokenizer,
+        } = loaded;
         let template = match &tokenizer {
             Some(tokenizer) => Some(ChatTemplate::from_gguf(&gguf, tokenizer)?),
             None => None,
         };
-        let row_bytes_max = matrices.matrices.iter().map(|m| m.row_bytes()).max().unwrap_or(0);
-        let cpu = Cpu::new(threads(options), options.isa.unwrap_or_else(Isa::detect), row_bytes_max)?;
+        let row_bytes_max = matrices
+            .matrices
+            .iter()
+            .map(|m| m.row_bytes())
+            .max()
+            .unwrap_or(0);
+        let cpu = Cpu::new(
+            threads(options),
+            options.isa.unwrap_or_else(Isa::detect),
+            row_bytes_max,
+        )?;
 
         let mut arena = Reservation::new(plan.arena_bytes())?;
         let layers = config.layers.len();
         let list = matrices.matrices.clone();
-        let model = Model::new(&gguf, config, matrices, plan.limits, plan.layout, plan.tiles.len(), &mut arena)?;
+        let model = Model::new(
+            &gguf,
+            config,
+            matrices,
+            plan.limits,
+            plan.layout,
+            plan.tiles.len(),
+            &mut arena,
+        )?;
         let paths: Vec<PathBuf> = gguf.files().to_vec();
         // The metadata's mapping goes before the arena fills, so that both never count at once.
         drop(gguf);
         let slots = arena.seal(plan.slot_bytes);
-        let regions: Vec<Region> = slots.regions().into_iter().map(|(start, len)| Region { start, len }).collect();
+        let regions: Vec<Region> = slots
+            .regions()
+            .into_iter()
+            .map(|(start, len)| Region { start, len })
+            .collect();
         let files = Arc::new(io::open_model(&paths, Access::Direct)?);
         let depth = (plan.window as usize).max(DEPTH_MIN);
         let io = io::choose(&files, &regions, depth, options.backend)?;
         let cut = tile::cut(&list, plan.slot_bytes);
         let store = Store::new(list, cut, paths, slots, io, plan.window);
-        let sessions = (0..options.sessions).map(|_| Session::new(layers, plan.layout, plan.context)).collect();
+        let sessions = (0..options.sessions)
+            .map(|_| Session::new(layers, plan.layout, plan.context))
+            .collect();
         Ok(Engine {
             tokenizer,
             template,
@@ -259,14 +300,19 @@ impl Engine {
             if row.token as usize >= self.config().vocab {
                 return Err(Error::new(
                     Kind::Usage,
-                    format!("token {} is not in the vocabulary of {}", row.token, self.config().vocab),
+                    format!(
+                        "token {} is not in the vocabulary of {}",
+                        row.token,
+                        self.config().vocab
+                    ),
                     "use the tokenizer of this model",
                 ));
             }
         }
         let before: Counters = self.store.counters();
         let start = Instant::now();
-        self.model.sweep(rows, &mut self.sessions, &mut self.store, &self.cpu)?;
+        self.model
+            .sweep(rows, &mut self.sessions, &mut self.store, &self.cpu)?;
         let after = self.store.counters();
         spent.rows += rows.len() as u64;
         spent.sweeps += 1;
@@ -291,7 +337,11 @@ impl Engine {
         for chunk in tokens.chunks(self.plan.limits.rows) {
             let mut batch = std::mem::take(&mut self.batch);
             batch.clear();
-            batch.extend(chunk.iter().map(|&token| Row { session, token, logits: false }));
+            batch.extend(chunk.iter().map(|&token| Row {
+                session,
+                token,
+                logits: false,
+            }));
             done += chunk.len();
             if let Some(last) = batch.last_mut() {
                 last.logits = done == tokens.len();
@@ -308,7 +358,14 @@ impl Engine {
 
     /// Adds one token to a session.
     pub fn decode(&mut self, session: usize, token: u32, spent: &mut Spent) -> Result<()> {
-        self.sweep(&[Row { session, token, logits: true }], spent)
+        self.sweep(
+            &[Row {
+                session,
+                token,
+                logits: true,
+            }],
+            spent,
+        )
     }
 
     /// The logits of the `index`-th row of the last sweep that wanted them; a sampler may change them.

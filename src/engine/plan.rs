@@ -95,7 +95,17 @@ impl Plan {
             return Ok(plan);
         }
         // The least budget that works, to a MiB: planning is cheap enough to search for it.
-        let fits = |mib: u64| Plan::try_new(config, matrices, &Request { memory: mib << 20, ..*request }).is_some();
+        let fits = |mib: u64| {
+            Plan::try_new(
+                config,
+                matrices,
+                &Request {
+                    memory: mib << 20,
+                    ..*request
+                },
+            )
+            .is_some()
+        };
         let (mut too_little, mut enough) = (request.memory >> 20, (request.memory >> 20).max(1));
         while !fits(enough) && enough < 1 << 24 {
             too_little = enough;
@@ -103,44 +113,94 @@ impl Plan {
         }
         while too_little + 1 < enough {
             let middle = (too_little + enough) / 2;
-            if fits(middle) { enough = middle } else { too_little = middle }
+            if fits(middle) {
+                enough = middle
+            } else {
+                too_little = middle
+            }
         }
-        let context = request.context.map_or(String::new(), |c| format!(" with a context of {c} tokens"));
+        let context = request
+            .context
+            .map_or(String::new(), |c| format!(" with a context of {c} tokens"));
         Err(Error::new(
             Kind::Budget,
-            format!("a budget of {} MiB cannot hold the minimum for this model{context}", request.memory >> 20),
+            format!(
+                "a budget of {} MiB cannot hold the minimum for this model{context}",
+                request.memory >> 20
+            ),
             format!("give --memory {enough}MiB or more, or a smaller --ctx"),
         ))
     }
 
     fn try_new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Option<Plan> {
         let rows_allowed = |rows: usize| {
-            let limits = BatchLimits { rows, logits_rows: request.logits_rows.min(rows) };
+            let limits = BatchLimits {
+                rows,
+                logits_rows: request.logits_rows.min(rows),
+            };
             let (_, buffers, _) = Model::carved_bytes(config, matrices, limits);
             buffers as u64 <= request.memory / BUFFERS_SHARE
         };
-        let rows = request.rows.or_else(|| ROWS_TRIED.into_iter().find(|&r| rows_allowed(r))).unwrap_or(1);
-        let limits = BatchLimits { rows, logits_rows: request.logits_rows.min(rows) };
+        let rows = request
+            .rows
+            .or_else(|| ROWS_TRIED.into_iter().find(|&r| rows_allowed(r)))
+            .unwrap_or(1);
+        let limits = BatchLimits {
+            rows,
+            logits_rows: request.logits_rows.min(rows),
+        };
         let (vectors, buffers, logits) = Model::carved_bytes(config, matrices, limits);
-        let row_bytes_max = matrices.matrices.iter().map(|m| m.row_bytes()).max().unwrap_or(0);
+        let row_bytes_max = matrices
+            .matrices
+            .iter()
+            .map(|m| m.row_bytes())
+            .max()
+            .unwrap_or(0);
 
         // What is left for the pool is known only with the tables, and those depend on the slots: take the tables
         // for the smallest slots.
         let smallest = tile::slot_bytes_min(&matrices.matrices);
         let weight_bytes: u64 = matrices.matrices.iter().map(|m| m.bytes()).sum();
-        let context_wanted = request.context.unwrap_or(CONTEXT_DEFAULT.min(config.context_max));
+        let context_wanted = request
+            .context
+            .unwrap_or(CONTEXT_DEFAULT.min(config.context_max));
         let layout_least = kv::layout(config, smallest, context_wanted);
-        let layout_least = KvLayout { page_positions: layout_least.page_positions.max(16), ..layout_least };
+        let layout_least = KvLayout {
+            page_positions: layout_least.page_positions.max(16),
+            ..layout_least
+        };
         let tables = Store::table_bytes(2 * weight_bytes.div_ceil(smallest as u64) as usize)
-            + request.sessions * Session::table_bytes(config.layers.len(), &layout_least, context_wanted);
+            + request.sessions
+                * Session::table_bytes(config.layers.len(), &layout_least, context_wanted);
         let mut lines = vec![
-            Line { what: "tokenizer", bytes: request.tokenizer_bytes as u64 },
-            Line { what: "norms and biases", bytes: vectors as u64 },
-            Line { what: "buffers of a sweep", bytes: buffers as u64 },
-            Line { what: "logits", bytes: logits as u64 },
-            Line { what: "kernel scratch", bytes: Cpu::scratch_bytes(request.threads, row_bytes_max) as u64 },
-            Line { what: "tables", bytes: tables as u64 },
-            Line { what: "I/O rings", bytes: IO_BYTES },
+            Line {
+                what: "tokenizer",
+                bytes: request.tokenizer_bytes as u64,
+            },
+            Line {
+                what: "norms and biases",
+                bytes: vectors as u64,
+            },
+            Line {
+                what: "buffers of a sweep",
+                bytes: buffers as u64,
+            },
+            Line {
+                what: "logits",
+                bytes: logits as u64,
+            },
+            Line {
+                what: "kernel scratch",
+                bytes: Cpu::scratch_bytes(request.threads, row_bytes_max) as u64,
+            },
+            Line {
+                what: "tables",
+                bytes: tables as u64,
+            },
+            Line {
+                what: "I/O rings",
+                bytes: IO_BYTES,
+            },
         ];
         let fixed_bytes = (vectors + buffers + logits).next_multiple_of(PAGE_BYTES);
         let spent: u64 = lines.iter().map(|l| l.bytes).sum::<u64>() + PAGE_BYTES as u64;
@@ -148,7 +208,10 @@ impl Plan {
 
         let slot_bytes = tile::choose_slot_bytes(&matrices.matrices, pool_bytes, SLOTS_LEAST);
         let (tiles, _) = tile::cut(&matrices.matrices, slot_bytes);
-        let every_sweep = tile_rates(&matrices.matrices, &tiles).iter().filter(|&&r| r >= 1.0).count();
+        let every_sweep = tile_rates(&matrices.matrices, &tiles)
+            .iter()
+            .filter(|&&r| r >= 1.0)
+            .count();
         let slots = pool_bytes / slot_bytes;
         // The rows' slot, and the least window there must be.
         let overhead = 1 + WINDOW_SLOTS_LEAST.min(tiles.len());
@@ -157,8 +220,11 @@ impl Plan {
             if layout.page_positions == 0 {
                 return None;
             }
-            let per_session: usize =
-                config.layers.iter().map(|spec| kv::pages_max(spec, &layout, context, limits.rows)).sum();
+            let per_session: usize = config
+                .layers
+                .iter()
+                .map(|spec| kv::pages_max(spec, &layout, context, limits.rows))
+                .sum();
             Some((layout, request.sessions * per_session))
         };
         let (context, (layout, pages_full)) = match request.context {
@@ -185,9 +251,19 @@ impl Plan {
             .min(slots / 8)
             .min(capacity - pages_full)
             .clamp(WINDOW_SLOTS_LEAST.min(every_sweep), tiles.len()) as u32;
-        let residency = Residency::new(&tile_rates(&matrices.matrices, &tiles), capacity as u32, window);
-        lines.push(Line { what: "slots: KV pages (context full)", bytes: (pages_full * slot_bytes) as u64 });
-        lines.push(Line { what: "slots: weights", bytes: ((slots - pages_full) * slot_bytes) as u64 });
+        let residency = Residency::new(
+            &tile_rates(&matrices.matrices, &tiles),
+            capacity as u32,
+            window,
+        );
+        lines.push(Line {
+            what: "slots: KV pages (context full)",
+            bytes: (pages_full * slot_bytes) as u64,
+        });
+        lines.push(Line {
+            what: "slots: weights",
+            bytes: ((slots - pages_full) * slot_bytes) as u64,
+        });
         Some(Plan {
             memory: request.memory,
             lines,
@@ -216,13 +292,20 @@ impl Plan {
 
     /// Slots that the KV pages of one session take at `positions`.
     pub fn pages_at(&self, config: &Config, positions: usize) -> usize {
-        config.layers.iter().map(|spec| kv::pages_max(spec, &self.layout, positions, 1)).sum()
+        config
+            .layers
+            .iter()
+            .map(|spec| kv::pages_max(spec, &self.layout, positions, 1))
+            .sum()
     }
 
     /// Bytes read from disk in every sweep while KV pages take `pages` slots: exactly what the store reads.
     pub fn streamed_bytes(&self, pages: usize) -> u64 {
         let mut residency = self.residency.clone();
         residency.set_capacity(residency.capacity() - pages as u32);
-        residency.streamed().map(|t| self.tiles[t as usize].read_bytes() as u64).sum()
+        residency
+            .streamed()
+            .map(|t| self.tiles[t as usize].read_bytes() as u64)
+            .sum()
     }
 }

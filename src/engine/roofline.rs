@@ -26,13 +26,28 @@ pub struct Sweep {
 }
 
 /// Predicts a decode sweep of one row at a context of `positions`: T = max(S/Bn, (W+S+K)/Bd).
-pub fn decode(plan: &Plan, config: &Config, weight_bytes: u64, positions: usize, machine: &Machine) -> Sweep {
+pub fn decode(
+    plan: &Plan,
+    config: &Config,
+    weight_bytes: u64,
+    positions: usize,
+    machine: &Machine,
+) -> Sweep {
     let streamed_bytes = plan.streamed_bytes(plan.pages_at(config, positions));
-    let seen: usize = config.layers.iter().map(|l| l.window.map_or(positions, |w| positions.min(w as usize))).sum();
+    let seen: usize = config
+        .layers
+        .iter()
+        .map(|l| l.window.map_or(positions, |w| positions.min(w as usize)))
+        .sum();
     let kv_bytes = (seen * config.kv_dim() * 2 * 2) as u64;
     let dram_bytes = weight_bytes + streamed_bytes + kv_bytes;
     let nvme_s = streamed_bytes as f64 / machine.nvme_bytes_per_s;
     let dram_s = dram_bytes as f64 / machine.dram_bytes_per_s;
     let bound = if nvme_s > dram_s { "NVMe" } else { "DRAM" };
-    Sweep { streamed_bytes, dram_bytes, seconds: nvme_s.max(dram_s), bound }
+    Sweep {
+        streamed_bytes,
+        dram_bytes,
+        seconds: nvme_s.max(dram_s),
+        bound,
+    }
 }

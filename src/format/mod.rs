@@ -1,5 +1,5 @@
 //! Model files: GGUF metadata, quant block layouts, and how matrices become tiles.
 
 pub mod gguf;
-pub mod tile;
 pub mod quant;
+pub mod tile;

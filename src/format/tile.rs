@@ -70,12 +70,19 @@ impl Matrix {
     pub fn tile_rows(&self, slot_bytes: usize) -> usize {
         // A tile's first byte is anywhere in its first disk block, so one block of the slot may be lost to the lead.
         let fitting = slot_bytes.saturating_sub(PAGE_BYTES) / self.row_bytes();
-        let rows_max = if fitting >= self.rows { self.rows } else { fitting / STRIP_ROWS * STRIP_ROWS };
+        let rows_max = if fitting >= self.rows {
+            self.rows
+        } else {
+            fitting / STRIP_ROWS * STRIP_ROWS
+        };
         if rows_max == 0 {
             return 0;
         }
         // Equal tiles rather than full ones and a small rest: every slot is then equally well used.
-        self.rows.div_ceil(self.rows.div_ceil(rows_max)).next_multiple_of(STRIP_ROWS).min(rows_max)
+        self.rows
+            .div_ceil(self.rows.div_ceil(rows_max))
+            .next_multiple_of(STRIP_ROWS)
+            .min(rows_max)
     }
 }
 
@@ -122,7 +129,11 @@ pub fn cut(matrices: &[Matrix], slot_bytes: usize) -> (Vec<Tile>, Vec<std::ops::
     let mut ranges = Vec::with_capacity(matrices.len());
     for (index, matrix) in matrices.iter().enumerate() {
         let tile_rows = matrix.tile_rows(slot_bytes);
-        assert!(tile_rows > 0, "{}: a strip is larger than a slot of {slot_bytes} bytes", matrix.name);
+        assert!(
+            tile_rows > 0,
+            "{}: a strip is larger than a slot of {slot_bytes} bytes",
+            matrix.name
+        );
         let first = tiles.len() as u32;
         for first_row in (0..matrix.rows).step_by(tile_rows) {
             let rows = tile_rows.min(matrix.rows - first_row);
@@ -143,7 +154,13 @@ pub fn cut(matrices: &[Matrix], slot_bytes: usize) -> (Vec<Tile>, Vec<std::ops::
 /// The smallest slot that holds a strip of every matrix.
 pub fn slot_bytes_min(matrices: &[Matrix]) -> usize {
     let strip = |m: &Matrix| m.rows.min(STRIP_ROWS) * m.row_bytes() + PAGE_BYTES;
-    matrices.iter().map(strip).max().unwrap_or(0).next_multiple_of(PAGE_BYTES).max(SLOT_BYTES_MIN)
+    matrices
+        .iter()
+        .map(strip)
+        .max()
+        .unwrap_or(0)
+        .next_multiple_of(PAGE_BYTES)
+        .max(SLOT_BYTES_MIN)
 }
 
 /// Chooses the slot size that wastes least memory and still makes long reads.
@@ -157,7 +174,10 @@ pub fn choose_slot_bytes(matrices: &[Matrix], pool_bytes: usize, slots_min: usiz
     // A read costs about as much as the transfer of this many bytes more, so very short ones lose.
     const READ_OVERHEAD_BYTES: f64 = 16384.0;
     let worth = |slot_bytes: usize| {
-        let tiles: usize = matrices.iter().map(|m| m.rows.div_ceil(m.tile_rows(slot_bytes))).sum();
+        let tiles: usize = matrices
+            .iter()
+            .map(|m| m.rows.div_ceil(m.tile_rows(slot_bytes)))
+            .sum();
         let used = weight_bytes as f64 / (tiles * slot_bytes) as f64;
         used * slot_bytes as f64 / (slot_bytes as f64 + READ_OVERHEAD_BYTES)
     };
@@ -172,7 +192,15 @@ mod tests {
     use super::*;
 
     fn matrix(rows: usize, cols: usize, offset: u64) -> Matrix {
-        Matrix { name: "m".into(), qtype: QuantType::Q4_0, rows, cols, file: 0, offset, used: Use::EverySweep }
+        Matrix {
+            name: "m".into(),
+            qtype: QuantType::Q4_0,
+            rows,
+            cols,
+            file: 0,
+            offset,
+            used: Use::EverySweep,
+        }
     }
 
     #[test]
@@ -189,7 +217,9 @@ mod tests {
                     assert!(tile.read_bytes() <= slot_bytes, "{tile:?}");
                     assert_eq!(tile.read_offset() % PAGE_BYTES as u64, 0);
                     next += tile.rows;
-                    assert!(next as usize == rows || (tile.rows as usize).is_multiple_of(STRIP_ROWS));
+                    assert!(
+                        next as usize == rows || (tile.rows as usize).is_multiple_of(STRIP_ROWS)
+                    );
                 }
                 assert_eq!(next as usize, rows);
             }
@@ -198,14 +228,23 @@ mod tests {
 
     #[test]
     fn the_chosen_slot_wastes_little_of_an_8b_model() {
-        let matrices: Vec<Matrix> = [(4096, 4096), (1024, 4096), (1024, 4096), (4096, 4096), (14336, 4096)]
-            .into_iter()
-            .map(|(rows, cols)| matrix(rows, cols, 0))
-            .collect();
+        let matrices: Vec<Matrix> = [
+            (4096, 4096),
+            (1024, 4096),
+            (1024, 4096),
+            (4096, 4096),
+            (14336, 4096),
+        ]
+        .into_iter()
+        .map(|(rows, cols)| matrix(rows, cols, 0))
+        .collect();
         let slot_bytes = choose_slot_bytes(&matrices, 2 << 30, 64);
         let (tiles, _) = cut(&matrices, slot_bytes);
         let used: u64 = tiles.iter().map(|t| u64::from(t.bytes)).sum();
-        assert!(used as f64 / (tiles.len() * slot_bytes) as f64 > 0.97, "{slot_bytes}");
+        assert!(
+            used as f64 / (tiles.len() * slot_bytes) as f64 > 0.97,
+            "{slot_bytes}"
+        );
         assert!(slot_bytes >= 512 << 10);
     }
 }

@@ -83,13 +83,18 @@ impl Config {
     /// # Errors
     /// The architecture is not supported (the error lists those that are), or a key is missing or makes no sense.
     pub fn read(gguf: &Gguf) -> Result<Config> {
-        let name = gguf.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
+        let name = gguf
+            .str("general.architecture")?
+            .ok_or_else(|| missing("general.architecture"))?;
         let architecture = arch::ALL.iter().find(|a| a.name == name).ok_or_else(|| {
             let known: Vec<&str> = arch::ALL.iter().map(|a| a.name).collect();
             Error::new(
                 Kind::Unsupported,
                 format!("the model's architecture is {name}, which airstream does not run"),
-                format!("use a model of one of these architectures: {}", known.join(", ")),
+                format!(
+                    "use a model of one of these architectures: {}",
+                    known.join(", ")
+                ),
             )
         })?;
         let mut config = Config::common(gguf, architecture.name)?;
@@ -105,7 +110,8 @@ impl Config {
             let value = gguf.u32(&key(name))?.ok_or_else(|| missing(&key(name)))?;
             Ok(value as usize)
         };
-        let optional = |name: &str| -> Result<Option<usize>> { Ok(gguf.u32(&key(name))?.map(|v| v as usize)) };
+        let optional =
+            |name: &str| -> Result<Option<usize>> { Ok(gguf.u32(&key(name))?.map(|v| v as usize)) };
         if optional("expert_count")?.is_some_and(|n| n > 0) {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -125,7 +131,9 @@ impl Config {
                 "use a model whose attention.key_length and attention.value_length agree",
             ));
         }
-        let embeddings = gguf.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
+        let embeddings = gguf
+            .tensor("token_embd.weight")
+            .ok_or_else(|| missing("token_embd.weight"))?;
         let layers = needed("block_count")?;
         if layers == 0 || layers > 1024 {
             return Err(unsound(format!("{layers} layers")));
@@ -139,18 +147,28 @@ impl Config {
             head_dim,
             vocab: embeddings.rows,
             context_max: needed("context_length")?,
-            norm_eps: gguf.f32(&key("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-5),
+            norm_eps: gguf
+                .f32(&key("attention.layer_norm_rms_epsilon"))?
+                .unwrap_or(1e-5),
             pairing: RopePairing::Halves,
             rope_dims: optional("rope.dimension_count")?.unwrap_or(head_dim),
             ropes: vec![RopeBase {
                 base: gguf.f32(&key("rope.freq_base"))?.unwrap_or(10000.0),
                 scale: linear_scale(gguf, arch)?,
             }],
-            layers: vec![LayerSpec { window: None, rope: 0 }; layers],
+            layers: vec![
+                LayerSpec {
+                    window: None,
+                    rope: 0
+                };
+                layers
+            ],
             activation: Activation::Silu,
             embed_scale: 1.0,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
-            logit_softcap: gguf.f32(&key("final_logit_softcapping"))?.filter(|&cap| cap > 0.0),
+            logit_softcap: gguf
+                .f32(&key("final_logit_softcapping"))?
+                .filter(|&cap| cap > 0.0),
             qkv_bias: false,
             qk_norm: false,
             post_norms: false,
@@ -170,7 +188,12 @@ impl Config {
         if !sound {
             return Err(unsound(format!(
                 "{} heads, {} key heads, {} of {} head values rotating, {} tokens, context {}",
-                self.heads, self.kv_heads, self.rope_dims, self.head_dim, self.vocab, self.context_max
+                self.heads,
+                self.kv_heads,
+                self.rope_dims,
+                self.head_dim,
+                self.vocab,
+                self.context_max
             )));
         }
         if !self.head_dim.is_multiple_of(16) || self.head_dim > 512 {
@@ -202,7 +225,9 @@ impl Config {
 
 /// The factor on positions that `rope.scaling.*` asks for.
 fn linear_scale(gguf: &Gguf, arch: &str) -> Result<f32> {
-    let kind = gguf.str(&format!("{arch}.rope.scaling.type"))?.unwrap_or("none");
+    let kind = gguf
+        .str(&format!("{arch}.rope.scaling.type"))?
+        .unwrap_or("none");
     let factor = match gguf.f32(&format!("{arch}.rope.scaling.factor"))? {
         Some(factor) => Some(factor),
         None => gguf.f32(&format!("{arch}.rope.scale_linear"))?,
@@ -220,9 +245,17 @@ fn linear_scale(gguf: &Gguf, arch: &str) -> Result<f32> {
 
 /// The error for a key or tensor that a sound model has.
 pub(super) fn missing(what: &str) -> Error {
-    Error::new(Kind::Format, format!("the model has no {what}"), "convert or download the model again")
+    Error::new(
+        Kind::Format,
+        format!("the model has no {what}"),
+        "convert or download the model again",
+    )
 }
 
 fn unsound(what: String) -> Error {
-    Error::new(Kind::Format, format!("the model's shape makes no sense: {what}"), "convert or download the model again")
+    Error::new(
+        Kind::Format,
+        format!("the model's shape makes no sense: {what}"),
+        "convert or download the model again",
+    )
 }

@@ -91,10 +91,20 @@ impl Model {
         let x = floats(rows * config.dim)?;
         let h = floats(rows * config.dim.max(config.q_dim()))?;
         let y = floats(rows * config.dim)?;
-        let qkv = [floats(rows * config.q_dim())?, floats(rows * config.kv_dim())?, floats(rows * config.kv_dim())?];
+        let qkv = [
+            floats(rows * config.q_dim())?,
+            floats(rows * config.kv_dim())?,
+            floats(rows * config.kv_dim())?,
+        ];
         let (gate, up) = (floats(rows * config.ff)?, floats(rows * config.ff)?);
         let pairs = config.rope_dims / 2;
-        let mut angles = || config.ropes.iter().map(|_| floats(rows * pairs)).collect::<Result<Vec<_>>>();
+        let mut angles = || {
+            config
+                .ropes
+                .iter()
+                .map(|_| floats(rows * pairs))
+                .collect::<Result<Vec<_>>>()
+        };
         let (cos, sin) = (angles()?, angles()?);
         let logits = floats(limits.logits_rows * config.vocab)?;
         let mut quantized = arena.carve::<u8>(activation_bytes(&config, &plan, rows))?;
@@ -105,7 +115,13 @@ impl Model {
             .iter()
             .enumerate()
             // Llama 3's factors belong to the model's only rotary embedding.
-            .map(|(i, r)| rope::frequencies(r, config.rope_dims, if i == 0 { &vectors.rope_factors } else { &[] }))
+            .map(|(i, r)| {
+                rope::frequencies(
+                    r,
+                    config.rope_dims,
+                    if i == 0 { &vectors.rope_factors } else { &[] },
+                )
+            })
             .collect();
         Ok(Model {
             embed_row: vec![0; plan.matrices[plan.embed].row_bytes()],
@@ -135,7 +151,11 @@ impl Model {
     }
 
     /// Bytes of the arena's fixed part that a model takes: (small vectors, buffers of a sweep, logits).
-    pub fn carved_bytes(config: &Config, plan: &MatrixPlan, limits: BatchLimits) -> (usize, usize, usize) {
+    pub fn carved_bytes(
+        config: &Config,
+        plan: &MatrixPlan,
+        limits: BatchLimits,
+    ) -> (usize, usize, usize) {
         let of = |len: usize| Reservation::carved_size::<f32>(len);
         let rows = limits.rows;
         let buffers = 2 * of(rows * config.dim)
@@ -145,7 +165,11 @@ impl Model {
             + 2 * of(rows * config.ff)
             + 2 * config.ropes.len() * of(rows * config.rope_dims / 2)
             + Reservation::carved_size::<u8>(activation_bytes(config, plan, rows));
-        (Vectors::bytes(config), buffers, of(limits.logits_rows * config.vocab))
+        (
+            Vectors::bytes(config),
+            buffers,
+            of(limits.logits_rows * config.vocab),
+        )
     }
 
     /// The model's shape.
@@ -177,9 +201,18 @@ impl Model {
     ///
     /// # Errors
     /// A read failed, or a session's context is full. No session has advanced then, and the sweep may be tried again.
-    pub fn sweep(&mut self, rows: &[Row], sessions: &mut [Session], store: &mut Store, cpu: &Cpu) -> Result<()> {
+    pub fn sweep(
+        &mut self,
+        rows: &[Row],
+        sessions: &mut [Session],
+        store: &mut Store,
+        cpu: &Cpu,
+    ) -> Result<()> {
         let count = rows.len();
-        assert!(count > 0 && count <= self.limits.rows, "a sweep of {count} rows");
+        assert!(
+            count > 0 && count <= self.limits.rows,
+            "a sweep of {count} rows"
+        );
         self.place_rows(rows, sessions, store)?;
         self.embed(store, cpu)?;
         for layer in 0..self.config.layers.len() {
@@ -194,7 +227,12 @@ impl Model {
     }
 
     /// Finds each row's position, the pages for it and its rotary angles.
-    fn place_rows(&mut self, rows: &[Row], sessions: &mut [Session], store: &mut Store) -> Result<()> {
+    fn place_rows(
+        &mut self,
+        rows: &[Row],
+        sessions: &mut [Session],
+        store: &mut Store,
+    ) -> Result<()> {
         self.positions.clear();
         self.tokens.clear();
         for (index, session) in sessions.iter_mut().enumerate() {
@@ -204,15 +242,24 @@ impl Model {
             }
         }
         for (index, row) in rows.iter().enumerate() {
-            let before = rows[..index].iter().filter(|other| other.session == row.session).count();
-            self.positions.push((sessions[row.session].len() + before) as u32);
+            let before = rows[..index]
+                .iter()
+                .filter(|other| other.session == row.session)
+                .count();
+            self.positions
+                .push((sessions[row.session].len() + before) as u32);
             self.tokens.push(row.token);
         }
         let pairs = self.config.rope_dims / 2;
         for (base, frequencies) in self.frequencies.iter().enumerate() {
             for (index, &position) in self.positions.iter().enumerate() {
                 let range = index * pairs..(index + 1) * pairs;
-                rope::angles(frequencies, position, &mut self.cos[base][range.clone()], &mut self.sin[base][range]);
+                rope::angles(
+                    frequencies,
+                    position,
+                    &mut self.cos[base][range.clone()],
+                    &mut self.sin[base][range],
+                );
             }
         }
         Ok(())
@@ -234,27 +281,59 @@ impl Model {
             quant::dequantize_row(qtype, bytes, &mut x[index * dim..][..dim]);
         })?;
         if self.config.embed_scale != 1.0 {
-            cpu.scale(&mut self.x[..self.tokens.len() * dim], self.config.embed_scale);
+            cpu.scale(
+                &mut self.x[..self.tokens.len() * dim],
+                self.config.embed_scale,
+            );
         }
         Ok(())
     }
 
     /// x += attention(norm(x)).
-    fn attend(&mut self, layer: usize, rows: &[Row], sessions: &[Session], store: &mut Store, cpu: &Cpu) -> Result<()> {
+    fn attend(
+        &mut self,
+        layer: usize,
+        rows: &[Row],
+        sessions: &[Session],
+        store: &mut Store,
+        cpu: &Cpu,
+    ) -> Result<()> {
         let count = rows.len();
         let config = &self.config;
-        let (dim, q_dim, kv_dim, head_dim) = (config.dim, config.q_dim(), config.kv_dim(), config.head_dim);
+        let (dim, q_dim, kv_dim, head_dim) =
+            (config.dim, config.q_dim(), config.kv_dim(), config.head_dim);
         let (spec, matrices) = (config.layers[layer], self.plan.layers[layer]);
         let vectors = &self.vectors.layers[layer];
         let [q, k, v] = &mut self.qkv;
-        let (q, k, v) = (&mut q[..count * q_dim], &mut k[..count * kv_dim], &mut v[..count * kv_dim]);
+        let (q, k, v) = (
+            &mut q[..count * q_dim],
+            &mut k[..count * kv_dim],
+            &mut v[..count * kv_dim],
+        );
 
         let h = &mut self.h[..count * dim];
-        cpu.rms_norm(&self.x[..count * dim], &vectors.attn_norm, config.norm_eps, h);
+        cpu.rms_norm(
+            &self.x[..count * dim],
+            &vectors.attn_norm,
+            config.norm_eps,
+            h,
+        );
         let kinds = kinds(&self.plan, matrices.q..matrices.q + 3);
         cpu.quantize(h, dim, kinds, &mut self.activations);
-        let outs = [(q.as_mut_ptr(), q_dim), (k.as_mut_ptr(), kv_dim), (v.as_mut_ptr(), kv_dim)];
-        matmul(matrices.q, &outs, &self.plan, &self.activations, &mut self.tiles, store, cpu)?;
+        let outs = [
+            (q.as_mut_ptr(), q_dim),
+            (k.as_mut_ptr(), kv_dim),
+            (v.as_mut_ptr(), kv_dim),
+        ];
+        matmul(
+            matrices.q,
+            &outs,
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            cpu,
+        )?;
         if let Some(biases) = &vectors.qkv_bias {
             cpu.add(q, &biases[0]);
             cpu.add(k, &biases[1]);
@@ -265,7 +344,10 @@ impl Model {
             cpu.rms_norm_in_place(k, &norms[1], config.norm_eps);
         }
         let angles = count * config.rope_dims / 2;
-        let (cos, sin) = (&self.cos[spec.rope][..angles], &self.sin[spec.rope][..angles]);
+        let (cos, sin) = (
+            &self.cos[spec.rope][..angles],
+            &self.sin[spec.rope][..angles],
+        );
         cpu.rope(q, count, head_dim, cos, sin, config.pairing);
         cpu.rope(k, count, head_dim, cos, sin, config.pairing);
 
@@ -276,26 +358,47 @@ impl Model {
             let session = &sessions[row.session];
             let (page, place) = session.place(layer, position as usize);
             let at = index * kv_dim;
-            self.kv_rows.push(KvRow { page, index: place, k: k[at..].as_ptr(), v: v[at..].as_ptr() });
+            self.kv_rows.push(KvRow {
+                page,
+                index: place,
+                k: k[at..].as_ptr(),
+                v: v[at..].as_ptr(),
+            });
             self.attention_rows.push(AttentionRow {
                 q: q[index * q_dim..].as_ptr(),
                 out: out[index * q_dim..].as_mut_ptr(),
                 pages: session.pages(layer),
                 position,
-                start: spec.window.map_or(0, |window| (position + 1).saturating_sub(window)),
+                start: spec
+                    .window
+                    .map_or(0, |window| (position + 1).saturating_sub(window)),
             });
         }
         // SAFETY: `place_rows` took pages for all positions of the batch, each position has its own place, and
         // everything from a row's `start` on was appended by this sweep or earlier ones; outputs are disjoint rows.
         unsafe {
             cpu.kv_append(&self.layout, &self.kv_rows);
-            cpu.attention(&self.attention_rows, &self.layout, config.heads, config.attention_scale, None);
+            cpu.attention(
+                &self.attention_rows,
+                &self.layout,
+                config.heads,
+                config.attention_scale,
+                None,
+            );
         }
 
         let kinds = self::kinds(&self.plan, matrices.o..matrices.o + 1);
         cpu.quantize(out, q_dim, kinds, &mut self.activations);
         let y = &mut self.y[..count * dim];
-        matmul(matrices.o, &[(y.as_mut_ptr(), dim)], &self.plan, &self.activations, &mut self.tiles, store, cpu)?;
+        matmul(
+            matrices.o,
+            &[(y.as_mut_ptr(), dim)],
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            cpu,
+        )?;
         if let Some(norms) = &vectors.post_norms {
             cpu.rms_norm_in_place(y, &norms[0], config.norm_eps);
         }
@@ -304,7 +407,13 @@ impl Model {
     }
 
     /// x += down(act(gate(norm(x))) * up(norm(x))).
-    fn feed_forward(&mut self, layer: usize, count: usize, store: &mut Store, cpu: &Cpu) -> Result<()> {
+    fn feed_forward(
+        &mut self,
+        layer: usize,
+        count: usize,
+        store: &mut Store,
+        cpu: &Cpu,
+    ) -> Result<()> {
         let config = &self.config;
         let (dim, ff) = (config.dim, config.ff);
         let matrices = self.plan.layers[layer];
@@ -312,17 +421,48 @@ impl Model {
         let (gate, up) = (&mut self.gate[..count * ff], &mut self.up[..count * ff]);
 
         let h = &mut self.h[..count * dim];
-        cpu.rms_norm(&self.x[..count * dim], &vectors.ffn_norm, config.norm_eps, h);
-        cpu.quantize(h, dim, kinds(&self.plan, matrices.gate..matrices.gate + 2), &mut self.activations);
+        cpu.rms_norm(
+            &self.x[..count * dim],
+            &vectors.ffn_norm,
+            config.norm_eps,
+            h,
+        );
+        cpu.quantize(
+            h,
+            dim,
+            kinds(&self.plan, matrices.gate..matrices.gate + 2),
+            &mut self.activations,
+        );
         let outs = [(gate.as_mut_ptr(), ff), (up.as_mut_ptr(), ff)];
-        matmul(matrices.gate, &outs, &self.plan, &self.activations, &mut self.tiles, store, cpu)?;
+        matmul(
+            matrices.gate,
+            &outs,
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            cpu,
+        )?;
         match config.activation {
             Activation::Silu => cpu.silu_mul(gate, up),
             Activation::GeluTanh => cpu.gelu_tanh_mul(gate, up),
         }
-        cpu.quantize(gate, ff, kinds(&self.plan, matrices.down..matrices.down + 1), &mut self.activations);
+        cpu.quantize(
+            gate,
+            ff,
+            kinds(&self.plan, matrices.down..matrices.down + 1),
+            &mut self.activations,
+        );
         let y = &mut self.y[..count * dim];
-        matmul(matrices.down, &[(y.as_mut_ptr(), dim)], &self.plan, &self.activations, &mut self.tiles, store, cpu)?;
+        matmul(
+            matrices.down,
+            &[(y.as_mut_ptr(), dim)],
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            cpu,
+        )?;
         if let Some(norms) = &vectors.post_norms {
             cpu.rms_norm_in_place(y, &norms[1], config.norm_eps);
         }
@@ -343,11 +483,29 @@ impl Model {
             return Ok(());
         }
         let h = &mut self.h[..count * dim];
-        cpu.rms_norm(&self.y[..count * dim], &self.vectors.output_norm, self.config.norm_eps, h);
-        cpu.quantize(h, dim, kinds(&self.plan, self.plan.head..self.plan.head + 1), &mut self.activations);
+        cpu.rms_norm(
+            &self.y[..count * dim],
+            &self.vectors.output_norm,
+            self.config.norm_eps,
+            h,
+        );
+        cpu.quantize(
+            h,
+            dim,
+            kinds(&self.plan, self.plan.head..self.plan.head + 1),
+            &mut self.activations,
+        );
         let logits = &mut self.logits[..count * vocab];
         let outs = [(logits.as_mut_ptr(), vocab)];
-        matmul(self.plan.head, &outs, &self.plan, &self.activations, &mut self.tiles, store, cpu)?;
+        matmul(
+            self.plan.head,
+            &outs,
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            cpu,
+        )?;
         if let Some(cap) = self.config.logit_softcap {
             cpu.softcap(logits, cap);
         }
@@ -357,7 +515,9 @@ impl Model {
 
 /// What the weights of a run of matrices want to be multiplied with.
 fn kinds(plan: &MatrixPlan, matrices: std::ops::Range<usize>) -> Kinds {
-    plan.matrices[matrices].iter().fold(Kinds::NONE, |all, matrix| all | Kinds::of(matrix.qtype))
+    plan.matrices[matrices]
+        .iter()
+        .fold(Kinds::NONE, |all, matrix| all | Kinds::of(matrix.qtype))
 }
 
 /// Bytes of quantized rows, enough for every group of matrices.

@@ -19,7 +19,11 @@ pub fn layout(config: &Config, slot_bytes: usize, context: usize) -> KvLayout {
     let position_bytes = config.kv_dim() * 2 * 2;
     let fitting = slot_bytes / position_bytes / PAGE_POSITIONS_STEP * PAGE_POSITIONS_STEP;
     let page_positions = fitting.min(context.next_multiple_of(PAGE_POSITIONS_STEP));
-    KvLayout { kv_heads: config.kv_heads, head_dim: config.head_dim, page_positions }
+    KvLayout {
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+        page_positions,
+    }
 }
 
 /// Pages that a layer holds at most at once when a session has reached `context` positions.
@@ -58,8 +62,18 @@ impl Session {
     /// An empty session of at most `context` positions.
     pub fn new(layers: usize, layout: KvLayout, context: usize) -> Session {
         let table = context.div_ceil(layout.page_positions);
-        let layer = || LayerPages { pages: vec![ptr::null(); table], slots: vec![0; table], first: 0, end: 0 };
-        Session { layout, layers: (0..layers).map(|_| layer()).collect(), context, len: 0 }
+        let layer = || LayerPages {
+            pages: vec![ptr::null(); table],
+            slots: vec![0; table],
+            first: 0,
+            end: 0,
+        };
+        Session {
+            layout,
+            layers: (0..layers).map(|_| layer()).collect(),
+            context,
+            len: 0,
+        }
     }
 
     /// Positions so far.
@@ -75,7 +89,9 @@ impl Session {
 
     /// Bytes that the page tables of one session take.
     pub fn table_bytes(layers: usize, layout: &KvLayout, context: usize) -> usize {
-        layers * context.div_ceil(layout.page_positions) * (size_of::<*const u8>() + size_of::<SlotId>())
+        layers
+            * context.div_ceil(layout.page_positions)
+            * (size_of::<*const u8>() + size_of::<SlotId>())
     }
 
     /// Makes room for `rows` more positions, and gives up pages that no window reaches any more.
@@ -86,14 +102,19 @@ impl Session {
         if self.len + rows > self.context {
             return Err(Error::new(
                 Kind::Budget,
-                format!("the conversation is longer than its context of {} tokens", self.context),
+                format!(
+                    "the conversation is longer than its context of {} tokens",
+                    self.context
+                ),
                 "give a larger --ctx, or begin a new conversation",
             ));
         }
         for (layer, spec) in self.layers.iter_mut().zip(specs) {
             if let Some(window) = spec.window {
                 let first_seen = (self.len + 1).saturating_sub(window as usize);
-                while (layer.first + 1) * self.layout.page_positions <= first_seen && layer.first < layer.end {
+                while (layer.first + 1) * self.layout.page_positions <= first_seen
+                    && layer.first < layer.end
+                {
                     layer.pages[layer.first] = ptr::null();
                     store.free_page(layer.slots[layer.first]);
                     layer.first += 1;

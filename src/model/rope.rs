@@ -28,7 +28,10 @@ mod tests {
 
     #[test]
     fn angles_follow_the_definition() {
-        let rope = RopeBase { base: 10000.0, scale: 0.5 };
+        let rope = RopeBase {
+            base: 10000.0,
+            scale: 0.5,
+        };
         let table = frequencies(&rope, 8, &[1.0, 2.0, 1.0, 1.0]);
         assert_eq!(table.len(), 4);
         assert!((table[0] - 0.5).abs() < 1e-7 && (table[1] - 0.025).abs() < 1e-7);

@@ -45,10 +45,26 @@ impl MatrixPlan {
             Ok(matrices.len() - 1)
         };
         let tied = gguf.tensor("output.weight").is_none();
-        let embed = if tied { None } else { Some(add("token_embd.weight", config.vocab, config.dim, Use::ByRow)?) };
+        let embed = if tied {
+            None
+        } else {
+            Some(add(
+                "token_embd.weight",
+                config.vocab,
+                config.dim,
+                Use::ByRow,
+            )?)
+        };
         let mut layers = Vec::with_capacity(config.layers.len());
         for layer in 0..config.layers.len() {
-            let mut part = |name: &str, rows, cols| add(&format!("blk.{layer}.{name}.weight"), rows, cols, Use::EverySweep);
+            let mut part = |name: &str, rows, cols| {
+                add(
+                    &format!("blk.{layer}.{name}.weight"),
+                    rows,
+                    cols,
+                    Use::EverySweep,
+                )
+            };
             let q = part("attn_q", config.q_dim(), config.dim)?;
             part("attn_k", config.kv_dim(), config.dim)?;
             part("attn_v", config.kv_dim(), config.dim)?;
@@ -58,14 +74,27 @@ impl MatrixPlan {
             let down = part("ffn_down", config.dim, config.ff)?;
             layers.push(LayerMatrices { q, o, gate, down });
         }
-        let head_name = if tied { "token_embd.weight" } else { "output.weight" };
+        let head_name = if tied {
+            "token_embd.weight"
+        } else {
+            "output.weight"
+        };
         let head = add(head_name, config.vocab, config.dim, Use::EverySweep)?;
-        Ok(MatrixPlan { matrices, layers, embed: embed.unwrap_or(head), head })
+        Ok(MatrixPlan {
+            matrices,
+            layers,
+            embed: embed.unwrap_or(head),
+            head,
+        })
     }
 
     /// Bytes of all weights that every sweep uses.
     pub fn sweep_bytes(&self) -> u64 {
-        self.matrices.iter().filter(|m| m.used == Use::EverySweep).map(Matrix::bytes).sum()
+        self.matrices
+            .iter()
+            .filter(|m| m.used == Use::EverySweep)
+            .map(Matrix::bytes)
+            .sum()
     }
 }
 
@@ -74,7 +103,10 @@ fn find<'a>(gguf: &'a Gguf, name: &str, rows: usize, cols: usize) -> Result<&'a 
     if (tensor.rows, tensor.cols) != (rows, cols) {
         return Err(Error::new(
             Kind::Format,
-            format!("{name} is {} x {} where the model's shape asks for {rows} x {cols}", tensor.rows, tensor.cols),
+            format!(
+                "{name} is {} x {} where the model's shape asks for {rows} x {cols}",
+                tensor.rows, tensor.cols
+            ),
             "convert or download the model again",
         ));
     }
@@ -179,6 +211,10 @@ impl Vectors {
             Some(_) => read("rope_freqs.weight", config.rope_dims / 2)?,
             None => Vec::new(),
         };
-        Ok(Vectors { layers, output_norm, rope_factors })
+        Ok(Vectors {
+            layers,
+            output_norm,
+            rope_factors,
+        })
     }
 }

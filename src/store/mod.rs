@@ -125,7 +125,13 @@ impl Store {
         let rows_slot = free.pop().expect("the planner gives at least one slot");
         let rates = tile_rates(&matrices, &tiles);
         let residency = Residency::new(&rates, free.len() as u32, window);
-        let absent = TileState { phase: Phase::Absent, slot: 0, packed: false, arrived: 0, pass: 0 };
+        let absent = TileState {
+            phase: Phase::Absent,
+            slot: 0,
+            packed: false,
+            arrived: 0,
+            pass: 0,
+        };
         let ahead_left = tiles.len() as u32;
         Store {
             states: vec![absent; tiles.len()],
@@ -196,12 +202,20 @@ impl Store {
     /// Weight bytes in memory now.
     pub fn resident_bytes(&self) -> u64 {
         let in_memory = |s: &TileState| matches!(s.phase, Phase::Ready | Phase::InUse);
-        self.states.iter().zip(&self.tiles).filter(|(s, _)| in_memory(s)).map(|(_, t)| u64::from(t.bytes)).sum()
+        self.states
+            .iter()
+            .zip(&self.tiles)
+            .filter(|(s, _)| in_memory(s))
+            .map(|(_, t)| u64::from(t.bytes))
+            .sum()
     }
 
     /// Begins a pass over `tiles`: the next calls of [`acquire`](Self::acquire) hand out each of them once.
     pub fn begin(&mut self, tiles: Range<u32>) {
-        assert!(self.waiting == 0 && self.acquired.is_empty(), "the pass before is not finished");
+        assert!(
+            self.waiting == 0 && self.acquired.is_empty(),
+            "the pass before is not finished"
+        );
         let moved = self.cyclic_distance(self.current.start, tiles.start);
         let considered = self.tiles.len() as u32 - self.ahead_left;
         self.current = tiles;
@@ -223,7 +237,10 @@ impl Store {
     /// A read failed for good: the error names file, offset and tensor. The pass is over then, and the next
     /// one may try again.
     pub fn acquire(&mut self) -> Result<usize> {
-        assert!(self.acquired.is_empty(), "the tiles acquired before are not released");
+        assert!(
+            self.acquired.is_empty(),
+            "the tiles acquired before are not released"
+        );
         if self.waiting == 0 {
             return Ok(0);
         }
@@ -277,7 +294,11 @@ impl Store {
         let lead = self.tiles[tile as usize].lead();
         // SAFETY: lead is less than a page, and a slot is at least that.
         let data = unsafe { self.slots.ptr(state.slot).add(lead) };
-        TileMemory { data, packed: state.packed, keep: self.residency.keeps(tile) }
+        TileMemory {
+            data,
+            packed: state.packed,
+            keep: self.residency.keeps(tile),
+        }
     }
 
     /// Takes the acquired tiles back after they were computed with; those with `keep` are packed now.
@@ -340,7 +361,9 @@ impl Store {
 
     /// Slots that KV pages may still take.
     pub fn pages_free(&self) -> u32 {
-        self.residency.capacity().saturating_sub(self.residency.window().min(self.residency.tiles()))
+        self.residency
+            .capacity()
+            .saturating_sub(self.residency.window().min(self.residency.tiles()))
     }
 
     /// The memory of a slot that [`take_page`](Self::take_page) gave.
@@ -357,7 +380,11 @@ impl Store {
     /// Drops a tile that is in memory and not in use; its slot is free.
     fn give_up(&mut self, tile: u32) {
         let state = &mut self.states[tile as usize];
-        assert_eq!(state.phase, Phase::Ready, "only an idle tile can be given up");
+        assert_eq!(
+            state.phase,
+            Phase::Ready,
+            "only an idle tile can be given up"
+        );
         state.phase = Phase::Absent;
         state.packed = false;
         self.free.push(state.slot);

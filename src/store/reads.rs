@@ -11,7 +11,11 @@ pub(super) const ROW_TOKEN: u64 = 1 << 32;
 
 /// The error that cannot happen: reads are only submitted while fewer than the queue's depth are in flight.
 pub(super) fn queue_full() -> Error {
-    Error::new(Kind::Io, "the queue of reads is full", "this is a defect: please report it")
+    Error::new(
+        Kind::Io,
+        "the queue of reads is full",
+        "this is a defect: please report it",
+    )
 }
 
 impl Store {
@@ -42,7 +46,8 @@ impl Store {
             let absent = self.states[tile as usize].phase == Phase::Absent;
             // A tile of the current range that was used and given up in this pass is needed in the next sweep only,
             // and so is one that the plan does not even stream.
-            let used_up = self.current.contains(&tile) && self.states[tile as usize].pass == self.pass;
+            let used_up =
+                self.current.contains(&tile) && self.states[tile as usize].pass == self.pass;
             if absent && !used_up && self.residency.reads(tile) {
                 let Some(slot) = self.free.pop() else { break };
                 self.states[tile as usize].slot = slot;
@@ -61,8 +66,14 @@ impl Store {
 
     /// With nothing in flight and nothing to hand out: makes room for a tile of the current range and reads it.
     pub(super) fn read_urgent(&mut self) -> Result<()> {
-        let missing = |s: &Self, t: &u32| s.states[*t as usize].phase == Phase::Absent && s.states[*t as usize].pass != s.pass;
-        let tile = self.current.clone().find(|t| missing(self, t)).expect("a tile that is waited for is absent, in flight or ready");
+        let missing = |s: &Self, t: &u32| {
+            s.states[*t as usize].phase == Phase::Absent && s.states[*t as usize].pass != s.pass
+        };
+        let tile = self
+            .current
+            .clone()
+            .find(|t| missing(self, t))
+            .expect("a tile that is waited for is absent, in flight or ready");
         if self.free.is_empty() && !self.give_up_furthest() && !self.give_up_kept() {
             return Err(Error::new(
                 Kind::Budget,
@@ -79,8 +90,12 @@ impl Store {
 
     /// Drops an idle tile that the plan would keep: the last resort when the plan shrank while slots were in use.
     fn give_up_kept(&mut self) -> bool {
-        let outside = |s: &Self, t: &u32| s.states[*t as usize].phase == Phase::Ready && !s.current.contains(t);
-        let Some(tile) = (0..self.tiles.len() as u32).find(|t| outside(self, t)) else { return false };
+        let outside = |s: &Self, t: &u32| {
+            s.states[*t as usize].phase == Phase::Ready && !s.current.contains(t)
+        };
+        let Some(tile) = (0..self.tiles.len() as u32).find(|t| outside(self, t)) else {
+            return false;
+        };
         self.give_up(tile);
         self.restart_ahead();
         true
@@ -89,7 +104,10 @@ impl Store {
     /// Submits the read of what is still missing of a tile into its slot.
     fn submit(&mut self, tile: u32) -> Result<()> {
         let state = &mut self.states[tile as usize];
-        assert!(matches!(state.phase, Phase::Absent | Phase::Reading), "tile {tile} is in memory");
+        assert!(
+            matches!(state.phase, Phase::Absent | Phase::Reading),
+            "tile {tile} is in memory"
+        );
         state.phase = Phase::Reading;
         let what = &self.tiles[tile as usize];
         let arrived = state.arrived as usize;
@@ -121,7 +139,11 @@ impl Store {
             // Every completion is taken in even if one of them is an error: no read may be forgotten.
             let mut failed = None;
             for completion in &done[..count] {
-                let taken = if completion.token >= ROW_TOKEN { self.row_done(completion) } else { self.tile_done(completion) };
+                let taken = if completion.token >= ROW_TOKEN {
+                    self.row_done(completion)
+                } else {
+                    self.tile_done(completion)
+                };
                 failed = failed.or(taken.err());
             }
             match failed {
@@ -137,7 +159,11 @@ impl Store {
     fn tile_done(&mut self, completion: &Completion) -> Result<()> {
         let tile = completion.token as u32;
         let what = self.tiles[tile as usize];
-        assert_eq!(self.states[tile as usize].phase, Phase::Reading, "a completion for a tile that is not being read");
+        assert_eq!(
+            self.states[tile as usize].phase,
+            Phase::Reading,
+            "a completion for a tile that is not being read"
+        );
         match completion.result {
             Err(Errno::EINTR | Errno::EAGAIN) => {
                 self.submit(tile)?;
@@ -155,7 +181,8 @@ impl Store {
                     return Ok(());
                 }
                 // A short read goes on from the last whole block, as direct reads must.
-                state.arrived = arrived / crate::arena::PAGE_BYTES as u32 * crate::arena::PAGE_BYTES as u32;
+                state.arrived =
+                    arrived / crate::arena::PAGE_BYTES as u32 * crate::arena::PAGE_BYTES as u32;
                 self.submit(tile)?;
                 self.io.flush()
             }

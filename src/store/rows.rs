@@ -5,9 +5,9 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 use super::reads::ROW_TOKEN;
+use super::reads::queue_full;
 use super::{Phase, Store};
 use crate::arena::PAGE_BYTES;
-use super::reads::queue_full;
 use crate::error::Result;
 use crate::format::tile::STRIP_ROWS;
 use crate::io::{Completion, FileId, Read};
@@ -47,8 +47,14 @@ impl Store {
     ///
     /// # Errors
     /// A read failed for good.
-    pub fn rows(&mut self, matrix: usize, rows: &[u32], mut with: impl FnMut(usize, RowBytes<'_>)) -> Result<()> {
-        let piece_bytes = (self.matrices[matrix].row_bytes() + PAGE_BYTES).next_multiple_of(PAGE_BYTES);
+    pub fn rows(
+        &mut self,
+        matrix: usize,
+        rows: &[u32],
+        mut with: impl FnMut(usize, RowBytes<'_>),
+    ) -> Result<()> {
+        let piece_bytes =
+            (self.matrices[matrix].row_bytes() + PAGE_BYTES).next_multiple_of(PAGE_BYTES);
         let batch = (self.slots.slot_bytes() / piece_bytes).min(ROWS_MAX);
         assert!(batch > 0, "a slot holds a strip, so it holds a row");
         self.wait_for_rows()?;
@@ -58,7 +64,12 @@ impl Store {
             for (place, &row) in rows.iter().enumerate() {
                 if !self.row_from_tile(matrix, row, |bytes| with(number * batch + place, bytes)) {
                     missing |= 1 << place;
-                    let read = RowRead { matrix: matrix as u32, row, piece_bytes: piece_bytes as u32, arrived: 0 };
+                    let read = RowRead {
+                        matrix: matrix as u32,
+                        row,
+                        piece_bytes: piece_bytes as u32,
+                        arrived: 0,
+                    };
                     self.row_reads[place] = read;
                     self.submit_row(place)?;
                 }
@@ -69,12 +80,19 @@ impl Store {
                 self.wait_for_rows()?;
                 self.counters.stalled += start.elapsed();
             }
-            for (place, &row) in rows.iter().enumerate().filter(|(place, _)| missing >> place & 1 == 1) {
+            for (place, &row) in rows
+                .iter()
+                .enumerate()
+                .filter(|(place, _)| missing >> place & 1 == 1)
+            {
                 let lead = (self.row_offset(matrix, row) % PAGE_BYTES as u64) as usize;
                 let data = self.slots.ptr(self.rows_slot).as_ptr();
                 // SAFETY: the read of this piece was reaped, and the rows' slot is used for nothing else.
                 let bytes = unsafe {
-                    std::slice::from_raw_parts(data.add(place * piece_bytes + lead), self.matrices[matrix].row_bytes())
+                    std::slice::from_raw_parts(
+                        data.add(place * piece_bytes + lead),
+                        self.matrices[matrix].row_bytes(),
+                    )
                 };
                 with(number * batch + place, RowBytes::Plain(bytes));
             }
@@ -112,12 +130,18 @@ impl Store {
         // SAFETY: the tile is in memory and nobody writes it: packing happens inside a matrix product, never while
         // the store is asked for rows.
         let data = unsafe {
-            std::slice::from_raw_parts(self.slots.ptr(state.slot).add(what.lead()).as_ptr(), what.bytes as usize)
+            std::slice::from_raw_parts(
+                self.slots.ptr(state.slot).add(what.lead()).as_ptr(),
+                what.bytes as usize,
+            )
         };
         // The last strip of a matrix may be shorter; it stays in plain order.
         if state.packed && strip_first + STRIP_ROWS <= what.rows as usize {
             let strip = &data[strip_first * row_bytes..][..STRIP_ROWS * row_bytes];
-            with(RowBytes::Packed { strip, lane: within - strip_first });
+            with(RowBytes::Packed {
+                strip,
+                lane: within - strip_first,
+            });
         } else {
             with(RowBytes::Plain(&data[within * row_bytes..][..row_bytes]));
         }
@@ -129,13 +153,22 @@ impl Store {
         while self.io.in_flight() >= self.io.depth() {
             self.reap(true)?;
         }
-        let RowRead { matrix, row, piece_bytes, arrived } = self.row_reads[place];
+        let RowRead {
+            matrix,
+            row,
+            piece_bytes,
+            arrived,
+        } = self.row_reads[place];
         let row_bytes = self.matrices[matrix as usize].row_bytes() as u64;
         let offset = self.row_offset(matrix as usize, row);
         let start = offset / PAGE_BYTES as u64 * PAGE_BYTES as u64 + u64::from(arrived);
         let end = (offset + row_bytes).next_multiple_of(PAGE_BYTES as u64);
         // SAFETY: there are no more places than pieces in the slot, and arrived is less than a piece.
-        let into = unsafe { self.slots.ptr(self.rows_slot).add(place * piece_bytes as usize + arrived as usize) };
+        let into = unsafe {
+            self.slots
+                .ptr(self.rows_slot)
+                .add(place * piece_bytes as usize + arrived as usize)
+        };
         let read = Read {
             file: FileId(self.matrices[matrix as usize].file),
             offset: start,
@@ -154,14 +187,28 @@ impl Store {
     pub(super) fn row_done(&mut self, completion: &Completion) -> Result<()> {
         self.rows_pending -= 1;
         let place = (completion.token - ROW_TOKEN) as usize;
-        let RowRead { matrix, row, arrived, .. } = self.row_reads[place];
+        let RowRead {
+            matrix,
+            row,
+            arrived,
+            ..
+        } = self.row_reads[place];
         let offset = self.row_offset(matrix as usize, row);
         let needed = offset % PAGE_BYTES as u64 + self.matrices[matrix as usize].row_bytes() as u64;
         let file = self.matrices[matrix as usize].file;
         match completion.result {
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(errno) => return Err(self.read_error(matrix as usize, file, offset, &errno.to_string())),
-            Ok(0) => return Err(self.read_error(matrix as usize, file, offset, "the file ends before it")),
+            Err(errno) => {
+                return Err(self.read_error(matrix as usize, file, offset, &errno.to_string()));
+            }
+            Ok(0) => {
+                return Err(self.read_error(
+                    matrix as usize,
+                    file,
+                    offset,
+                    "the file ends before it",
+                ));
+            }
             Ok(bytes) => {
                 self.counters.read_bytes += u64::from(bytes);
                 self.counters.reads += 1;
@@ -169,7 +216,8 @@ impl Store {
                     return Ok(());
                 }
                 // A short read goes on from the last whole block, as direct reads must.
-                self.row_reads[place].arrived = (arrived + bytes) / PAGE_BYTES as u32 * PAGE_BYTES as u32;
+                self.row_reads[place].arrived =
+                    (arrived + bytes) / PAGE_BYTES as u32 * PAGE_BYTES as u32;
             }
         }
         self.submit_row(place)?;

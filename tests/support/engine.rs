@@ -13,14 +13,18 @@ pub fn open(path: &Path, options: &Options) -> Engine {
 /// The `count` most likely tokens after `prompt`, one after the other.
 pub fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut spent = Spent::default();
-    engine.prefill(0, prompt, &mut spent, |_| true).expect("prefill");
+    engine
+        .prefill(0, prompt, &mut spent, |_| true)
+        .expect("prefill");
     let mut tokens = Vec::with_capacity(count);
     loop {
         tokens.push(argmax(engine.logits(0)));
         if tokens.len() == count {
             return tokens;
         }
-        engine.decode(0, tokens[tokens.len() - 1], &mut spent).expect("decode");
+        engine
+            .decode(0, tokens[tokens.len() - 1], &mut spent)
+            .expect("decode");
     }
 }
 

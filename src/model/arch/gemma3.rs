@@ -15,8 +15,13 @@ const LAYERS_27B: usize = 62;
 pub(super) const ARCHITECTURE: Architecture = Architecture {
     name: "gemma3",
     configure: |gguf, config| {
-        let window = gguf.u32("gemma3.attention.sliding_window")?.filter(|&w| w > 0);
-        config.ropes.push(RopeBase { base: LOCAL_ROPE_BASE, scale: 1.0 });
+        let window = gguf
+            .u32("gemma3.attention.sliding_window")?
+            .filter(|&w| w > 0);
+        config.ropes.push(RopeBase {
+            base: LOCAL_ROPE_BASE,
+            scale: 1.0,
+        });
         for (index, layer) in config.layers.iter_mut().enumerate() {
             if (index + 1) % GLOBAL_EVERY != 0 {
                 *layer = LayerSpec { window, rope: 1 };

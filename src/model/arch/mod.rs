@@ -18,5 +18,9 @@ pub struct Architecture {
 }
 
 /// Every architecture that airstream runs.
-pub const ALL: [Architecture; 4] =
-    [llama::ARCHITECTURE, qwen2::ARCHITECTURE, qwen3::ARCHITECTURE, gemma3::ARCHITECTURE];
+pub const ALL: [Architecture; 4] = [
+    llama::ARCHITECTURE,
+    qwen2::ARCHITECTURE,
+    qwen3::ARCHITECTURE,
+    gemma3::ARCHITECTURE,
+];
