@@ -1,1 +1,281 @@
-//! (to come)
+//! One reservation of memory, made at start and never grown.
+//!
+//! `Reservation::new` maps it, `carve` takes fixed spans from its front, and
+//! `seal` turns the rest into equal slots. After `seal` nothing can be carved:
+//! the type is gone. Slots hold weight tiles and KV pages ([`crate::store`]).
+#![allow(unsafe_code)]
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::num::NonZeroUsize;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
+
+use crate::error::{Error, Kind, Result};
+
+/// The disk's and the processor's page: slots begin and end on it.
+pub const PAGE_BYTES: usize = 4096;
+/// Spans begin on a cache line, so that vectors do not straddle two and threads do not share one.
+const LINE_BYTES: usize = 64;
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// io_uring registers at most this much as one buffer.
+const REGION_BYTES_MAX: usize = 1 << 30;
+
+/// The mapping itself; unmapped when the last span or slot table is gone.
+struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the mapping is plain memory; who may touch which part of it is ruled by `Span` and `Slots`.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; the struct itself is never changed after it was made.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: base and bytes are those of one mmap, and every view of it holds an `Arc` of this.
+        let unmapped = unsafe { munmap(self.base.cast::<c_void>(), self.bytes) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
+
+/// Types for which all-zero memory, and any other bit pattern, is a value.
+///
+/// # Safety
+/// Implementors must be plain numbers: no padding, no invalid patterns, no drop.
+pub unsafe trait Plain: Copy + 'static {}
+// SAFETY: plain numbers.
+unsafe impl Plain for u8 {}
+// SAFETY: plain numbers.
+unsafe impl Plain for f32 {}
+// SAFETY: plain numbers.
+unsafe impl Plain for u32 {}
+
+/// The arena while fixed spans are still being carved from it.
+pub struct Reservation {
+    mapping: Arc<Mapping>,
+    carved_bytes: usize,
+}
+
+impl Reservation {
+    /// Reserves `bytes` (rounded up to whole huge pages) of zeroed anonymous memory.
+    pub fn new(bytes: usize) -> Result<Self> {
+        let refused = |what: &str, e: nix::Error| {
+            Error::new(
+                Kind::Budget,
+                format!("cannot {what} {} MiB of memory: {e}", bytes >> 20),
+                "give a smaller --memory, or free memory on this machine",
+            )
+        };
+        let bytes = bytes.max(1).next_multiple_of(PAGE_BYTES);
+        let length = NonZeroUsize::new(bytes).expect("at least one page");
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing.
+        let base = unsafe {
+            mmap_anonymous(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )
+        }
+        .map_err(|e| refused("reserve", e))?;
+        let mapping = Mapping {
+            base: base.cast::<u8>(),
+            bytes,
+        };
+        if bytes >= HUGE_PAGE_BYTES {
+            // Huge pages save TLB misses on weights that are read once a sweep; without them all still works.
+            // SAFETY: the range is the mapping just made.
+            let _ = unsafe { madvise(base, bytes, MmapAdvise::MADV_HUGEPAGE) };
+        }
+        Ok(Reservation {
+            mapping: Arc::new(mapping),
+            carved_bytes: 0,
+        })
+    }
+
+    /// Locks the whole reservation in memory, so that a busy robot cannot swap it out.
+    ///
+    /// An error says that the limit on locked memory is too small; all else works without.
+    pub fn lock(&self) -> Result<()> {
+        // SAFETY: the range is the mapping, which lives as long as `self`.
+        unsafe { mlock(self.mapping.base.cast::<c_void>(), self.mapping.bytes) }.map_err(|e| {
+            Error::new(
+                Kind::Io,
+                format!(
+                    "cannot lock {} MiB in memory: {e}",
+                    self.mapping.bytes >> 20
+                ),
+                "raise the limit: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit",
+            )
+        })
+    }
+
+    /// Takes a fixed span of `len` zeroed values.
+    pub fn carve<T: Plain>(&mut self, len: usize) -> Result<Span<T>> {
+        let start = self.carved_bytes;
+        let end = (start + len * size_of::<T>()).next_multiple_of(LINE_BYTES);
+        if end > self.mapping.bytes {
+            return Err(Error::new(
+                Kind::Budget,
+                format!(
+                    "the reservation of {} bytes has no room for {} more",
+                    self.mapping.bytes,
+                    end - start
+                ),
+                "this is a defect in the budget's sum: please report it",
+            ));
+        }
+        self.carved_bytes = end;
+        // SAFETY: start is within the mapping.
+        let ptr = unsafe { self.mapping.base.add(start) }.cast::<T>();
+        Ok(Span {
+            ptr,
+            len,
+            mapping: Arc::clone(&self.mapping),
+            marker: PhantomData,
+        })
+    }
+
+    /// Bytes that `carve` takes for `len` values of `T`.
+    pub const fn carved_size<T: Plain>(len: usize) -> usize {
+        (len * size_of::<T>()).next_multiple_of(LINE_BYTES)
+    }
+
+    /// Ends the carving: what is left becomes slots of `slot_bytes` (a multiple of the page) each.
+    pub fn seal(self, slot_bytes: usize) -> Slots {
+        assert!(
+            slot_bytes > 0 && slot_bytes.is_multiple_of(PAGE_BYTES),
+            "slots are whole pages"
+        );
+        let first = self.carved_bytes.next_multiple_of(PAGE_BYTES);
+        let count = self.mapping.bytes.saturating_sub(first) / slot_bytes;
+        Slots {
+            first,
+            slot_bytes,
+            count: count as u32,
+            mapping: self.mapping,
+        }
+    }
+}
+
+/// A fixed span of the arena, owned by whoever holds it.
+pub struct Span<T: Plain> {
+    ptr: NonNull<T>,
+    len: usize,
+    mapping: Arc<Mapping>,
+    marker: PhantomData<T>,
+}
+
+// SAFETY: a span is the only view of its part of the mapping, like a `Box<[T]>`.
+unsafe impl<T: Plain> Send for Span<T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Span<T> {}
+
+impl<T: Plain> Span<T> {
+    /// The bytes that the span takes in the arena's mapping, for the budget.
+    pub fn bytes(&self) -> usize {
+        debug_assert!(self.len * size_of::<T>() <= self.mapping.bytes);
+        self.len * size_of::<T>()
+    }
+}
+
+impl<T: Plain> Deref for Span<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: ptr..ptr+len was carved for this span alone, is zeroed or written since, and the mapping lives.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Span<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `&mut self` makes it the only reference.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+/// The number of a slot.
+pub type SlotId = u32;
+
+/// The arena's equal slots, addressed by number. Who may touch which is the store's business.
+pub struct Slots {
+    mapping: Arc<Mapping>,
+    first: usize,
+    slot_bytes: usize,
+    count: u32,
+}
+
+impl Slots {
+    /// How many slots there are.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Bytes of each slot.
+    pub fn slot_bytes(&self) -> usize {
+        self.slot_bytes
+    }
+
+    /// The first byte of a slot.
+    pub fn ptr(&self, slot: SlotId) -> NonNull<u8> {
+        assert!(slot < self.count, "slot {slot} of {}", self.count);
+        // SAFETY: slot < count, so the offset is within the mapping.
+        unsafe {
+            self.mapping
+                .base
+                .add(self.first + slot as usize * self.slot_bytes)
+        }
+    }
+
+    /// The slots as few long regions of whole slots, none longer than io_uring takes as one buffer.
+    pub fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
+        let per_region = (REGION_BYTES_MAX / self.slot_bytes) as u32;
+        (0..self.count)
+            .step_by(per_region.max(1) as usize)
+            .map(|slot| {
+                (
+                    self.ptr(slot),
+                    per_region.min(self.count - slot) as usize * self.slot_bytes,
+                )
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn carves_then_seals() {
+        let mut reservation = Reservation::new(64 << 10).expect("64 KiB");
+        let mut a = reservation.carve::<f32>(100).expect("fits");
+        let b = reservation.carve::<u8>(1).expect("fits");
+        a.fill(1.0);
+        assert_eq!(b[0], 0);
+        assert_eq!(a.bytes(), 400);
+        assert!(reservation.carve::<u8>(1 << 20).is_err());
+        let slots = reservation.seal(8192);
+        assert_eq!(slots.count(), 7);
+        assert_eq!(
+            slots.ptr(1).as_ptr() as usize - slots.ptr(0).as_ptr() as usize,
+            8192
+        );
+        assert_eq!(slots.regions().len(), 1);
+        assert_eq!(a[99], 1.0);
+    }
+
+    #[test]
+    fn spans_outlive_the_slot_table() {
+        let mut reservation = Reservation::new(8192).expect("two pages");
+        let mut span = reservation.carve::<u32>(4).expect("fits");
+        drop(reservation.seal(PAGE_BYTES));
+        span[3] = 7;
+        assert_eq!(&span[..], &[0, 0, 0, 7]);
+    }
+}

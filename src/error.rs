@@ -32,7 +32,11 @@ pub struct Error {
 impl Error {
     /// An error of `kind`; `what` is a sentence without a full stop, `remedy` an imperative one.
     pub fn new(kind: Kind, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Error { kind, what: what.into(), remedy: remedy.into() }
+        Error {
+            kind,
+            what: what.into(),
+            remedy: remedy.into(),
+        }
     }
 
     /// A system call on `path` failed.
@@ -42,7 +46,11 @@ impl Error {
             std::io::ErrorKind::PermissionDenied => "give this user permission to read the file",
             _ => "check the disk and its file system (dmesg shows hardware errors)",
         };
-        Error::new(Kind::Io, format!("cannot {doing} {}: {source}", path.display()), remedy)
+        Error::new(
+            Kind::Io,
+            format!("cannot {doing} {}: {source}", path.display()),
+            remedy,
+        )
     }
 
     /// What kind of error this is.

@@ -9,19 +9,21 @@
 //! |---|---|
 //! | [`error`] | operating errors, each with its remedy |
 //! | [`arena`] | one reservation: carve, seal, then only slots |
-//! | [`io`] | submit reads, reap completions: io_uring, positioned reads, simulation |
-//! | [`format`] | GGUF files, quant block layouts, and how matrices become tiles |
+//! | [`mod@io`] | submit reads, reap completions: io_uring, positioned reads, simulation |
+//! | [`mod@format`] | GGUF files, quant block layouts, and how matrices become tiles |
 //! | [`residency`] | the pure policy: which tiles stay, what is read next |
 //! | [`store`] | executes the policy: slots, reads in flight, pins |
 //! | [`device`] | the ops a sweep needs, on the CPU |
 //! | [`model`] | architectures and the forward pass, written once |
 //! | [`text`] | tokenizer, chat template, sampler |
 //! | [`engine`] | sessions, batches of rows, sweeps |
+//! | [`cli`] | the subcommands of the binary |
 //!
 //! A layer may use the ones above it in this table and no other
 //! (`tests/tidy.rs` holds the edges).
 
 pub mod arena;
+pub mod cli;
 pub mod device;
 pub mod engine;
 pub mod error;

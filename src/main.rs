@@ -1,3 +1,7 @@
 //! The airstream command line.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    airstream::cli::main()
+}

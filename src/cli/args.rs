@@ -1,0 +1,98 @@
+//! Arguments that several subcommands share, and sizes as people write them.
+
+use clap::Args;
+
+use crate::device::cpu::Isa;
+use crate::engine::Options;
+use crate::io::Backend;
+
+/// What an engine is opened with.
+#[derive(Args, Clone)]
+pub struct EngineArgs {
+    /// Memory for everything: weights, context, buffers, tables (64MiB, 2GiB, 1500M). Default: what the model needs,
+    /// within what is free.
+    #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+    /// Tokens of context. Default: 4096, or less where the model or the memory allows no more.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ctx: Option<u32>,
+    /// Threads that compute. Default: as many as this process may use.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+    /// Instruction set to use (scalar, avx2, avx512, neon), for tests.
+    #[arg(long, hide = true, value_name = "ISA")]
+    cpu: Option<Isa>,
+    /// How to read (uring, pread), for tests.
+    #[arg(long, hide = true, value_name = "BACKEND", value_parser = parse_backend)]
+    io: Option<Backend>,
+    /// Rows in a sweep at most, for tests.
+    #[arg(long, hide = true, value_name = "N")]
+    rows: Option<usize>,
+}
+
+impl EngineArgs {
+    /// The engine's options, for one session.
+    pub fn options(&self) -> Options {
+        Options {
+            memory: self.memory,
+            context: self.ctx.map(|c| c as usize),
+            rows: self.rows,
+            threads: self.threads.map(usize::from),
+            isa: self.cpu,
+            backend: self.io,
+            ..Options::default()
+        }
+    }
+}
+
+fn parse_backend(text: &str) -> Result<Backend, String> {
+    match text {
+        "uring" => Ok(Backend::Uring),
+        "pread" => Ok(Backend::Pread),
+        _ => Err("one of uring, pread".into()),
+    }
+}
+
+/// Reads a size: a number, perhaps with a fraction, and a unit. A bare K, M or G is binary, like KiB, MiB, GiB; KB,
+/// MB and GB are decimal.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..digits]
+        .parse()
+        .map_err(|_| format!("{text:?} does not begin with a number"))?;
+    let unit: f64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        other => return Err(format!("{other:?} is no unit: use KiB, MiB or GiB")),
+    };
+    let bytes = number * unit;
+    if bytes < 1.0 || bytes > 1e18 {
+        return Err(format!("{text:?} is no sensible size"));
+    }
+    Ok(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        assert_eq!(parse_size("64MiB"), Ok(64 << 20));
+        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert_eq!(parse_size("10 MB"), Ok(10_000_000));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for wrong in ["", "MiB", "12XB", "-1G", "1e99GiB", "0"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

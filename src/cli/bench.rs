@@ -1,0 +1,218 @@
+//! `airstream bench`: the speed of prefill and decode, and how close they come to the machine's limits.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::args::EngineArgs;
+use super::report;
+use crate::engine::roofline::{self, Machine, Sweep};
+use crate::engine::{Engine, Spent};
+use crate::error::{Error, Kind, Result};
+
+/// Measure the speed of prefill (pp) and decode (tg).
+#[derive(Args)]
+pub struct Bench {
+    /// The GGUF file (any part of a split one).
+    file: PathBuf,
+    /// Tokens of the prompt; 0 leaves prefill out.
+    #[arg(short = 'p', long, default_value_t = 512)]
+    prompt: usize,
+    /// Tokens to generate; 0 leaves decode out.
+    #[arg(short = 'n', long, default_value_t = 128)]
+    generate: usize,
+    /// Repetitions; the median is what counts.
+    #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    repetitions: u16,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Read bandwidth of the disk in GB/s. Default: a short measurement.
+    #[arg(long, value_name = "X")]
+    nvme_gbps: Option<f64>,
+    /// Read bandwidth of memory in GB/s. Default: a short measurement.
+    #[arg(long, value_name = "Y")]
+    dram_gbps: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One test's repetitions.
+#[derive(Serialize)]
+struct Series {
+    tokens: usize,
+    median_tok_s: f64,
+    min_tok_s: f64,
+    max_tok_s: f64,
+    /// Of the median: bytes from disk per token.
+    disk_bytes_per_token: f64,
+    /// Of the median: GB/s from disk.
+    disk_gb_s: f64,
+    /// Of the median: share of the time waiting for reads.
+    stalled_share: f64,
+    /// Weight bytes computed with per second, in GB/s.
+    weight_gb_s: f64,
+    /// Billions of weight multiplications per second.
+    gmac_s: f64,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    model: String,
+    architecture: &'static str,
+    isa: String,
+    threads: usize,
+    memory: u64,
+    io: String,
+    machine: Machine,
+    pp: Option<Series>,
+    tg: Option<Series>,
+    /// What the machine's limits allow a decode sweep in the middle of the test.
+    roofline: Option<Sweep>,
+    /// Decode speed over what the roofline allows.
+    roofline_share: Option<f64>,
+}
+
+impl Bench {
+    pub(super) fn run(self) -> Result<()> {
+        if self.prompt + self.generate == 0 {
+            return Err(Error::new(
+                Kind::Usage,
+                "there is nothing to measure",
+                "give -p or -n above 0",
+            ));
+        }
+        let mut options = self.engine.options();
+        options
+            .context
+            .get_or_insert(self.prompt.max(self.generate) + 1);
+        let threads = crate::engine::threads(&options);
+        let machine = report::measure_machine(&self.file, threads, self.nvme_gbps, self.dram_gbps)?;
+        let mut engine = Engine::open(&self.file, &options)?;
+        // One sweep of each kind first: it fills the slots and touches all that is touched once.
+        self.prefill(&mut engine, self.prompt.max(1))?;
+        engine.decode(0, 0, &mut Spent::default())?;
+        let (mut pp, mut tg) = (Vec::new(), Vec::new());
+        for _ in 0..self.repetitions {
+            if self.prompt > 0 {
+                pp.push(self.prefill(&mut engine, self.prompt)?);
+            }
+            if self.generate > 0 {
+                tg.push(self.decode(&mut engine)?);
+            }
+        }
+        let weight_bytes = engine.weight_bytes();
+        let series =
+            |runs: Vec<Spent>| (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes));
+        let (pp, tg) = (series(pp), series(tg));
+        let roofline = tg.as_ref().map(|_| {
+            roofline::decode(
+                engine.plan(),
+                engine.config(),
+                weight_bytes,
+                self.generate / 2,
+                &machine,
+            )
+        });
+        let summary = Summary {
+            model: self.file.display().to_string(),
+            architecture: engine.config().arch,
+            isa: engine.cpu().isa().to_string(),
+            threads,
+            memory: engine.plan().total_bytes(),
+            io: engine.store().io_description().to_owned(),
+            machine,
+            roofline_share: tg
+                .as_ref()
+                .zip(roofline)
+                .map(|(tg, roofline)| tg.median_tok_s * roofline.seconds),
+            pp,
+            tg,
+            roofline,
+        };
+        if self.json {
+            report::print_json(&summary);
+        } else {
+            print(&summary);
+        }
+        Ok(())
+    }
+
+    fn prefill(&self, engine: &mut Engine, tokens: usize) -> Result<Spent> {
+        engine.clear(0);
+        let vocab = engine.config().vocab as u32;
+        // Any tokens do: the work is the same for all.
+        let prompt: Vec<u32> = (0..tokens as u32)
+            .map(|i| (i * 7919 + 13) % vocab)
+            .collect();
+        let mut spent = Spent::default();
+        engine.prefill(0, &prompt, &mut spent, |_| true)?;
+        Ok(spent)
+    }
+
+    fn decode(&self, engine: &mut Engine) -> Result<Spent> {
+        engine.clear(0);
+        let vocab = engine.config().vocab as u32;
+        let mut spent = Spent::default();
+        for i in 0..self.generate as u32 {
+            engine.decode(0, (i * 7919 + 13) % vocab, &mut spent)?;
+        }
+        Ok(spent)
+    }
+}
+
+fn series(mut runs: Vec<Spent>, engine: &Engine, weight_bytes: u64) -> Series {
+    runs.sort_by(|a, b| report::per_second(a).total_cmp(&report::per_second(b)));
+    let median = runs[runs.len() / 2];
+    let seconds = median.time.as_secs_f64();
+    Series {
+        tokens: median.rows as usize,
+        median_tok_s: report::per_second(&median),
+        min_tok_s: report::per_second(&runs[0]),
+        max_tok_s: report::per_second(&runs[runs.len() - 1]),
+        disk_bytes_per_token: median.read_bytes as f64 / median.rows as f64,
+        disk_gb_s: report::disk_rate(&median) / 1e9,
+        stalled_share: report::stalled_share(&median),
+        weight_gb_s: (weight_bytes * median.sweeps) as f64 / seconds / 1e9,
+        gmac_s: (engine.config().multiplications_per_row() * median.rows) as f64 / seconds / 1e9,
+    }
+}
+
+fn print(s: &Summary) {
+    println!("{} on {} x {}, {}", s.architecture, s.threads, s.isa, s.io);
+    println!(
+        "memory {}, NVMe {:.2} GB/s, DRAM {:.1} GB/s",
+        report::bytes(s.memory),
+        s.machine.nvme_bytes_per_s / 1e9,
+        s.machine.dram_bytes_per_s / 1e9
+    );
+    println!(
+        "\n| test | tok/s | min to max | weights GB/s | GMAC/s | disk per token | disk GB/s | stalled |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for (name, series) in [("pp", &s.pp), ("tg", &s.tg)] {
+        if let Some(t) = series {
+            println!(
+                "| {name}{} | {:.2} | {:.2} to {:.2} | {:.2} | {:.1} | {} | {:.2} | {:.1}% |",
+                t.tokens,
+                t.median_tok_s,
+                t.min_tok_s,
+                t.max_tok_s,
+                t.weight_gb_s,
+                t.gmac_s,
+                report::bytes(t.disk_bytes_per_token as u64),
+                t.disk_gb_s,
+                100.0 * t.stalled_share
+            );
+        }
+    }
+    if let (Some(roofline), Some(share)) = (s.roofline, s.roofline_share) {
+        println!(
+            "\nroofline: at most {:.2} tok/s, bound by {}; reached {:.0}%",
+            1.0 / roofline.seconds,
+            roofline.bound,
+            100.0 * share
+        );
+    }
+}

@@ -1,0 +1,75 @@
+//! The subcommands of the airstream binary, one file each.
+//!
+//! Results go to stdout, everything else to stderr.
+
+mod args;
+mod bench;
+pub mod fetch;
+mod inspect;
+mod perplexity;
+mod plan;
+mod report;
+mod run;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// Runs language models that are bigger than memory.
+///
+/// airstream streams quantized GGUF weights from NVMe by direct reads into one fixed
+/// arena and computes on them where they land. --memory is a promise: weights, context,
+/// buffers and tables together never take more.
+#[derive(Parser)]
+#[command(name = "airstream", version, max_term_width = 100)]
+struct Cli {
+    /// Say more on stderr: once for what is done, twice for details.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer a prompt, or chat.
+    Run(run::Run),
+    /// Show what a model file holds, and what would stream at a given budget.
+    Inspect(inspect::Inspect),
+    /// Show how a budget would be divided and how fast it would run, without running.
+    Plan(plan::PlanArgs),
+    /// Measure the speed of prefill (pp) and decode (tg).
+    Bench(bench::Bench),
+    /// Measure how well a model predicts a text, or write its logits.
+    Perplexity(perplexity::Perplexity),
+}
+
+/// Parses the command line and runs it.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = match cli.verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_timestamp(None)
+        .init();
+    let done: Result<()> = match cli.command {
+        Command::Run(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Plan(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Perplexity(command) => command.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("airstream: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! `airstream plan`: the division of a budget and the predicted speed, without running.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::args::EngineArgs;
+use super::report;
+use crate::engine::roofline::{self, Machine, Sweep};
+use crate::engine::{Line, Loaded};
+use crate::error::Result;
+
+/// Show how a budget would be divided and how fast it would run, without running.
+#[derive(Args)]
+pub struct PlanArgs {
+    /// The GGUF file (any part of a split one).
+    file: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Read bandwidth of the disk in GB/s. Default: a short measurement.
+    #[arg(long, value_name = "X")]
+    nvme_gbps: Option<f64>,
+    /// Read bandwidth of memory in GB/s. Default: a short measurement.
+    #[arg(long, value_name = "Y")]
+    dram_gbps: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Prediction {
+    context: usize,
+    resident_share: f64,
+    #[serde(flatten)]
+    sweep: Sweep,
+    tok_s: f64,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    memory: u64,
+    lines: Vec<Line>,
+    total_bytes: u64,
+    context: usize,
+    slot_bytes: usize,
+    slots: usize,
+    window: u32,
+    tiles: usize,
+    rows_per_sweep: usize,
+    sweep_bytes: u64,
+    machine: Machine,
+    decode: Vec<Prediction>,
+}
+
+impl PlanArgs {
+    pub(super) fn run(self) -> Result<()> {
+        let loaded = Loaded::read(&self.file)?;
+        let options = self.engine.options();
+        let plan = loaded.plan(&options)?;
+        let threads = crate::engine::threads(&options);
+        let machine = report::measure_machine(&self.file, threads, self.nvme_gbps, self.dram_gbps)?;
+        let sweep_bytes = loaded.matrices.sweep_bytes();
+        let predict = |context: usize| {
+            let sweep = roofline::decode(&plan, &loaded.config, sweep_bytes, context, &machine);
+            Prediction {
+                context,
+                resident_share: 1.0
+                    - sweep.streamed_bytes.min(sweep_bytes) as f64 / sweep_bytes as f64,
+                sweep,
+                tok_s: 1.0 / sweep.seconds,
+            }
+        };
+        let summary = Summary {
+            memory: plan.total_bytes(),
+            lines: plan.lines.clone(),
+            total_bytes: plan.total_bytes(),
+            context: plan.context,
+            slot_bytes: plan.slot_bytes,
+            slots: plan.slots,
+            window: plan.window,
+            tiles: plan.tiles.len(),
+            rows_per_sweep: plan.limits.rows,
+            sweep_bytes,
+            machine,
+            decode: vec![predict(1), predict(plan.context)],
+        };
+        if self.json {
+            report::print_json(&summary);
+            return Ok(());
+        }
+        print!("budget\n{}", report::budget(&plan));
+        println!(
+            "slots      {} of {}, {} tiles, window {}",
+            summary.slots,
+            report::bytes(summary.slot_bytes as u64),
+            summary.tiles,
+            summary.window
+        );
+        println!(
+            "context    {} tokens, up to {} rows in a sweep",
+            summary.context, summary.rows_per_sweep
+        );
+        println!(
+            "machine    NVMe {:.2} GB/s, DRAM {:.1} GB/s",
+            machine.nvme_bytes_per_s / 1e9,
+            machine.dram_bytes_per_s / 1e9
+        );
+        for p in &summary.decode {
+            println!(
+                "decode     at {} tokens: {:.0}% resident, {} streamed per token, at most {:.2} tok/s, bound by {}",
+                p.context,
+                100.0 * p.resident_share,
+                report::bytes(p.sweep.streamed_bytes),
+                p.tok_s,
+                p.sweep.bound
+            );
+        }
+        Ok(())
+    }
+}

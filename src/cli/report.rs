@@ -1,0 +1,117 @@
+//! Numbers as people read them, the budget table, and measuring the machine.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::engine::roofline::Machine;
+use crate::engine::{Plan, Spent};
+use crate::error::Result;
+use crate::io;
+
+/// Long enough to fill the disk's queue, short enough to wait for.
+const DISK_MEASURED_FOR: Duration = Duration::from_millis(500);
+const DISK_READ_BYTES: u32 = 1 << 20;
+const DISK_DEPTH: usize = 8;
+/// Larger than any cache.
+const DRAM_MEASURED_BYTES: usize = 256 << 20;
+
+/// Bytes with a binary unit.
+pub fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+/// The lines of a budget, as a table.
+pub fn budget(plan: &Plan) -> String {
+    let mut text = String::new();
+    for line in &plan.lines {
+        text += &format!("  {:<34}{:>12}\n", line.what, bytes(line.bytes));
+    }
+    let given = if plan.memory > 1 << 50 {
+        String::new()
+    } else {
+        format!(" of {}", bytes(plan.memory))
+    };
+    text += &format!(
+        "  {:<34}{:>12}{given}\n",
+        "together",
+        bytes(plan.total_bytes())
+    );
+    text
+}
+
+/// Prints a value as JSON on stdout.
+pub fn print_json(value: &impl serde::Serialize) {
+    // The summaries hold numbers, strings and lists only, and those always serialize.
+    println!(
+        "{}",
+        serde_json::to_string_pretty(value).expect("a summary is plain data")
+    );
+}
+
+/// Rows per second.
+pub fn per_second(spent: &Spent) -> f64 {
+    spent.rows as f64 / spent.time.as_secs_f64().max(1e-9)
+}
+
+/// Share of the time that was spent waiting for reads.
+pub fn stalled_share(spent: &Spent) -> f64 {
+    spent.stalled.as_secs_f64() / spent.time.as_secs_f64().max(1e-9)
+}
+
+/// Bytes per second that arrived from disk.
+pub fn disk_rate(spent: &Spent) -> f64 {
+    spent.read_bytes as f64 / spent.time.as_secs_f64().max(1e-9)
+}
+
+/// Measures how fast the disk under `path` and the DRAM are, unless the user says.
+pub fn measure_machine(
+    path: &Path,
+    threads: usize,
+    nvme_gbps: Option<f64>,
+    dram_gbps: Option<f64>,
+) -> Result<Machine> {
+    let nvme_bytes_per_s = match nvme_gbps {
+        Some(gbps) => gbps * 1e9,
+        None => io::measure::measure(path, DISK_READ_BYTES, DISK_DEPTH, DISK_MEASURED_FOR, None)?
+            .bytes_per_second(),
+    };
+    let dram_bytes_per_s = match dram_gbps {
+        Some(gbps) => gbps * 1e9,
+        None => dram_bandwidth(threads),
+    };
+    Ok(Machine {
+        nvme_bytes_per_s,
+        dram_bytes_per_s,
+    })
+}
+
+/// Bytes per second that `threads` threads read from DRAM together: the best of some passes.
+fn dram_bandwidth(threads: usize) -> f64 {
+    let words = vec![1u64; DRAM_MEASURED_BYTES / 8];
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in words.chunks(words.len().div_ceil(threads)) {
+                scope.spawn(move || {
+                    // Eight sums, so that no chain of additions is the limit.
+                    let mut sums = [0u64; 64];
+                    for line in part.chunks_exact(64) {
+                        for (sum, word) in sums.iter_mut().zip(line) {
+                            *sum = sum.wrapping_add(*word);
+                        }
+                    }
+                    black_box(sums)
+                });
+            }
+        });
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    DRAM_MEASURED_BYTES as f64 / best
+}

@@ -1,0 +1,261 @@
+//! What a model is: its shape and its variations on the transformer, read from the GGUF.
+
+use crate::device::cpu::RopePairing;
+use crate::error::{Error, Kind, Result};
+use crate::format::gguf::Gguf;
+use crate::model::arch;
+
+/// The gate's activation in the feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x).
+    Silu,
+    /// Gaussian error unit, tanh approximation.
+    GeluTanh,
+}
+
+/// Frequencies of one rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeBase {
+    /// Base of the geometric series of wavelengths.
+    pub base: f32,
+    /// Positions are multiplied by this (linear context scaling).
+    pub scale: f32,
+}
+
+/// What differs from layer to layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// How many positions a row sees, itself included; all if none.
+    pub window: Option<u32>,
+    /// Index into [`Config::ropes`].
+    pub rope: usize,
+}
+
+/// Shape and variations of a model.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `general.architecture`.
+    pub arch: &'static str,
+    /// Values of a row between layers.
+    pub dim: usize,
+    /// Values inside the feed-forward part.
+    pub ff: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// Tokens in the vocabulary.
+    pub vocab: usize,
+    /// The longest context the model was trained on.
+    pub context_max: usize,
+    /// Added to the mean square in norms.
+    pub norm_eps: f32,
+    /// Which dimensions rotate together.
+    pub pairing: RopePairing,
+    /// How many dimensions of a head rotate.
+    pub rope_dims: usize,
+    /// The rotary embeddings in use.
+    pub ropes: Vec<RopeBase>,
+    /// One per layer.
+    pub layers: Vec<LayerSpec>,
+    /// The gate's activation.
+    pub activation: Activation,
+    /// Embeddings are multiplied by this.
+    pub embed_scale: f32,
+    /// Attention scores are multiplied by this.
+    pub attention_scale: f32,
+    /// Logits are softly capped to this, if given.
+    pub logit_softcap: Option<f32>,
+    /// q, k and v have biases.
+    pub qkv_bias: bool,
+    /// q and k are normed per head.
+    pub qk_norm: bool,
+    /// The outputs of attention and feed-forward are normed before they are added.
+    pub post_norms: bool,
+}
+
+impl Config {
+    /// Reads the shape of the model in `gguf`.
+    ///
+    /// # Errors
+    /// The architecture is not supported (the error lists those that are), or a key is missing or makes no sense.
+    pub fn read(gguf: &Gguf) -> Result<Config> {
+        let name = gguf
+            .str("general.architecture")?
+            .ok_or_else(|| missing("general.architecture"))?;
+        let architecture = arch::ALL.iter().find(|a| a.name == name).ok_or_else(|| {
+            let known: Vec<&str> = arch::ALL.iter().map(|a| a.name).collect();
+            Error::new(
+                Kind::Unsupported,
+                format!("the model's architecture is {name}, which airstream does not run"),
+                format!(
+                    "use a model of one of these architectures: {}",
+                    known.join(", ")
+                ),
+            )
+        })?;
+        let mut config = Config::common(gguf, architecture.name)?;
+        (architecture.configure)(gguf, &mut config)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What all architectures share: the keys under the architecture's name.
+    fn common(gguf: &Gguf, arch: &'static str) -> Result<Config> {
+        let key = |name: &str| format!("{arch}.{name}");
+        let needed = |name: &str| -> Result<usize> {
+            let value = gguf.u32(&key(name))?.ok_or_else(|| missing(&key(name)))?;
+            Ok(value as usize)
+        };
+        let optional =
+            |name: &str| -> Result<Option<usize>> { Ok(gguf.u32(&key(name))?.map(|v| v as usize)) };
+        if optional("expert_count")?.is_some_and(|n| n > 0) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("this {arch} model is a mixture of experts"),
+                "use a dense model: experts are not supported yet",
+            ));
+        }
+        let (dim, heads) = (needed("embedding_length")?, needed("attention.head_count")?);
+        if dim == 0 || heads == 0 {
+            return Err(unsound(format!("{dim} dimensions and {heads} heads")));
+        }
+        let head_dim = optional("attention.key_length")?.unwrap_or(dim / heads);
+        if optional("attention.value_length")?.is_some_and(|v| v != head_dim) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "keys and values have heads of different length",
+                "use a model whose attention.key_length and attention.value_length agree",
+            ));
+        }
+        let embeddings = gguf
+            .tensor("token_embd.weight")
+            .ok_or_else(|| missing("token_embd.weight"))?;
+        let layers = needed("block_count")?;
+        if layers == 0 || layers > 1024 {
+            return Err(unsound(format!("{layers} layers")));
+        }
+        Ok(Config {
+            arch,
+            dim,
+            ff: needed("feed_forward_length")?,
+            heads,
+            kv_heads: optional("attention.head_count_kv")?.unwrap_or(heads),
+            head_dim,
+            vocab: embeddings.rows,
+            context_max: needed("context_length")?,
+            norm_eps: gguf
+                .f32(&key("attention.layer_norm_rms_epsilon"))?
+                .unwrap_or(1e-5),
+            pairing: RopePairing::Halves,
+            rope_dims: optional("rope.dimension_count")?.unwrap_or(head_dim),
+            ropes: vec![RopeBase {
+                base: gguf.f32(&key("rope.freq_base"))?.unwrap_or(10000.0),
+                scale: linear_scale(gguf, arch)?,
+            }],
+            layers: vec![
+                LayerSpec {
+                    window: None,
+                    rope: 0
+                };
+                layers
+            ],
+            activation: Activation::Silu,
+            embed_scale: 1.0,
+            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            logit_softcap: gguf
+                .f32(&key("final_logit_softcapping"))?
+                .filter(|&cap| cap > 0.0),
+            qkv_bias: false,
+            qk_norm: false,
+            post_norms: false,
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        let sound = self.ff > 0
+            && self.vocab > 0
+            && self.context_max > 0
+            && self.kv_heads > 0
+            && self.heads.is_multiple_of(self.kv_heads)
+            && self.rope_dims <= self.head_dim
+            && self.rope_dims.is_multiple_of(2)
+            && self.norm_eps > 0.0
+            && self.ropes.iter().all(|r| r.base > 0.0 && r.scale > 0.0);
+        if !sound {
+            return Err(unsound(format!(
+                "{} heads, {} key heads, {} of {} head values rotating, {} tokens, context {}",
+                self.heads,
+                self.kv_heads,
+                self.rope_dims,
+                self.head_dim,
+                self.vocab,
+                self.context_max
+            )));
+        }
+        if !self.head_dim.is_multiple_of(16) || self.head_dim > 512 {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("heads of {} values", self.head_dim),
+                "use a model whose head length is a multiple of 16, at most 512",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Values of all query heads of a row.
+    pub fn q_dim(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Values of all key (or value) heads of a row.
+    pub fn kv_dim(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Weights that a row is multiplied with in one sweep, for the roofline.
+    pub fn multiplications_per_row(&self) -> u64 {
+        let layer = self.dim * (2 * self.q_dim() + 2 * self.kv_dim() + 3 * self.ff);
+        (self.layers.len() * layer + self.dim * self.vocab) as u64
+    }
+}
+
+/// The factor on positions that `rope.scaling.*` asks for.
+fn linear_scale(gguf: &Gguf, arch: &str) -> Result<f32> {
+    let kind = gguf
+        .str(&format!("{arch}.rope.scaling.type"))?
+        .unwrap_or("none");
+    let factor = match gguf.f32(&format!("{arch}.rope.scaling.factor"))? {
+        Some(factor) => Some(factor),
+        None => gguf.f32(&format!("{arch}.rope.scale_linear"))?,
+    };
+    match (kind, factor) {
+        ("none", None) => Ok(1.0),
+        ("none" | "linear", Some(factor)) if factor > 0.0 => Ok(1.0 / factor),
+        _ => Err(Error::new(
+            Kind::Unsupported,
+            format!("the model scales its context by {kind} (factor {factor:?})"),
+            "use a model with linear or Llama 3 context scaling, or none",
+        )),
+    }
+}
+
+/// The error for a key or tensor that a sound model has.
+pub(super) fn missing(what: &str) -> Error {
+    Error::new(
+        Kind::Format,
+        format!("the model has no {what}"),
+        "convert or download the model again",
+    )
+}
+
+fn unsound(what: String) -> Error {
+    Error::new(
+        Kind::Format,
+        format!("the model's shape makes no sense: {what}"),
+        "convert or download the model again",
+    )
+}

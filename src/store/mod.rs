@@ -1,0 +1,419 @@
+//! Executes the residency policy: slots, reads in flight, tiles in use.
+//!
+//! A sweep asks for one range of tiles after the other ([`Store::begin`],
+//! then [`Store::acquire`] and [`Store::release`] until it is done). The store
+//! hands out tiles as they are in memory, in any order, and keeps reads in
+//! flight for what comes next in the cyclic order of the sweep, past the end
+//! of this sweep into the next one.
+//!
+//! Two invariants, asserted here: *a slot being read is never handed out*, and
+//! *a slot handed out is never read into*.
+#![allow(unsafe_code)]
+
+mod reads;
+mod rows;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use crate::arena::{SlotId, Slots};
+use crate::error::{Error, Kind, Result};
+use crate::format::tile::{Matrix, Tile};
+use crate::io::{Completion, Io};
+use crate::residency::Residency;
+
+pub use rows::RowBytes;
+use rows::{ROWS_MAX, RowRead};
+
+/// Completions reaped at a time.
+const REAP_MAX: usize = 32;
+
+/// Where a tile is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// On disk only.
+    Absent,
+    /// A read into its slot is in flight.
+    Reading,
+    /// In its slot, free to be handed out or given up.
+    Ready,
+    /// In its slot and handed out.
+    InUse,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TileState {
+    phase: Phase,
+    /// Its slot, unless absent.
+    slot: SlotId,
+    /// Its rows lie in the kernels' packed order (only kept tiles do).
+    packed: bool,
+    /// Bytes of its aligned range that have arrived, while reading.
+    arrived: u32,
+    /// The pass in which it was last handed out.
+    pass: u32,
+}
+
+/// A tile in memory, handed to the device.
+#[derive(Debug, Clone, Copy)]
+pub struct TileMemory {
+    /// Its first row.
+    pub data: NonNull<u8>,
+    /// Whether its rows lie in packed order already.
+    pub packed: bool,
+    /// Whether it stays, so that packing it in place pays.
+    pub keep: bool,
+}
+
+/// What the store has done since it was made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters {
+    /// Bytes that arrived from disk.
+    pub read_bytes: u64,
+    /// Reads that finished.
+    pub reads: u64,
+    /// Time in which the caller waited for a read with nothing to compute.
+    pub stalled: Duration,
+}
+
+/// The tiles of one model, the slots they share with KV pages, and the reads in flight.
+pub struct Store {
+    matrices: Vec<Matrix>,
+    tiles: Vec<Tile>,
+    ranges: Vec<Range<u32>>,
+    paths: Vec<PathBuf>,
+    states: Vec<TileState>,
+    residency: Residency,
+    // The order of these two fields matters: dropping the I/O waits for its reads, and only then may slots go.
+    io: Box<dyn Io>,
+    slots: Slots,
+    free: Vec<SlotId>,
+    /// The slot that single rows are read into.
+    rows_slot: SlotId,
+    /// The begun range, and how many of its tiles were not handed out yet.
+    current: Range<u32>,
+    waiting: u32,
+    acquired: Vec<u32>,
+    /// The next tile in cyclic order to consider for reading, and how many are left until the current one again.
+    ahead: u32,
+    ahead_left: u32,
+    pass: u32,
+    row_reads: [RowRead; ROWS_MAX],
+    rows_pending: usize,
+    done: [Completion; REAP_MAX],
+    counters: Counters,
+    /// An error met while the device computed; the next `acquire` reports it.
+    failed: Option<Error>,
+}
+
+impl Store {
+    /// A store over `slots` for the tiles that [`cut`](crate::format::tile::cut) made of `matrices`.
+    ///
+    /// `paths` are the model's files, for error messages. `window` is how many slots streamed tiles pass
+    /// through. One slot is taken for reads of single rows.
+    pub fn new(
+        matrices: Vec<Matrix>,
+        (tiles, ranges): (Vec<Tile>, Vec<Range<u32>>),
+        paths: Vec<PathBuf>,
+        slots: Slots,
+        io: Box<dyn Io>,
+        window: u32,
+    ) -> Self {
+        let mut free: Vec<SlotId> = (0..slots.count()).rev().collect();
+        let rows_slot = free.pop().expect("the planner gives at least one slot");
+        let rates = tile_rates(&matrices, &tiles);
+        let residency = Residency::new(&rates, free.len() as u32, window);
+        let absent = TileState {
+            phase: Phase::Absent,
+            slot: 0,
+            packed: false,
+            arrived: 0,
+            pass: 0,
+        };
+        let ahead_left = tiles.len() as u32;
+        Store {
+            states: vec![absent; tiles.len()],
+            acquired: Vec::with_capacity(tiles.len()),
+            matrices,
+            tiles,
+            ranges,
+            paths,
+            residency,
+            io,
+            slots,
+            free,
+            rows_slot,
+            current: 0..0,
+            waiting: 0,
+            ahead: 0,
+            ahead_left,
+            pass: 0,
+            row_reads: [RowRead::default(); ROWS_MAX],
+            rows_pending: 0,
+            done: [Completion::NONE; REAP_MAX],
+            counters: Counters::default(),
+            failed: None,
+        }
+    }
+
+    /// Bytes of the tables that a store keeps for `tiles` tiles.
+    pub const fn table_bytes(tiles: usize) -> usize {
+        // Tile, state, acquired list, and the policy's queue, ranks and rates.
+        tiles * (size_of::<Tile>() + size_of::<TileState>() + 4 * size_of::<u32>())
+    }
+
+    /// The matrices, in the order of the sweep.
+    pub fn matrices(&self) -> &[Matrix] {
+        &self.matrices
+    }
+
+    /// The tiles of a matrix.
+    pub fn tiles_of(&self, matrix: usize) -> Range<u32> {
+        self.ranges[matrix].clone()
+    }
+
+    /// One tile.
+    pub fn tile(&self, tile: u32) -> &Tile {
+        &self.tiles[tile as usize]
+    }
+
+    /// The policy as it stands.
+    pub fn residency(&self) -> &Residency {
+        &self.residency
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What performs the reads.
+    pub fn io_description(&self) -> &str {
+        self.io.describe()
+    }
+
+    /// Bytes of a slot.
+    pub fn slot_bytes(&self) -> usize {
+        self.slots.slot_bytes()
+    }
+
+    /// Weight bytes in memory now.
+    pub fn resident_bytes(&self) -> u64 {
+        let in_memory = |s: &TileState| matches!(s.phase, Phase::Ready | Phase::InUse);
+        self.states
+            .iter()
+            .zip(&self.tiles)
+            .filter(|(s, _)| in_memory(s))
+            .map(|(_, t)| u64::from(t.bytes))
+            .sum()
+    }
+
+    /// Begins a pass over `tiles`: the next calls of [`acquire`](Self::acquire) hand out each of them once.
+    pub fn begin(&mut self, tiles: Range<u32>) {
+        assert!(
+            self.waiting == 0 && self.acquired.is_empty(),
+            "the pass before is not finished"
+        );
+        let moved = self.cyclic_distance(self.current.start, tiles.start);
+        let considered = self.tiles.len() as u32 - self.ahead_left;
+        self.current = tiles;
+        self.waiting = self.current.len() as u32;
+        self.pass = self.pass.wrapping_add(1);
+        if moved == 0 || moved > considered {
+            self.restart_ahead();
+        } else {
+            self.ahead_left += moved;
+        }
+    }
+
+    /// Hands out tiles of the begun range that are in memory; blocks until there is one.
+    ///
+    /// Returns their number; 0 when all were handed out. They are listed by [`acquired`](Self::acquired) until
+    /// [`release`](Self::release).
+    ///
+    /// # Errors
+    /// A read failed for good: the error names file, offset and tensor. The pass is over then, and the next
+    /// one may try again.
+    pub fn acquire(&mut self) -> Result<usize> {
+        assert!(
+            self.acquired.is_empty(),
+            "the tiles acquired before are not released"
+        );
+        if self.waiting == 0 {
+            return Ok(0);
+        }
+        let result = self.acquire_some();
+        if result.is_err() {
+            self.waiting = 0;
+            self.restart_ahead();
+        }
+        result
+    }
+
+    fn acquire_some(&mut self) -> Result<usize> {
+        let mut waited: Option<Instant> = None;
+        loop {
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
+            self.poll()?;
+            for tile in self.current.clone() {
+                let state = &mut self.states[tile as usize];
+                if state.phase == Phase::Ready && state.pass != self.pass {
+                    state.phase = Phase::InUse;
+                    state.pass = self.pass;
+                    self.acquired.push(tile);
+                }
+            }
+            if !self.acquired.is_empty() {
+                self.waiting -= self.acquired.len() as u32;
+                if let Some(since) = waited {
+                    self.counters.stalled += since.elapsed();
+                }
+                return Ok(self.acquired.len());
+            }
+            waited.get_or_insert_with(Instant::now);
+            if self.io.in_flight() == 0 {
+                self.read_urgent()?;
+            }
+            self.reap(true)?;
+        }
+    }
+
+    /// The tiles handed out by the last [`acquire`](Self::acquire).
+    pub fn acquired(&self) -> &[u32] {
+        &self.acquired
+    }
+
+    /// The memory of a tile that is handed out.
+    pub fn memory(&self, tile: u32) -> TileMemory {
+        let state = &self.states[tile as usize];
+        assert_eq!(state.phase, Phase::InUse, "tile {tile} is not handed out");
+        let lead = self.tiles[tile as usize].lead();
+        // SAFETY: lead is less than a page, and a slot is at least that.
+        let data = unsafe { self.slots.ptr(state.slot).add(lead) };
+        TileMemory {
+            data,
+            packed: state.packed,
+            keep: self.residency.keeps(tile),
+        }
+    }
+
+    /// Takes the acquired tiles back after they were computed with; those with `keep` are packed now.
+    pub fn release(&mut self) {
+        for index in 0..self.acquired.len() {
+            let tile = self.acquired[index];
+            let keeps = self.residency.keeps(tile);
+            let state = &mut self.states[tile as usize];
+            debug_assert_eq!(state.phase, Phase::InUse);
+            state.phase = Phase::Ready;
+            state.packed |= keeps;
+            if !keeps {
+                self.give_up(tile);
+            }
+        }
+        self.acquired.clear();
+    }
+
+    /// Takes a slot away from the weights, for a KV page.
+    ///
+    /// Must be called between passes, when no tile is handed out.
+    ///
+    /// # Errors
+    /// No slot can be spared: the window of reads is all that is left.
+    pub fn take_page(&mut self) -> Result<SlotId> {
+        assert!(self.acquired.is_empty(), "pages are taken between passes");
+        let capacity = self.residency.capacity();
+        let needed = self.residency.window().min(self.residency.tiles());
+        if capacity <= needed {
+            return Err(Error::new(
+                Kind::Budget,
+                "the context has grown to all the memory there is",
+                "give more --memory, or a smaller --ctx",
+            ));
+        }
+        let least = self.residency.least_kept();
+        self.residency.set_capacity(capacity - 1);
+        if let Some(tile) = least.filter(|&t| !self.residency.keeps(t))
+            && self.states[tile as usize].phase == Phase::Ready
+        {
+            self.give_up(tile);
+        }
+        self.restart_ahead();
+        // If the least worthy tile was not there to be dropped, another outside the plan makes room, or comes to.
+        while self.free.is_empty() {
+            if !self.give_up_furthest() {
+                self.reap(true)?;
+            }
+        }
+        Ok(self.free.pop().expect("just seen"))
+    }
+
+    /// Gives a page's slot back to the weights.
+    pub fn free_page(&mut self, slot: SlotId) {
+        debug_assert!(!self.free.contains(&slot));
+        self.free.push(slot);
+        self.residency.set_capacity(self.residency.capacity() + 1);
+        self.restart_ahead();
+    }
+
+    /// Slots that KV pages may still take.
+    pub fn pages_free(&self) -> u32 {
+        self.residency
+            .capacity()
+            .saturating_sub(self.residency.window().min(self.residency.tiles()))
+    }
+
+    /// The memory of a slot that [`take_page`](Self::take_page) gave.
+    pub fn page(&self, slot: SlotId) -> NonNull<u8> {
+        self.slots.ptr(slot)
+    }
+
+    /// Steps from tile `from` to tile `to` in the cyclic order of the sweep.
+    fn cyclic_distance(&self, from: u32, to: u32) -> u32 {
+        let tiles = self.tiles.len() as u32;
+        (to + tiles - from) % tiles.max(1)
+    }
+
+    /// Drops a tile that is in memory and not in use; its slot is free.
+    fn give_up(&mut self, tile: u32) {
+        let state = &mut self.states[tile as usize];
+        assert_eq!(
+            state.phase,
+            Phase::Ready,
+            "only an idle tile can be given up"
+        );
+        state.phase = Phase::Absent;
+        state.packed = false;
+        self.free.push(state.slot);
+    }
+
+    /// Drops the idle tile outside the plan whose next use is furthest; false if there is none.
+    fn give_up_furthest(&mut self) -> bool {
+        let tiles = self.tiles.len() as u32;
+        // Tiles of the current range that were used in this pass are furthest of all, then the sweep backwards.
+        for back in 1..=tiles {
+            let tile = (self.current.end + tiles - back) % tiles;
+            let state = &self.states[tile as usize];
+            let needed_now = self.current.contains(&tile) && state.pass != self.pass;
+            if state.phase == Phase::Ready && !self.residency.keeps(tile) && !needed_now {
+                self.give_up(tile);
+                self.restart_ahead();
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Uses per sweep of each tile: the policy's one number.
+pub fn tile_rates(matrices: &[Matrix], tiles: &[Tile]) -> Vec<f32> {
+    use crate::format::tile::Use;
+    let rate = |tile: &Tile| match matrices[tile.matrix as usize].used {
+        Use::EverySweep => 1.0,
+        Use::ByRow => tile.rows as f32 / matrices[tile.matrix as usize].rows as f32 / 2.0,
+    };
+    tiles.iter().map(rate).collect()
+}

@@ -1,0 +1,213 @@
+//! Reads of tiles: what to read next, where to, and what became of it.
+
+use nix::errno::Errno;
+
+use super::{Phase, REAP_MAX, Store};
+use crate::error::{Error, Kind, Result};
+use crate::io::{Completion, FileId, Read};
+
+/// Tokens from here on are reads of single rows.
+pub(super) const ROW_TOKEN: u64 = 1 << 32;
+
+/// The error that cannot happen: reads are only submitted while fewer than the queue's depth are in flight.
+pub(super) fn queue_full() -> Error {
+    Error::new(
+        Kind::Io,
+        "the queue of reads is full",
+        "this is a defect: please report it",
+    )
+}
+
+impl Store {
+    /// Takes in finished reads and submits the next ones; never blocks.
+    pub(super) fn poll(&mut self) -> Result<()> {
+        self.reap(false)?;
+        self.read_ahead()
+    }
+
+    /// Keeps the disk busy while the device computes; an error waits for the next `acquire`.
+    pub fn feed(&mut self) {
+        if self.failed.is_none() {
+            self.failed = self.poll().err();
+        }
+    }
+
+    /// Starts considering tiles from the current range on again (slots or plan have changed).
+    pub(super) fn restart_ahead(&mut self) {
+        self.ahead = self.current.start % (self.tiles.len() as u32).max(1);
+        self.ahead_left = self.tiles.len() as u32;
+    }
+
+    /// Submits reads for the coming tiles that are not in memory, in the order of their use.
+    fn read_ahead(&mut self) -> Result<()> {
+        let mut submitted = false;
+        while self.ahead_left > 0 && self.io.in_flight() < self.io.depth() {
+            let tile = self.ahead;
+            let absent = self.states[tile as usize].phase == Phase::Absent;
+            // A tile of the current range that was used and given up in this pass is needed in the next sweep only,
+            // and so is one that the plan does not even stream.
+            let used_up =
+                self.current.contains(&tile) && self.states[tile as usize].pass == self.pass;
+            if absent && !used_up && self.residency.reads(tile) {
+                let Some(slot) = self.free.pop() else { break };
+                self.states[tile as usize].slot = slot;
+                self.states[tile as usize].arrived = 0;
+                self.submit(tile)?;
+                submitted = true;
+            }
+            self.ahead = (tile + 1) % self.tiles.len() as u32;
+            self.ahead_left -= 1;
+        }
+        if submitted {
+            self.io.flush()?;
+        }
+        Ok(())
+    }
+
+    /// With nothing in flight and nothing to hand out: makes room for a tile of the current range and reads it.
+    pub(super) fn read_urgent(&mut self) -> Result<()> {
+        let missing = |s: &Self, t: &u32| {
+            s.states[*t as usize].phase == Phase::Absent && s.states[*t as usize].pass != s.pass
+        };
+        let tile = self
+            .current
+            .clone()
+            .find(|t| missing(self, t))
+            .expect("a tile that is waited for is absent, in flight or ready");
+        if self.free.is_empty() && !self.give_up_furthest() && !self.give_up_kept() {
+            return Err(Error::new(
+                Kind::Budget,
+                "no slot is left to read a tile into",
+                "give more --memory, or a smaller --ctx",
+            ));
+        }
+        let slot = self.free.pop().expect("just made");
+        self.states[tile as usize].slot = slot;
+        self.states[tile as usize].arrived = 0;
+        self.submit(tile)?;
+        self.io.flush()
+    }
+
+    /// Drops an idle tile that the plan would keep: the last resort when the plan shrank while slots were in use.
+    fn give_up_kept(&mut self) -> bool {
+        let outside = |s: &Self, t: &u32| {
+            s.states[*t as usize].phase == Phase::Ready && !s.current.contains(t)
+        };
+        let Some(tile) = (0..self.tiles.len() as u32).find(|t| outside(self, t)) else {
+            return false;
+        };
+        self.give_up(tile);
+        self.restart_ahead();
+        true
+    }
+
+    /// Submits the read of what is still missing of a tile into its slot.
+    fn submit(&mut self, tile: u32) -> Result<()> {
+        let state = &mut self.states[tile as usize];
+        assert!(
+            matches!(state.phase, Phase::Absent | Phase::Reading),
+            "tile {tile} is in memory"
+        );
+        state.phase = Phase::Reading;
+        let what = &self.tiles[tile as usize];
+        let arrived = state.arrived as usize;
+        // SAFETY: arrived is less than the length of the read, which fits in the slot.
+        let into = unsafe { self.slots.ptr(state.slot).add(arrived) };
+        let read = Read {
+            file: FileId(what.file),
+            offset: what.read_offset() + arrived as u64,
+            len: (what.read_bytes() - arrived) as u32,
+            into,
+            token: u64::from(tile),
+        };
+        // SAFETY: the slot belongs to this tile until the read is reaped: `Reading` tiles are not handed out, and
+        // their slots are not in the free list.
+        let submitted = unsafe { self.io.submit(read) };
+        submitted.map_err(|_| queue_full())
+    }
+
+    /// Takes in finished reads; with `wait` blocks until one is.
+    pub(super) fn reap(&mut self, wait: bool) -> Result<()> {
+        let mut done = std::mem::replace(&mut self.done, [Completion::NONE; REAP_MAX]);
+        let mut wait = wait;
+        let result = loop {
+            let count = match self.io.reap(&mut done, wait) {
+                Ok(count) => count,
+                Err(e) => break Err(e),
+            };
+            wait = false;
+            // Every completion is taken in even if one of them is an error: no read may be forgotten.
+            let mut failed = None;
+            for completion in &done[..count] {
+                let taken = if completion.token >= ROW_TOKEN {
+                    self.row_done(completion)
+                } else {
+                    self.tile_done(completion)
+                };
+                failed = failed.or(taken.err());
+            }
+            match failed {
+                Some(e) => break Err(e),
+                None if count < REAP_MAX => break Ok(()),
+                None => {}
+            }
+        };
+        self.done = done;
+        result
+    }
+
+    fn tile_done(&mut self, completion: &Completion) -> Result<()> {
+        let tile = completion.token as u32;
+        let what = self.tiles[tile as usize];
+        assert_eq!(
+            self.states[tile as usize].phase,
+            Phase::Reading,
+            "a completion for a tile that is not being read"
+        );
+        match completion.result {
+            Err(Errno::EINTR | Errno::EAGAIN) => {
+                self.submit(tile)?;
+                self.io.flush()
+            }
+            Err(errno) => Err(self.failed(tile, &format!("{errno}"))),
+            Ok(0) => Err(self.failed(tile, "the file ends before it")),
+            Ok(bytes) => {
+                self.counters.read_bytes += u64::from(bytes);
+                self.counters.reads += 1;
+                let state = &mut self.states[tile as usize];
+                let arrived = state.arrived + bytes;
+                if arrived as usize >= what.lead() + what.bytes as usize {
+                    state.phase = Phase::Ready;
+                    return Ok(());
+                }
+                // A short read goes on from the last whole block, as direct reads must.
+                state.arrived =
+                    arrived / crate::arena::PAGE_BYTES as u32 * crate::arena::PAGE_BYTES as u32;
+                self.submit(tile)?;
+                self.io.flush()
+            }
+        }
+    }
+
+    /// The error for a read that failed for good; the tile is absent and its slot free again.
+    fn failed(&mut self, tile: u32, why: &str) -> Error {
+        let state = &mut self.states[tile as usize];
+        state.phase = Phase::Absent;
+        self.free.push(state.slot);
+        self.restart_ahead();
+        let what = self.tiles[tile as usize];
+        self.read_error(what.matrix as usize, what.file, what.offset, why)
+    }
+
+    pub(super) fn read_error(&self, matrix: usize, file: u16, offset: u64, why: &str) -> Error {
+        Error::new(
+            Kind::Io,
+            format!(
+                "cannot read {} at offset {offset} of {}: {why}",
+                self.matrices[matrix].name,
+                self.paths[file as usize].display()
+            ),
+            "check the disk (dmesg) and that the file is whole and unchanged, then ask again",
+        )
+    }
+}

@@ -1,0 +1,226 @@
+//! Single rows of a matrix (embeddings), from a tile in memory or straight from the disk.
+
+use std::time::Instant;
+
+use nix::errno::Errno;
+
+use super::reads::ROW_TOKEN;
+use super::reads::queue_full;
+use super::{Phase, Store};
+use crate::arena::PAGE_BYTES;
+use crate::error::Result;
+use crate::format::tile::STRIP_ROWS;
+use crate::io::{Completion, FileId, Read};
+
+/// The bytes of one row of a matrix, as found.
+#[derive(Debug, Clone, Copy)]
+pub enum RowBytes<'a> {
+    /// As in the file.
+    Plain(&'a [u8]),
+    /// One row of a packed strip.
+    Packed {
+        /// The strip's bytes.
+        strip: &'a [u8],
+        /// Which of its rows.
+        lane: usize,
+    },
+}
+
+/// The most rows read at a time.
+pub(super) const ROWS_MAX: usize = 32;
+
+/// A row on its way into its piece of the rows' slot.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct RowRead {
+    matrix: u32,
+    row: u32,
+    /// Bytes of a piece; the row's is the one of its place in the table.
+    piece_bytes: u32,
+    /// Bytes of its aligned range that have arrived.
+    arrived: u32,
+}
+
+impl Store {
+    /// Calls `with(i, row)` for each of `rows` (row numbers of `matrix`).
+    ///
+    /// Rows of tiles in memory are taken from there, the others are read: a few KiB each.
+    ///
+    /// # Errors
+    /// A read failed for good.
+    pub fn rows(
+        &mut self,
+        matrix: usize,
+        rows: &[u32],
+        mut with: impl FnMut(usize, RowBytes<'_>),
+    ) -> Result<()> {
+        let piece_bytes =
+            (self.matrices[matrix].row_bytes() + PAGE_BYTES).next_multiple_of(PAGE_BYTES);
+        let batch = (self.slots.slot_bytes() / piece_bytes).min(ROWS_MAX);
+        assert!(batch > 0, "a slot holds a strip, so it holds a row");
+        self.wait_for_rows()?;
+        for (number, rows) in rows.chunks(batch).enumerate() {
+            // First all the reads of the batch go out together, then the rows are used.
+            let mut missing: u32 = 0;
+            for (place, &row) in rows.iter().enumerate() {
+                if !self.row_from_tile(matrix, row, |bytes| with(number * batch + place, bytes)) {
+                    missing |= 1 << place;
+                    let read = RowRead {
+                        matrix: matrix as u32,
+                        row,
+                        piece_bytes: piece_bytes as u32,
+                        arrived: 0,
+                    };
+                    self.row_reads[place] = read;
+                    self.submit_row(place)?;
+                }
+            }
+            if missing != 0 {
+                self.io.flush()?;
+                let start = Instant::now();
+                self.wait_for_rows()?;
+                self.counters.stalled += start.elapsed();
+            }
+            for (place, &row) in rows
+                .iter()
+                .enumerate()
+                .filter(|(place, _)| missing >> place & 1 == 1)
+            {
+                let lead = (self.row_offset(matrix, row) % PAGE_BYTES as u64) as usize;
+                let data = self.slots.ptr(self.rows_slot).as_ptr();
+                // SAFETY: the read of this piece was reaped, and the rows' slot is used for nothing else.
+                let bytes = unsafe {
+                    std::slice::from_raw_parts(
+                        data.add(place * piece_bytes + lead),
+                        self.matrices[matrix].row_bytes(),
+                    )
+                };
+                with(number * batch + place, RowBytes::Plain(bytes));
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_rows(&mut self) -> Result<()> {
+        while self.rows_pending > 0 {
+            self.reap(true)?;
+        }
+        Ok(())
+    }
+
+    fn row_offset(&self, matrix: usize, row: u32) -> u64 {
+        let matrix = &self.matrices[matrix];
+        matrix.offset + u64::from(row) * matrix.row_bytes() as u64
+    }
+
+    /// Gives the row to `with` if its tile is in memory.
+    fn row_from_tile(&self, matrix: usize, row: u32, with: impl FnOnce(RowBytes<'_>)) -> bool {
+        let range = self.ranges[matrix].clone();
+        if range.is_empty() {
+            return false;
+        }
+        let tile = range.start + row / self.tiles[range.start as usize].rows;
+        let state = &self.states[tile as usize];
+        if !matches!(state.phase, Phase::Ready | Phase::InUse) {
+            return false;
+        }
+        let what = &self.tiles[tile as usize];
+        let row_bytes = self.matrices[matrix].row_bytes();
+        let within = (row - what.first_row) as usize;
+        let strip_first = within / STRIP_ROWS * STRIP_ROWS;
+        // SAFETY: the tile is in memory and nobody writes it: packing happens inside a matrix product, never while
+        // the store is asked for rows.
+        let data = unsafe {
+            std::slice::from_raw_parts(
+                self.slots.ptr(state.slot).add(what.lead()).as_ptr(),
+                what.bytes as usize,
+            )
+        };
+        // The last strip of a matrix may be shorter; it stays in plain order.
+        if state.packed && strip_first + STRIP_ROWS <= what.rows as usize {
+            let strip = &data[strip_first * row_bytes..][..STRIP_ROWS * row_bytes];
+            with(RowBytes::Packed {
+                strip,
+                lane: within - strip_first,
+            });
+        } else {
+            with(RowBytes::Plain(&data[within * row_bytes..][..row_bytes]));
+        }
+        true
+    }
+
+    /// Submits the read of what is still missing of a row into its piece of the rows' slot.
+    fn submit_row(&mut self, place: usize) -> Result<()> {
+        while self.io.in_flight() >= self.io.depth() {
+            self.reap(true)?;
+        }
+        let RowRead {
+            matrix,
+            row,
+            piece_bytes,
+            arrived,
+        } = self.row_reads[place];
+        let row_bytes = self.matrices[matrix as usize].row_bytes() as u64;
+        let offset = self.row_offset(matrix as usize, row);
+        let start = offset / PAGE_BYTES as u64 * PAGE_BYTES as u64 + u64::from(arrived);
+        let end = (offset + row_bytes).next_multiple_of(PAGE_BYTES as u64);
+        // SAFETY: there are no more places than pieces in the slot, and arrived is less than a piece.
+        let into = unsafe {
+            self.slots
+                .ptr(self.rows_slot)
+                .add(place * piece_bytes as usize + arrived as usize)
+        };
+        let read = Read {
+            file: FileId(self.matrices[matrix as usize].file),
+            offset: start,
+            len: (end - start) as u32,
+            into,
+            token: ROW_TOKEN | place as u64,
+        };
+        // SAFETY: the piece is this read's own until it is reaped: `rows` begins nothing new before all are.
+        let submitted = unsafe { self.io.submit(read) };
+        submitted.map_err(|_| queue_full())?;
+        self.rows_pending += 1;
+        Ok(())
+    }
+
+    /// Takes in the completion of a row's read.
+    pub(super) fn row_done(&mut self, completion: &Completion) -> Result<()> {
+        self.rows_pending -= 1;
+        let place = (completion.token - ROW_TOKEN) as usize;
+        let RowRead {
+            matrix,
+            row,
+            arrived,
+            ..
+        } = self.row_reads[place];
+        let offset = self.row_offset(matrix as usize, row);
+        let needed = offset % PAGE_BYTES as u64 + self.matrices[matrix as usize].row_bytes() as u64;
+        let file = self.matrices[matrix as usize].file;
+        match completion.result {
+            Err(Errno::EINTR | Errno::EAGAIN) => {}
+            Err(errno) => {
+                return Err(self.read_error(matrix as usize, file, offset, &errno.to_string()));
+            }
+            Ok(0) => {
+                return Err(self.read_error(
+                    matrix as usize,
+                    file,
+                    offset,
+                    "the file ends before it",
+                ));
+            }
+            Ok(bytes) => {
+                self.counters.read_bytes += u64::from(bytes);
+                self.counters.reads += 1;
+                if u64::from(arrived + bytes) >= needed {
+                    return Ok(());
+                }
+                // A short read goes on from the last whole block, as direct reads must.
+                self.row_reads[place].arrived =
+                    (arrived + bytes) / PAGE_BYTES as u32 * PAGE_BYTES as u32;
+            }
+        }
+        self.submit_row(place)?;
+        self.io.flush()
+    }
+}

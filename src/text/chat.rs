@@ -1,0 +1,251 @@
+//! Chat templates: messages to the text that the model was trained to answer.
+
+use super::chat_defaults;
+use super::strftime::strftime;
+use super::tokenizer::Tokenizer;
+use crate::error::{Error, Kind, Result};
+use crate::format::gguf::Gguf;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, ErrorKind, context};
+use serde::Serialize;
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+/// Characters of which one is hidden in a text: Unicode promises that they are never a character.
+const MARKERS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Message {
+    /// Who speaks: `system`, `user` or `assistant`.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// `role` says `content`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Message {
+            role: role.into(),
+            content: content.into(),
+        }
+    }
+}
+
+/// A model's chat template (Jinja).
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    bos: String,
+    eos: String,
+    /// The template has no place for a system message.
+    folds_system: bool,
+}
+
+impl ChatTemplate {
+    /// The template of the model file, or where it has none the usual one of the architecture.
+    pub fn from_gguf(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Self> {
+        let source = match gguf.str("tokenizer.chat_template")? {
+            Some(source) => source,
+            None => {
+                let architecture = gguf.str("general.architecture")?.unwrap_or_default();
+                chat_defaults::template(architecture, tokenizer)
+            }
+        };
+        let text = |id: Option<u32>| {
+            let bytes = id.map_or(&[][..], |id| tokenizer.token_bytes(id, true));
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        Self::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
+    }
+
+    /// A template from its source; `bos` and `eos` are the texts of the model's tokens.
+    pub fn new(
+        source: impl Into<String>,
+        bos: impl Into<String>,
+        eos: impl Into<String>,
+    ) -> Result<Self> {
+        let mut template = ChatTemplate {
+            environment: environment(),
+            source: source.into(),
+            bos: bos.into(),
+            eos: eos.into(),
+            folds_system: false,
+        };
+        let parsed = template.environment.template_from_str(&template.source);
+        parsed.map(|_| ()).map_err(|error| failed(&error))?;
+        // Some templates refuse a system message, others drop it: only trying it tells.
+        let probe = [
+            Message::new("system", "the system's words"),
+            Message::new("user", "the user's words"),
+        ];
+        let rendered = template.render_as_is(&probe, true);
+        template.folds_system =
+            !rendered.is_ok_and(|text| text.contains(probe[0].content.as_str()));
+        Ok(template)
+    }
+
+    /// The text of a conversation; `add_generation_prompt` opens the assistant's next turn.
+    ///
+    /// Where the template has no place for a system message, it becomes the start of the
+    /// first user message.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_as_is(&self.folded(messages), add_generation_prompt)
+            .map_err(|error| failed(&error))
+    }
+
+    /// Appends the tokens of a conversation to `out`, with one BOS if the model wants it.
+    ///
+    /// The template's control tokens are read as such; what looks like one in a message is text.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        let said = |c: char| messages.iter().any(|message| message.content.contains(c));
+        let free = MARKERS.into_iter().find(|&marker| !said(marker));
+        let marker = free.unwrap_or(*MARKERS.start());
+        let broken: Vec<Message> = messages
+            .iter()
+            .map(|message| Message {
+                role: tokenizer.break_controls(&message.role, marker),
+                content: tokenizer.break_controls(&message.content, marker),
+            })
+            .collect();
+        let text = self.render(&broken, add_generation_prompt)?;
+        let has_bos = !self.bos.is_empty() && text.starts_with(&self.bos);
+        let add_bos = tokenizer.add_bos_default() && !has_bos;
+        tokenizer.encode_parts(&text, add_bos, true, Some(marker), out);
+        Ok(())
+    }
+
+    fn folded<'a>(&self, messages: &'a [Message]) -> Cow<'a, [Message]> {
+        if !self.folds_system || messages.iter().all(|message| message.role != "system") {
+            return Cow::Borrowed(messages);
+        }
+        let mut system: Vec<&str> = Vec::new();
+        let mut folded: Vec<Message> = Vec::new();
+        for message in messages {
+            match message.role.as_str() {
+                "system" => system.push(&message.content),
+                "user" if !system.is_empty() => {
+                    system.push(&message.content);
+                    folded.push(Message::new("user", system.join("\n\n")));
+                    system.clear();
+                }
+                _ => folded.push(message.clone()),
+            }
+        }
+        if !system.is_empty() {
+            folded.push(Message::new("user", system.join("\n\n")));
+        }
+        Cow::Owned(folded)
+    }
+
+    fn render_as_is(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> std::result::Result<String, minijinja::Error> {
+        let template = self.environment.template_from_str(&self.source)?;
+        template.render(context! {
+            messages,
+            add_generation_prompt,
+            bos_token => self.bos,
+            eos_token => self.eos,
+            tools => Value::from(()),
+        })
+    }
+}
+
+/// Jinja as Hugging Face's `transformers` sets it up for chat templates.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function(
+        "raise_exception",
+        |text: String| -> std::result::Result<String, _> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, text))
+        },
+    );
+    environment.add_function("strftime_now", |format: &str| {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        strftime(format, since.map_or(0, |since| since.as_secs()))
+    });
+    environment.add_filter("tojson", to_json);
+    environment
+}
+
+/// JSON as Python's `json.dumps` spaces it, not escaped for HTML.
+fn to_json(value: Value, options: Kwargs) -> std::result::Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    let mut json = Vec::new();
+    let written = match indent {
+        Some(width) => {
+            let indent = vec![b' '; width.min(16)];
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(&indent);
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut json, pretty,
+            ))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut json, Spaced,
+        )),
+    };
+    written.map_err(|error| {
+        minijinja::Error::new(ErrorKind::InvalidOperation, "not JSON").with_source(error)
+    })?;
+    Ok(String::from_utf8(json).expect("serde_json writes UTF-8"))
+}
+
+/// One line with a space after each comma and colon.
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        if first {
+            Ok(())
+        } else {
+            writer.write_all(b", ")
+        }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+fn failed(error: &minijinja::Error) -> Error {
+    Error::new(
+        Kind::Unsupported,
+        format!("the model's chat template fails: {error}"),
+        "check that user and assistant messages take turns, or give the whole prompt as raw text",
+    )
+}
+
+#[cfg(test)]
+mod tests;

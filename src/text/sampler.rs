@@ -1,0 +1,322 @@
+//! Choosing the next token from the logits.
+//!
+//! The order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature,
+//! then one random number. Nothing is allocated after construction, and the
+//! vocabulary is never sorted: one pass finds the few candidates that matter.
+
+use super::rng::Rng;
+use std::cmp::Ordering;
+
+/// How to choose. The default is what llama.cpp's tools use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplerOptions {
+    /// Flattens (above 1) or sharpens the distribution; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Only the likeliest `top_k` tokens are candidates; 0 for all.
+    pub top_k: usize,
+    /// Only the fewest tokens that are together at least this likely; 1 for all.
+    pub top_p: f32,
+    /// Only tokens at least this fraction as likely as the likeliest; 0 for all.
+    pub min_p: f32,
+    /// Divides the logit of a token that was said lately; 1 for none.
+    pub repeat_penalty: f32,
+    /// Taken from the logit for each time that a token was said lately.
+    pub frequency_penalty: f32,
+    /// Taken from the logit of a token that was said lately at all.
+    pub presence_penalty: f32,
+    /// How many tokens back is lately, for the three penalties.
+    pub penalty_window: usize,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The same seed chooses the same tokens.
+    pub seed: u64,
+}
+
+impl Default for SamplerOptions {
+    fn default() -> Self {
+        SamplerOptions {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            penalty_window: 64,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// A token that may be chosen.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    logit: f32,
+    id: u32,
+}
+
+impl Candidate {
+    /// Likeliest first; of equals, the lowest id first.
+    fn order(&self, other: &Self) -> Ordering {
+        other
+            .logit
+            .total_cmp(&self.logit)
+            .then(self.id.cmp(&other.id))
+    }
+}
+
+/// One session's sampler: options, random numbers and the tokens said lately.
+pub struct Sampler {
+    options: SamplerOptions,
+    rng: Rng,
+    /// A ring of the last tokens, and the same sorted for counting.
+    history: Vec<u32>,
+    history_at: usize,
+    sorted: Vec<u32>,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// A sampler for rows of `vocab` logits. All memory is taken here.
+    pub fn new(options: SamplerOptions, vocab: usize) -> Self {
+        let greedy = options.temperature <= 0.0;
+        let kept = if options.top_k == 0 {
+            vocab
+        } else {
+            options.top_k.min(vocab)
+        };
+        // Room to gather more than is kept, so that cutting back is rare.
+        let candidates = if greedy {
+            0
+        } else {
+            (kept * 4).max(256).min(vocab)
+        };
+        let window = if options.penalizes() {
+            options.penalty_window
+        } else {
+            0
+        };
+        Sampler {
+            rng: Rng::new(options.seed),
+            history: Vec::with_capacity(window),
+            history_at: 0,
+            sorted: Vec::with_capacity(window),
+            candidates: Vec::with_capacity(candidates),
+            options,
+        }
+    }
+
+    /// Chooses a token. The logits (one a token) are changed by bias and penalties;
+    /// a logit that is not a number is never chosen.
+    pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
+        for &(id, bias) in &self.options.logit_bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        self.penalize(logits);
+        if self.options.temperature <= 0.0 {
+            return likeliest(logits);
+        }
+        self.gather(logits);
+        if self
+            .candidates
+            .first()
+            .is_none_or(|best| best.logit == f32::INFINITY)
+        {
+            return likeliest(logits);
+        }
+        self.cut_top_p();
+        self.cut_min_p();
+        self.draw()
+    }
+
+    /// Tells the sampler that the token was said, by the model or in the prompt.
+    pub fn accept(&mut self, token: u32) {
+        if self.history.len() < self.history.capacity().min(self.options.penalty_window) {
+            self.history.push(token);
+        } else if let Some(oldest) = self.history.get_mut(self.history_at) {
+            *oldest = token;
+            self.history_at = (self.history_at + 1) % self.history.len();
+        }
+    }
+
+    /// Starts over: nothing said, and the same random numbers again.
+    pub fn reset(&mut self) {
+        self.rng = Rng::new(self.options.seed);
+        self.history.clear();
+        self.history_at = 0;
+    }
+
+    /// Bytes of memory this sampler takes.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.candidates.capacity() * size_of::<Candidate>()
+            + (self.history.capacity() + self.sorted.capacity()) * size_of::<u32>()
+            + self.options.logit_bias.capacity() * size_of::<(u32, f32)>()
+    }
+
+    fn penalize(&mut self, logits: &mut [f32]) {
+        let SamplerOptions {
+            repeat_penalty,
+            frequency_penalty,
+            presence_penalty,
+            ..
+        } = self.options;
+        self.sorted.clear();
+        self.sorted.extend_from_slice(&self.history);
+        self.sorted.sort_unstable();
+        for same in self.sorted.chunk_by(|a, b| a == b) {
+            let Some(logit) = logits.get_mut(same[0] as usize) else {
+                continue;
+            };
+            *logit = if *logit <= 0.0 {
+                *logit * repeat_penalty
+            } else {
+                *logit / repeat_penalty
+            };
+            *logit -= same.len() as f32 * frequency_penalty + presence_penalty;
+        }
+    }
+
+    /// Fills `candidates` with the `top_k` likeliest tokens, likeliest first.
+    fn gather(&mut self, logits: &[f32]) {
+        let room = self.candidates.capacity();
+        let kept = if self.options.top_k == 0 {
+            room
+        } else {
+            self.options.top_k.min(room)
+        };
+        self.candidates.clear();
+        let mut threshold = f32::NEG_INFINITY;
+        let mut first = 0u32;
+        for chunk in logits.chunks(CHUNK) {
+            if any_above(chunk, threshold) {
+                for (id, &logit) in (first..).zip(chunk) {
+                    if logit > threshold {
+                        if self.candidates.len() == room {
+                            threshold = cut_to(&mut self.candidates, kept);
+                            if logit <= threshold {
+                                continue;
+                            }
+                        }
+                        self.candidates.push(Candidate { logit, id });
+                    }
+                }
+            }
+            first += CHUNK as u32;
+        }
+        cut_to(&mut self.candidates, kept);
+        // With all tokens as candidates, sorting them would cost more than all the rest.
+        if self.options.top_k > 0 || self.candidates.len() <= 1024 {
+            self.candidates.sort_unstable_by(Candidate::order);
+        } else {
+            self.sort_first(1024);
+        }
+    }
+
+    /// Brings the `count` likeliest candidates to the front, in order.
+    fn sort_first(&mut self, count: usize) {
+        if count < self.candidates.len() {
+            self.candidates
+                .select_nth_unstable_by(count, Candidate::order);
+            self.candidates[..count].sort_unstable_by(Candidate::order);
+        } else {
+            self.candidates.sort_unstable_by(Candidate::order);
+        }
+    }
+
+    fn cut_top_p(&mut self) {
+        if self.options.top_p >= 1.0 {
+            return;
+        }
+        let best = self.candidates[0].logit;
+        let weight = |candidate: &Candidate| f64::from((candidate.logit - best).exp());
+        let enough =
+            f64::from(self.options.top_p) * self.candidates.iter().map(weight).sum::<f64>();
+        let (mut sum, mut kept, mut sorted) = (0.0, 0, 1024);
+        while kept < self.candidates.len() {
+            if kept == sorted {
+                sorted *= 8;
+                self.sort_first(sorted);
+            }
+            sum += weight(&self.candidates[kept]);
+            kept += 1;
+            if sum >= enough {
+                break;
+            }
+        }
+        self.candidates.truncate(kept);
+    }
+
+    fn cut_min_p(&mut self) {
+        if self.options.min_p > 0.0 {
+            let least = self.candidates[0].logit + self.options.min_p.ln();
+            let best = self.candidates[0].id;
+            self.candidates
+                .retain(|candidate| candidate.logit >= least || candidate.id == best);
+        }
+    }
+
+    fn draw(&mut self) -> u32 {
+        let (best, temperature) = (self.candidates[0], self.options.temperature);
+        let weight =
+            |candidate: &Candidate| f64::from(((candidate.logit - best.logit) / temperature).exp());
+        let sum: f64 = self.candidates.iter().map(weight).sum();
+        let mut left = self.rng.next() * sum;
+        for candidate in &self.candidates {
+            left -= weight(candidate);
+            if left < 0.0 {
+                return candidate.id;
+            }
+        }
+        // Rounding may leave a rest; the likeliest token has the most right to it.
+        best.id
+    }
+}
+
+impl SamplerOptions {
+    fn penalizes(&self) -> bool {
+        self.repeat_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+    }
+}
+
+/// Logits looked at together: enough for wide vectors, few enough that most are passed over.
+const CHUNK: usize = 64;
+
+/// Whether any logit is above the threshold; written without an early exit, so that it vectorises.
+fn any_above(logits: &[f32], threshold: f32) -> bool {
+    logits
+        .iter()
+        .fold(false, |any, &logit| any | (logit > threshold))
+}
+
+/// Keeps the `count` likeliest candidates, in any order; the logit of the last of them if any went.
+fn cut_to(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
+    if candidates.len() <= count {
+        return f32::NEG_INFINITY;
+    }
+    let (_, last, _) = candidates.select_nth_unstable_by(count - 1, Candidate::order);
+    let threshold = last.logit;
+    candidates.truncate(count);
+    threshold
+}
+
+/// The token with the highest logit, of equals the lowest; 0 if no logit is a number above -inf.
+fn likeliest(logits: &[f32]) -> u32 {
+    let (mut best, mut best_id) = (f32::NEG_INFINITY, 0);
+    for (chunk_at, chunk) in logits.chunks(CHUNK).enumerate() {
+        if any_above(chunk, best) {
+            for (at, &logit) in chunk.iter().enumerate() {
+                if logit > best {
+                    (best, best_id) = (logit, chunk_at * CHUNK + at);
+                }
+            }
+        }
+    }
+    best_id as u32
+}
+
+#[cfg(test)]
+mod tests;

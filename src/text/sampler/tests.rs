@@ -1,0 +1,236 @@
+//! Every option against small distributions that can be worked out by hand.
+
+use super::{Sampler, SamplerOptions};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// Everything off but the random choice.
+fn open() -> SamplerOptions {
+    SamplerOptions {
+        temperature: 1.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 7,
+        ..SamplerOptions::default()
+    }
+}
+
+/// How often each token is chosen in `draws`.
+fn counts(options: SamplerOptions, logits: &[f32], draws: usize) -> BTreeMap<u32, usize> {
+    let mut sampler = Sampler::new(options, logits.len());
+    let mut counts = BTreeMap::new();
+    for _ in 0..draws {
+        *counts
+            .entry(sampler.sample(&mut logits.to_vec()))
+            .or_default() += 1;
+    }
+    counts
+}
+
+fn chosen(options: SamplerOptions, logits: &[f32]) -> Vec<u32> {
+    counts(options, logits, 2000).into_keys().collect()
+}
+
+/// Logits of these probabilities.
+fn logits_of(probabilities: &[f32]) -> Vec<f32> {
+    probabilities.iter().map(|p| p.ln()).collect()
+}
+
+#[test]
+fn greedy_takes_the_first_of_the_likeliest() {
+    let options = SamplerOptions {
+        temperature: 0.0,
+        ..SamplerOptions::default()
+    };
+    let mut sampler = Sampler::new(options, 1000);
+    let mut logits = vec![-1.0; 1000];
+    assert_eq!(sampler.sample(&mut logits), 0);
+    (logits[10], logits[700], logits[999]) = (f32::NAN, 3.5, 3.5);
+    assert_eq!(sampler.sample(&mut logits), 700);
+    assert_eq!(sampler.sample(&mut [f32::NAN, f32::NEG_INFINITY]), 0);
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    let probabilities = [0.1, 0.2, 0.4, 0.3];
+    let counts = counts(open(), &logits_of(&probabilities), 40_000);
+    for (id, p) in (0..).zip(probabilities) {
+        let share = counts[&id] as f32 / 40_000.0;
+        assert!((share - p).abs() < 0.01, "{id}: {share} for {p}");
+    }
+}
+
+#[test]
+fn temperature_sharpens() {
+    let options = SamplerOptions {
+        temperature: 0.5,
+        ..open()
+    };
+    // Squared and normalised: 0.2 and 0.8.
+    let counts = counts(options, &logits_of(&[1.0 / 3.0, 2.0 / 3.0]), 20_000);
+    assert!((counts[&1] as f32 / 20_000.0 - 0.8).abs() < 0.015);
+}
+
+#[test]
+fn top_k_keeps_exactly_k_and_the_lower_ids_of_equals() {
+    let logits = [1.0, 2.0, 2.0, 0.5, 2.0, 3.0];
+    let options = |top_k| SamplerOptions { top_k, ..open() };
+    assert_eq!(chosen(options(1), &logits), [5]);
+    assert_eq!(chosen(options(3), &logits), [1, 2, 5]);
+    assert_eq!(chosen(options(100), &logits), [0, 1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn top_p_keeps_the_fewest_that_suffice() {
+    let logits = logits_of(&[0.15, 0.5, 0.05, 0.3]);
+    let options = |top_p| SamplerOptions { top_p, ..open() };
+    assert_eq!(chosen(options(0.1), &logits), [1]);
+    assert_eq!(chosen(options(0.6), &logits), [1, 3]);
+    assert_eq!(chosen(options(0.9), &logits), [0, 1, 3]);
+    assert_eq!(chosen(options(1.0), &logits), [0, 1, 2, 3]);
+}
+
+#[test]
+fn top_p_over_a_large_vocabulary_needs_no_sorting() {
+    let logits = vec![0.0; 20_000];
+    let options = SamplerOptions {
+        top_p: 0.5,
+        ..open()
+    };
+    let highest = counts(options, &logits, 300).into_keys().max();
+    assert!(
+        highest.is_some_and(|id| (9_000..=10_000).contains(&id)),
+        "{highest:?}"
+    );
+}
+
+#[test]
+fn min_p_compares_with_the_likeliest() {
+    let logits = logits_of(&[0.5, 0.3, 0.11, 0.09]);
+    let options = |min_p| SamplerOptions { min_p, ..open() };
+    assert_eq!(chosen(options(0.2), &logits), [0, 1, 2]);
+    assert_eq!(chosen(options(0.59), &logits), [0, 1]);
+    assert_eq!(chosen(options(1.0), &logits), [0]);
+}
+
+#[test]
+fn the_same_seed_chooses_the_same_tokens() {
+    let logits: Vec<f32> = (0..5000)
+        .map(|i| (i * 7919 % 1000) as f32 / 200.0)
+        .collect();
+    let run = |sampler: &mut Sampler| -> Vec<u32> {
+        (0..50)
+            .map(|_| sampler.sample(&mut logits.clone()))
+            .collect()
+    };
+    let mut sampler = Sampler::new(
+        SamplerOptions {
+            seed: 1,
+            ..SamplerOptions::default()
+        },
+        5000,
+    );
+    let mut other = Sampler::new(
+        SamplerOptions {
+            seed: 2,
+            ..SamplerOptions::default()
+        },
+        5000,
+    );
+    let first = run(&mut sampler);
+    assert_ne!(first, run(&mut other));
+    assert_ne!(first, run(&mut sampler));
+    sampler.reset();
+    assert_eq!(first, run(&mut sampler));
+}
+
+#[test]
+fn penalties_count_what_was_said_in_the_window() {
+    let options = SamplerOptions {
+        temperature: 0.0,
+        repeat_penalty: 2.0,
+        frequency_penalty: 0.25,
+        presence_penalty: 0.5,
+        penalty_window: 3,
+        ..SamplerOptions::default()
+    };
+    let mut sampler = Sampler::new(options, 4);
+    for token in [0, 1, 1, 3] {
+        sampler.accept(token);
+    }
+    let mut logits = [4.0, 4.0, 3.0, -1.0];
+    assert_eq!(sampler.sample(&mut logits), 0);
+    assert_eq!(
+        logits,
+        [4.0, 4.0 / 2.0 - 2.0 * 0.25 - 0.5, 3.0, -2.0 - 0.75]
+    );
+    sampler.reset();
+    let mut logits = [4.0, 5.0, 3.0, -1.0];
+    sampler.accept(99);
+    assert_eq!(sampler.sample(&mut logits), 1);
+    assert_eq!(logits, [4.0, 5.0, 3.0, -1.0]);
+}
+
+#[test]
+fn bias_bans_and_forces() {
+    let bias = |logit_bias| SamplerOptions {
+        logit_bias,
+        ..open()
+    };
+    let logits = [1.0, 2.0, 3.0];
+    assert_eq!(
+        chosen(bias(vec![(2, f32::NEG_INFINITY), (9, 1.0)]), &logits),
+        [0, 1]
+    );
+    assert_eq!(chosen(bias(vec![(0, f32::INFINITY)]), &logits), [0]);
+}
+
+#[test]
+fn sampling_takes_no_memory_after_construction() {
+    let mut sampler = Sampler::new(
+        SamplerOptions {
+            repeat_penalty: 1.1,
+            ..SamplerOptions::default()
+        },
+        300_000,
+    );
+    let before = sampler.bytes();
+    assert!(before < 8192, "{before}");
+    let mut logits: Vec<f32> = (0..300_000).map(|i| i as f32).collect();
+    for _ in 0..100 {
+        let token = sampler.sample(&mut logits);
+        sampler.accept(token);
+    }
+    assert_eq!(sampler.bytes(), before);
+    let all = Sampler::new(open(), 1000);
+    assert!(all.bytes() >= 8000);
+}
+
+proptest! {
+    #[test]
+    fn top_k_agrees_with_sorting(
+        logits in prop::collection::vec(prop_oneof![-4i8..4, any::<i8>()], 1..3000),
+        top_k in 1usize..80,
+    ) {
+        let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+        let mut sampler = Sampler::new(SamplerOptions { top_k, ..open() }, logits.len());
+        sampler.gather(&logits);
+        let got: Vec<u32> = sampler.candidates.iter().map(|candidate| candidate.id).collect();
+        let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+        ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+        ids.truncate(top_k);
+        prop_assert_eq!(got, ids);
+    }
+
+    #[test]
+    fn any_logits_and_options_give_a_token(
+        bits in prop::collection::vec(any::<u32>(), 1..400),
+        (temperature, top_k, top_p, min_p) in (0.0f32..3.0, 0usize..50, 0.0f32..1.1, 0.0f32..1.1),
+    ) {
+        let mut logits: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+        let options = SamplerOptions { temperature, top_k, top_p, min_p, ..open() };
+        let token = Sampler::new(options, logits.len()).sample(&mut logits);
+        prop_assert!((token as usize) < logits.len());
+    }
+}

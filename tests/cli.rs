@@ -1,0 +1,265 @@
+//! The binary as a person or a script uses it.
+
+#[path = "support/models.rs"]
+mod models;
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use assert_cmd::Command;
+use nix::sys::resource::{UsageWho, getrusage};
+
+fn airstream(args: &[&str]) -> Output {
+    Command::cargo_bin("airstream")
+        .expect("the binary is built")
+        .args(args)
+        .output()
+        .expect("it starts")
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a UTF-8 path")
+}
+
+/// A small file with some text.
+fn file_with(content: &str, folder: &Path) -> PathBuf {
+    let path = folder.join("text");
+    std::fs::write(&path, content).expect("a temporary file");
+    path
+}
+
+#[test]
+fn answers_within_the_memory_it_was_given() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let gemma = models::gemma3();
+    let mut cases = vec![(&model, 64), (&model, 40), (&model, 120)];
+    if let Some(gemma) = &gemma {
+        cases.push((gemma, 130));
+    }
+    // Children are measured one after the other, smallest budget first: the system keeps only the largest peak.
+    cases.sort_by_key(|(_, mib)| *mib);
+    for (model, mib) in cases {
+        let memory = format!("{mib}MiB");
+        let args = [
+            "run",
+            "--model",
+            text(model),
+            "--memory",
+            &memory,
+            "--temp",
+            "0",
+            "-n",
+            "12",
+            "Name a colour.",
+        ];
+        let output = airstream(&args);
+        assert!(!stdout(&output).trim().is_empty());
+        let peak_kib = getrusage(UsageWho::RUSAGE_CHILDREN)
+            .expect("getrusage")
+            .max_rss();
+        assert!(
+            peak_kib <= (mib + 24) * 1024,
+            "{mib} MiB: peak {} KiB",
+            peak_kib
+        );
+        let summary = String::from_utf8_lossy(&output.stderr).into_owned();
+        for word in ["budget", "resident", "prefill", "decode", "NVMe", "stalled"] {
+            assert!(
+                summary.contains(word),
+                "{word} is not in the summary: {summary}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_answer_and_a_pipe_is_a_prompt() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let args = [
+        "run",
+        "--model",
+        text(&model),
+        "--memory",
+        "64MiB",
+        "-n",
+        "16",
+        "--seed",
+        "7",
+        "--temp",
+        "0.9",
+    ];
+    let mut with_prompt = args.to_vec();
+    with_prompt.push("Tell me about robots.");
+    let first = stdout(&airstream(&with_prompt));
+    assert_eq!(first, stdout(&airstream(&with_prompt)));
+    let piped = Command::cargo_bin("airstream")
+        .expect("built")
+        .args(args)
+        .write_stdin("Tell me about robots.")
+        .output();
+    assert_eq!(first, stdout(&piped.expect("it starts")));
+}
+
+#[test]
+fn a_budget_that_is_too_small_is_refused_with_the_minimum_that_works() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let run = |memory: &str| {
+        airstream(&[
+            "run",
+            "--model",
+            text(&model),
+            "--memory",
+            memory,
+            "-n",
+            "2",
+            "--ctx",
+            "256",
+            "Hi",
+        ])
+    };
+    let refused = run("8MiB");
+    assert!(!refused.status.success());
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let minimum = message
+        .split("--memory ")
+        .nth(1)
+        .and_then(|rest| rest.split_whitespace().next());
+    let minimum = minimum.unwrap_or_else(|| panic!("no minimum in: {message}"));
+    stdout(&run(minimum));
+}
+
+#[test]
+fn plan_inspect_and_bench_print_json() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let parse = |output: Output| -> serde_json::Value {
+        serde_json::from_str(&stdout(&output)).expect("JSON")
+    };
+    let model = text(&model);
+    let plan = parse(airstream(&[
+        "plan",
+        model,
+        "--memory",
+        "64MiB",
+        "--nvme-gbps",
+        "1",
+        "--dram-gbps",
+        "20",
+        "--json",
+    ]));
+    let streamed = plan["decode"][0]["streamed_bytes"]
+        .as_f64()
+        .expect("a number");
+    assert!(streamed > 1e6 && streamed < 92e6, "{plan}");
+    let tok_s = plan["decode"][0]["tok_s"].as_f64().expect("a number");
+    assert!(
+        (tok_s * streamed / 1e9 - 1.0).abs() < 0.01,
+        "bound by the disk: {plan}"
+    );
+    let lines: f64 = plan["lines"]
+        .as_array()
+        .expect("lines")
+        .iter()
+        .filter_map(|l| l["bytes"].as_f64())
+        .sum();
+    assert!(lines <= (64 << 20) as f64);
+
+    let inspect = parse(airstream(&[
+        "inspect", model, "--memory", "64MiB", "--json",
+    ]));
+    assert_eq!(inspect["architecture"], "llama");
+    assert_eq!(inspect["tensors"].as_array().map(Vec::len), Some(272));
+
+    let bench = airstream(&[
+        "bench",
+        model,
+        "--memory",
+        "64MiB",
+        "-p",
+        "64",
+        "-n",
+        "8",
+        "-r",
+        "2",
+        "--json",
+        "--nvme-gbps",
+        "1",
+        "--dram-gbps",
+        "20",
+    ]);
+    let bench = parse(bench);
+    let read = bench["tg"]["disk_bytes_per_token"]
+        .as_f64()
+        .expect("a number");
+    assert!(
+        (read / streamed - 1.0).abs() < 0.05,
+        "bench reads {read}, plan says {streamed}"
+    );
+    assert!(bench["pp"]["median_tok_s"].as_f64() > bench["tg"]["median_tok_s"].as_f64());
+}
+
+#[test]
+fn perplexity_writes_every_logit() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tokens = file_with("1000\n2000\n3000\n4000\n", folder.path());
+    let logits = folder.path().join("logits");
+    let args = [
+        "perplexity",
+        text(&model),
+        "--tokens",
+        text(&tokens),
+        "--logits",
+        text(&logits),
+        "--memory",
+        "64MiB",
+    ];
+    assert!(stdout(&airstream(&args)).starts_with("perplexity "));
+    assert_eq!(
+        std::fs::metadata(&logits).expect("written").len(),
+        4 * 49152 * 4
+    );
+}
+
+#[test]
+fn errors_name_the_remedy() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let not_a_model = file_with("this is not a GGUF", folder.path());
+    for args in [
+        vec!["run", "--model", "/nonexistent.gguf", "hi"],
+        vec!["inspect", text(&not_a_model)],
+        vec!["plan", text(&not_a_model), "--memory", "64MiB"],
+    ] {
+        let output = airstream(&args);
+        assert!(!output.status.success());
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("remedy:"),
+            "{args:?}"
+        );
+    }
+    for args in [
+        vec!["run", "--memory", "64XB", "hi"],
+        vec!["bench"],
+        vec!["nonsense"],
+    ] {
+        assert_eq!(airstream(&args).status.code(), Some(2), "{args:?}");
+    }
+}

@@ -1,0 +1,86 @@
+//! Between two tokens nothing is allocated, streaming or resident.
+#![allow(unsafe_code)]
+
+#[path = "support/engine.rs"]
+mod engine;
+#[path = "support/models.rs"]
+mod models;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use airstream::engine::{Options, Spent};
+use engine::{argmax, open};
+
+/// Counts every allocation of any thread while `COUNTING` is set.
+struct Counting;
+
+static COUNTING: AtomicBool = AtomicBool::new(false);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if COUNTING.load(Ordering::Relaxed) {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn sixty_four_tokens_without_an_allocation() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let model_bytes = std::fs::metadata(&model).expect("the model is there").len();
+    for (name, memory) in [
+        ("resident", None),
+        ("streaming", Some(model_bytes * 6 / 10)),
+    ] {
+        // Small pages, so that the context crosses into new ones while we count.
+        let options = Options {
+            memory,
+            context: Some(512),
+            threads: Some(2),
+            ..Options::default()
+        };
+        let mut engine = open(&model, &options);
+        let mut spent = Spent::default();
+        let prompt: Vec<u32> = (0..40).map(|i| 700 + i * 13).collect();
+        engine
+            .prefill(0, &prompt, &mut spent, |_| true)
+            .expect("prefill");
+        let mut token = argmax(engine.logits(0));
+        COUNTING.store(true, Ordering::SeqCst);
+        drop(std::hint::black_box(Box::new(1)));
+        assert!(
+            ALLOCATIONS.swap(0, Ordering::SeqCst) > 0,
+            "the counter does not count"
+        );
+        for _ in 0..64 {
+            engine.decode(0, token, &mut spent).expect("decode");
+            token = argmax(engine.logits(0));
+        }
+        // Prefill obeys the same law.
+        engine
+            .prefill(0, &prompt, &mut spent, |_| true)
+            .expect("prefill");
+        COUNTING.store(false, Ordering::SeqCst);
+        assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), 0, "{name}");
+        assert_eq!(
+            spent.read_bytes > model_bytes * 2,
+            name == "streaming",
+            "{name}"
+        );
+    }
+}

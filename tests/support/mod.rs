@@ -1,0 +1,5 @@
+//! What several test binaries share.
+
+pub mod gguf_writer;
+pub mod synth;
+mod weights;
