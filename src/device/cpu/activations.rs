@@ -61,7 +61,11 @@ impl BitOr for Kinds {
 
 /// Bytes of one row of `cols` values in each kind: Q8_32, Q8_256, F32.
 const fn row_bytes(cols: usize) -> [usize; 3] {
-    [cols / 32 * BLOCK_32_BYTES, cols / 256 * BLOCK_256_BYTES, cols * 4]
+    [
+        cols / 32 * BLOCK_32_BYTES,
+        cols / 256 * BLOCK_256_BYTES,
+        cols * 4,
+    ]
 }
 
 /// Bytes of one row's share of a Q8_32 block.
@@ -109,7 +113,13 @@ impl Activations {
     /// aligned to 4 bytes, and nothing else touches it.
     pub unsafe fn new(base: *mut u8, bytes: usize) -> Activations {
         debug_assert!(base.addr().is_multiple_of(4));
-        Activations { base, bytes, rows: 0, cols: 0, kinds: Kinds::NONE }
+        Activations {
+            base,
+            bytes,
+            rows: 0,
+            cols: 0,
+            kinds: Kinds::NONE,
+        }
     }
 
     /// Rows that the last quantization filled.
@@ -130,13 +140,20 @@ impl Activations {
     /// Sets the shape that is about to be filled. Panics when the span is too small for it.
     pub(super) fn shape(&mut self, rows: usize, cols: usize, kinds: Kinds) {
         let needed = Activations::bytes(rows, cols, kinds);
-        assert!(needed <= self.bytes, "activations of {needed} bytes do not fit a span of {}", self.bytes);
+        assert!(
+            needed <= self.bytes,
+            "activations of {needed} bytes do not fit a span of {}",
+            self.bytes
+        );
         (self.rows, self.cols, self.kinds) = (rows, cols, kinds);
     }
 
     /// Start of the first panel of one `kind`, which must be among those filled, and the bytes of one row.
     pub(super) fn kind(&self, kind: Kinds) -> (*mut u8, usize) {
-        assert!(self.kinds.contains(kind), "the activations were not quantized for this weight type");
+        assert!(
+            self.kinds.contains(kind),
+            "the activations were not quantized for this weight type"
+        );
         let row = row_bytes(self.cols);
         let mut offset = 0;
         let mut index = 0;

@@ -38,6 +38,33 @@ pub(super) struct Shared<'a> {
     pub softcap: Option<f32>,
 }
 
+impl Shared<'_> {
+    /// Keys and values of the block at a position; null where there is no page.
+    ///
+    /// # Safety
+    /// `pages` reaches that far.
+    #[inline(always)]
+    unsafe fn block(&self, position: usize) -> (*const u8, *const u8) {
+        let KvLayout {
+            head_dim,
+            page_positions,
+            ..
+        } = *self.layout;
+        unsafe {
+            let page = *self.pages.add(position / page_positions);
+            if page.is_null() {
+                return (page, page);
+            }
+            let offset =
+                self.kv_head * self.layout.head_bytes() + position % page_positions * head_dim * 2;
+            (
+                page.add(offset),
+                page.add(self.layout.values_offset() + offset),
+            )
+        }
+    }
+}
+
 /// The kernel: at most `QUERIES_MAX` queries.
 pub(super) type AttendFn = unsafe fn(&[Query], &Shared);
 
@@ -52,8 +79,11 @@ struct State<V: Vector> {
 #[inline(always)]
 pub(super) unsafe fn attend<V: Vector>(queries: &[Query], shared: &Shared) {
     unsafe {
-        let KvLayout { head_dim, page_positions, .. } = *shared.layout;
-        let mut states = [State::<V> { largest: f32::NEG_INFINITY, sums: V::splat_f(0.0) }; QUERIES_MAX];
+        let head_dim = shared.layout.head_dim;
+        let mut states = [State::<V> {
+            largest: f32::NEG_INFINITY,
+            sums: V::splat_f(0.0),
+        }; QUERIES_MAX];
         let states = &mut states[..queries.len()];
         let (mut first, mut end) = (usize::MAX, 0);
         for query in queries {
@@ -62,26 +92,51 @@ pub(super) unsafe fn attend<V: Vector>(queries: &[Query], shared: &Shared) {
             end = end.max(query.end);
         }
         for block in (first..end).step_by(16) {
-            let page = *shared.pages.add(block / page_positions);
-            if page.is_null() {
+            let (keys, values) = shared.block(block);
+            if keys.is_null() {
                 continue; // A gap that no query attends to.
             }
-            let index = block % page_positions;
-            let head = shared.kv_head * shared.layout.head_bytes();
-            let keys = page.add(head + index * head_dim * 2);
-            let values = page.add(shared.layout.values_offset() + head + index * head_dim * 2);
+            if block + 16 < end {
+                // The next block's lines come in while this one is worked on.
+                let (keys, values) = shared.block(block + 16);
+                for line in (0..32 * head_dim).step_by(64) {
+                    V::prefetch(keys.wrapping_add(line));
+                    V::prefetch(values.wrapping_add(line));
+                }
+            }
             let mut next = 0;
             while next < queries.len() {
                 let left = queries.len() - next;
                 let (some, states) = (queries.as_ptr().add(next), states.as_mut_ptr().add(next));
                 if left >= 4 {
-                    block_of_16::<V, 4>(&*some.cast(), &mut *states.cast(), shared, block, keys, values);
+                    block_of_16::<V, 4>(
+                        &*some.cast(),
+                        &mut *states.cast(),
+                        shared,
+                        block,
+                        keys,
+                        values,
+                    );
                     next += 4;
                 } else if left >= 2 {
-                    block_of_16::<V, 2>(&*some.cast(), &mut *states.cast(), shared, block, keys, values);
+                    block_of_16::<V, 2>(
+                        &*some.cast(),
+                        &mut *states.cast(),
+                        shared,
+                        block,
+                        keys,
+                        values,
+                    );
                     next += 2;
                 } else {
-                    block_of_16::<V, 1>(&*some.cast(), &mut *states.cast(), shared, block, keys, values);
+                    block_of_16::<V, 1>(
+                        &*some.cast(),
+                        &mut *states.cast(),
+                        shared,
+                        block,
+                        keys,
+                        values,
+                    );
                     next += 1;
                 }
             }
@@ -89,7 +144,10 @@ pub(super) unsafe fn attend<V: Vector>(queries: &[Query], shared: &Shared) {
         for (query, state) in queries.iter().zip(states) {
             let factor = V::splat_f(1.0 / sum::<V>(state.sums));
             for d in (0..head_dim).step_by(16) {
-                V::store_f(V::mul(V::load_f(query.out.add(d)), factor), query.out.add(d));
+                V::store_f(
+                    V::mul(V::load_f(query.out.add(d)), factor),
+                    query.out.add(d),
+                );
             }
         }
     }
@@ -124,7 +182,10 @@ unsafe fn block_of_16<V: Vector, const Q: usize>(
         // Even and odd dimensions run in two chains, so that one query keeps two units busy.
         let mut scores = [[V::splat_f(0.0); 2]; Q];
         for d in (0..head_dim).step_by(2) {
-            let pair = [V::load_half(keys.add(32 * d)), V::load_half(keys.add(32 * d + 32))];
+            let pair = [
+                V::load_half(keys.add(32 * d)),
+                V::load_half(keys.add(32 * d + 32)),
+            ];
             for i in 0..Q {
                 let q = queries[i].q.add(d);
                 scores[i][0] = V::fma(pair[0], V::splat_f(*q), scores[i][0]);
@@ -146,7 +207,11 @@ unsafe fn block_of_16<V: Vector, const Q: usize>(
             let state = &mut states[i];
             let masked = V::select_range(from, to, score, V::splat_f(f32::NEG_INFINITY));
             let block_max = max::<V>(masked);
-            let largest = if block_max > state.largest { block_max } else { state.largest };
+            let largest = if block_max > state.largest {
+                block_max
+            } else {
+                state.largest
+            };
             let weight = exp::<V>(V::sub(masked, V::splat_f(largest)));
             let weight = V::select_range(from, to, weight, V::splat_f(0.0));
             // Mostly the largest score is an old one, and e^0 is exactly 1.
@@ -160,11 +225,27 @@ unsafe fn block_of_16<V: Vector, const Q: usize>(
         }
         let mut d = 0;
         while d + 64 <= head_dim {
-            add_values::<V, Q, 4>(queries, &rescale, &weights, any_from..any_to, values, head_dim, d);
+            add_values::<V, Q, 4>(
+                queries,
+                &rescale,
+                &weights,
+                any_from..any_to,
+                values,
+                head_dim,
+                d,
+            );
             d += 64;
         }
         while d < head_dim {
-            add_values::<V, Q, 1>(queries, &rescale, &weights, any_from..any_to, values, head_dim, d);
+            add_values::<V, Q, 1>(
+                queries,
+                &rescale,
+                &weights,
+                any_from..any_to,
+                values,
+                head_dim,
+                d,
+            );
             d += 16;
         }
     }

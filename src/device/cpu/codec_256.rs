@@ -66,7 +66,10 @@ unsafe fn field<V: Vector>(x: V::I, shift: usize, mask: i32) -> V::I {
 unsafe fn pairs<V: Vector>(bytes: V::I, offset: i32) -> [V::I; 2] {
     unsafe {
         let minus = V::splat((-offset & 0xffff) | (-offset << 16));
-        let (even, odd) = (field::<V>(bytes, 0, 0x00ff_00ff), field::<V>(bytes, 8, 0x00ff_00ff));
+        let (even, odd) = (
+            field::<V>(bytes, 0, 0x00ff_00ff),
+            field::<V>(bytes, 8, 0x00ff_00ff),
+        );
         [V::add_pairs(even, minus), V::add_pairs(odd, minus)]
     }
 }
@@ -92,7 +95,10 @@ unsafe fn six_bit_scales<V: Vector>(p: *const u8) -> Scales<V> {
         let high = |nibble, spare| V::or(nibble, field::<V>(spare, 2, 0x3030_3030));
         let scales = [low(x), high(field::<V>(z, 0, 0x0f0f_0f0f), x), zero, zero];
         let mins = [low(y), high(field::<V>(z, 4, 0x0f0f_0f0f), y), zero, zero];
-        Scales { scales, pairs: all_pairs::<V>(mins, 0) }
+        Scales {
+            scales,
+            pairs: all_pairs::<V>(mins, 0),
+        }
     }
 }
 
@@ -114,7 +120,10 @@ impl<V: Vector> Codec256<V> for Q2K {
                 scales[i] = field::<V>(dword::<V>(p, i), 0, 0x0f0f_0f0f);
                 mins[i] = field::<V>(dword::<V>(p, i), 4, 0x0f0f_0f0f);
             }
-            Scales { scales, pairs: all_pairs::<V>(mins, 0) }
+            Scales {
+                scales,
+                pairs: all_pairs::<V>(mins, 0),
+            }
         }
     }
     #[inline(always)]
@@ -146,12 +155,15 @@ impl<V: Vector> Codec256<V> for Q3K {
         unsafe {
             let p = p.add(32);
             let (x, y, z) = (dword::<V>(p, 24), dword::<V>(p, 25), dword::<V>(p, 26));
-            let six = |low, low_shift, high_shift| {
-                let high = V::shl(field::<V>(z, high_shift, 0x0303_0303), 4);
-                V::or(field::<V>(low, low_shift, 0x0f0f_0f0f), high)
-            };
-            let scales = [six(x, 0, 0), six(y, 0, 2), six(x, 4, 4), six(y, 4, 6)];
-            Scales { scales, pairs: all_pairs::<V>(scales, 32) }
+            let mut scales = [x, y, x, y];
+            for i in 0..4 {
+                let low = field::<V>(scales[i], 4 * (i / 2), 0x0f0f_0f0f);
+                scales[i] = V::or(low, V::shl(field::<V>(z, 2 * i, 0x0303_0303), 4));
+            }
+            Scales {
+                scales,
+                pairs: all_pairs::<V>(scales, 32),
+            }
         }
     }
     #[inline(always)]
@@ -247,7 +259,10 @@ impl<V: Vector> Codec256<V> for Q6K {
             for i in 0..4 {
                 scales[i] = V::xor(dword::<V>(p.add(32), 48 + i), flip);
             }
-            Scales { scales, pairs: all_pairs::<V>(scales, 128) }
+            Scales {
+                scales,
+                pairs: all_pairs::<V>(scales, 128),
+            }
         }
     }
     #[inline(always)]

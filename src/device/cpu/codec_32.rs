@@ -56,7 +56,10 @@ unsafe fn five_bits<V: Vector>(p: *const u8, high: *const u8, j: usize) -> (V::I
             V::and(V::mul_i(four, V::splat(0x0204_0810)), V::splat(0x1010_1010))
         };
         let shift = 4 * j as u32;
-        (V::or(low, spread(V::shr(high, shift))), V::or(up, spread(V::shr(high, shift + 16))))
+        (
+            V::or(low, spread(V::shr(high, shift))),
+            V::or(up, spread(V::shr(high, shift + 16))),
+        )
     }
 }
 
@@ -150,7 +153,12 @@ impl<V: Vector> Codec32<V> for Q8_0 {
 
     #[inline(always)]
     unsafe fn weights(p: *const u8, j: usize) -> (V::I, V::I) {
-        unsafe { (V::signed(V::load(p.add(32 + 64 * j))), V::signed(V::load(p.add(32 + 64 * (j + 4))))) }
+        unsafe {
+            (
+                V::signed(V::load(p.add(32 + 64 * j))),
+                V::signed(V::load(p.add(32 + 64 * (j + 4)))),
+            )
+        }
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {

@@ -35,7 +35,11 @@ impl Isa {
 
     /// The fastest one that this processor has.
     pub fn detect() -> Isa {
-        Isa::ALL.into_iter().rev().find(|isa| isa.available()).unwrap_or(Isa::Scalar)
+        Isa::ALL
+            .into_iter()
+            .rev()
+            .find(|isa| isa.available())
+            .unwrap_or(Isa::Scalar)
     }
 
     /// Its kernels; none where this processor does not have it.
@@ -70,9 +74,16 @@ impl fmt::Display for Isa {
 impl FromStr for Isa {
     type Err = Error;
     fn from_str(name: &str) -> Result<Isa> {
-        Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
-            let names = Isa::ALL.map(Isa::name).join(", ");
-            Error::new(Kind::Usage, format!("no instruction set is named {name:?}"), format!("use one of {names}"))
-        })
+        Isa::ALL
+            .into_iter()
+            .find(|isa| isa.name() == name)
+            .ok_or_else(|| {
+                let names = Isa::ALL.map(Isa::name).join(", ");
+                Error::new(
+                    Kind::Usage,
+                    format!("no instruction set is named {name:?}"),
+                    format!("use one of {names}"),
+                )
+            })
     }
 }

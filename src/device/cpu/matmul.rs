@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::Cpu;
-use super::activations::{Activations, Kinds, panels};
+use super::activations::{Activations, Kinds, PANEL_ROWS, panels};
 use super::kernels::Kernels;
 use super::pack::STRIP_ROWS;
 use crate::error::{Error, Kind, Result};
@@ -80,12 +80,20 @@ impl Scratch {
         if base.is_null() {
             std::alloc::handle_alloc_error(layout);
         }
-        Scratch { base, layout, strip_bytes }
+        Scratch {
+            base,
+            layout,
+            strip_bytes,
+        }
     }
 
     /// Worker's own part, which holds a strip of `bytes`.
     fn of(&self, worker: usize, bytes: usize) -> *mut u8 {
-        assert!(bytes <= self.strip_bytes, "a strip of {bytes} bytes does not fit scratch of {}", self.strip_bytes);
+        assert!(
+            bytes <= self.strip_bytes,
+            "a strip of {bytes} bytes does not fit scratch of {}",
+            self.strip_bytes
+        );
         // SAFETY: there are as many parts as workers.
         unsafe { self.base.add(worker * self.strip_bytes) }
     }
@@ -100,6 +108,8 @@ impl Drop for Scratch {
 
 /// Bytes of weights in a unit of work, so that taking one costs little beside it.
 const UNIT_BYTES: usize = 32 << 10;
+/// The same for more than one panel of rows: what stays in a core's own cache between two panels.
+const UNIT_BYTES_MANY_ROWS: usize = 128 << 10;
 
 impl Cpu {
     /// Whether a matrix of this type and width can be multiplied with; the error says why not.
@@ -112,7 +122,11 @@ impl Cpu {
             return Ok(());
         }
         let what = format!("rows of {cols} {} values are not supported", qtype.name());
-        Err(Error::new(Kind::Unsupported, what, format!("use a model whose rows are multiples of {multiple}")))
+        Err(Error::new(
+            Kind::Unsupported,
+            what,
+            format!("use a model whose rows are multiples of {multiple}"),
+        ))
     }
 
     /// Multiplies every row of `x` with every tile: `out[row][i] = dot(tile row i, x row)`.
@@ -129,7 +143,11 @@ impl Cpu {
         let mut strips = 0;
         let mut bytes = 0;
         for tile in tiles {
-            assert_eq!(tile.cols, x.cols(), "a tile and the activations differ in width");
+            assert_eq!(
+                tile.cols,
+                x.cols(),
+                "a tile and the activations differ in width"
+            );
             strips += tile.strips();
             bytes += tile.rows * tile.row_bytes();
         }
@@ -137,8 +155,19 @@ impl Cpu {
             return;
         }
         // Small units balance the threads, but no unit is smaller than a strip.
-        let run = (UNIT_BYTES * strips / bytes.max(1)).clamp(1, strips.div_ceil(4 * self.threads()));
-        let job = Job { kernels: self.kernels, scratch: &self.scratch, tiles, x };
+        let unit_bytes = if x.rows() > PANEL_ROWS {
+            UNIT_BYTES_MANY_ROWS
+        } else {
+            UNIT_BYTES
+        };
+        let run =
+            (unit_bytes * strips / bytes.max(1)).clamp(1, strips.div_ceil(4 * self.threads()));
+        let job = Job {
+            kernels: self.kernels,
+            scratch: &self.scratch,
+            tiles,
+            x,
+        };
         let poll = Shared(std::cell::Cell::new(Some(poll)));
         self.pool.run(strips.div_ceil(run), &|worker, unit| {
             let poll = &poll;
@@ -153,7 +182,6 @@ impl Cpu {
             }
         });
     }
-
 }
 
 /// A multiplication that the workers share.
@@ -177,10 +205,8 @@ impl Job<'_> {
             let strips = tile.strips();
             if first < strips {
                 let end = strips.min(first + count);
-                for strip in first..end {
-                    // SAFETY: the strip is within the tile.
-                    unsafe { self.strip(tile, strip, worker) };
-                }
+                // SAFETY: the strips are within the tile.
+                unsafe { self.strips_of(tile, first, end, worker) };
                 count -= end - first;
                 if count == 0 {
                     return;
@@ -190,43 +216,74 @@ impl Job<'_> {
         }
     }
 
-    /// One strip of a tile against all rows.
+    /// Strips `first..end` of a tile against all rows.
     ///
     /// # Safety
     /// As for `strips`.
-    unsafe fn strip(&self, tile: &TileView, strip: usize, worker: usize) {
-        let row_bytes = tile.row_bytes();
-        let rows = (tile.rows - strip * STRIP_ROWS).min(STRIP_ROWS);
-        // SAFETY: the strip lies within the tile, scratch is this worker's, outputs are this strip's.
+    unsafe fn strips_of(&self, tile: &TileView, first: usize, end: usize, worker: usize) {
+        let strip_bytes = STRIP_ROWS * tile.row_bytes();
+        let scratch = self.scratch.of(worker, strip_bytes);
+        // Strips up to here are packed in their slot, or shall be.
+        let in_place = if tile.packed || tile.keep {
+            end.min(tile.rows / STRIP_ROWS)
+        } else {
+            first
+        };
+        // SAFETY: the strips lie within the tile, scratch is this worker's, outputs are the strips'.
         unsafe {
-            let data = tile.data.add(strip * STRIP_ROWS * row_bytes);
-            let whole = rows == STRIP_ROWS;
-            let mut packed = data;
-            if !(tile.packed && whole) {
-                packed = self.scratch.of(worker, STRIP_ROWS * row_bytes);
-                (self.kernels.pack_strip)(tile.qtype, row_bytes, rows, data, packed);
-                if tile.keep && whole {
-                    data.copy_from_nonoverlapping(packed, STRIP_ROWS * row_bytes);
+            if !tile.packed {
+                for strip in first..in_place {
+                    self.pack(tile, strip, scratch);
+                    let data = tile.data.add(strip * strip_bytes);
+                    data.copy_from_nonoverlapping(scratch, strip_bytes);
                 }
             }
-            let out = tile.out.add(strip * STRIP_ROWS);
-            self.multiply(tile, packed, rows, out);
+            if first < in_place {
+                self.multiply(tile, tile.data.add(first * strip_bytes), first, in_place);
+            }
+            for strip in first.max(in_place)..end {
+                self.pack(tile, strip, scratch);
+                self.multiply(tile, scratch, strip, strip + 1);
+            }
         }
     }
 
-    /// One packed strip of `rows` rows against all panels.
+    /// Packs one strip of a tile into `scratch`.
     ///
     /// # Safety
-    /// `packed` is a strip of the tile's type and width; `out` takes all rows' outputs.
-    unsafe fn multiply(&self, tile: &TileView, packed: *const u8, rows: usize, out: *mut f32) {
+    /// The strip is within the tile and in GGUF layout; `scratch` holds a strip.
+    unsafe fn pack(&self, tile: &TileView, strip: usize, scratch: *mut u8) {
+        let row_bytes = tile.row_bytes();
+        let rows = (tile.rows - strip * STRIP_ROWS).min(STRIP_ROWS);
+        // SAFETY: as this function asks.
+        unsafe {
+            let data = tile.data.add(strip * STRIP_ROWS * row_bytes);
+            (self.kernels.pack_strip)(tile.qtype, row_bytes, rows, data, scratch);
+        }
+    }
+
+    /// The packed strips `first..end` of a tile against all panels. Panels are taken in turn, so that
+    /// a panel serves all strips, and these stay in the cache for the next panel.
+    ///
+    /// # Safety
+    /// `packed` holds the strips, one after the other; the tile's outputs are valid.
+    unsafe fn multiply(&self, tile: &TileView, packed: *const u8, first: usize, end: usize) {
+        let strip_bytes = STRIP_ROWS * tile.row_bytes();
         let (panel, row_bytes) = self.x.kind(Kinds::of(tile.qtype));
-        for (first, width) in panels(self.x.rows()) {
+        for (first_row, width) in panels(self.x.rows()) {
             let kernel = self.kernels.strips[tile.qtype as usize][width.ilog2() as usize];
-            // SAFETY: the panels of `width` rows lie one after the other; the caller vouches for
-            // the rest.
-            unsafe {
-                let out = out.add(first * tile.out_stride);
-                kernel(packed, tile.cols, panel.add(first * row_bytes), out, tile.out_stride, rows);
+            for strip in first..end {
+                let rows = (tile.rows - strip * STRIP_ROWS).min(STRIP_ROWS);
+                // SAFETY: the panels of `width` rows lie one after the other; the caller vouches
+                // for the rest.
+                unsafe {
+                    let packed = packed.add((strip - first) * strip_bytes);
+                    let panel = panel.add(first_row * row_bytes);
+                    let out = tile
+                        .out
+                        .add(first_row * tile.out_stride + strip * STRIP_ROWS);
+                    kernel(packed, tile.cols, panel, out, tile.out_stride, rows);
+                }
             }
         }
     }

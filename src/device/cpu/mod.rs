@@ -60,7 +60,10 @@ pub struct Cpu {
 
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cpu").field("isa", &self.isa).field("threads", &self.threads()).finish_non_exhaustive()
+        f.debug_struct("Cpu")
+            .field("isa", &self.isa)
+            .field("threads", &self.threads())
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,9 +73,18 @@ impl Cpu {
     pub fn new(threads: usize, isa: Isa, row_bytes_max: usize) -> Result<Cpu> {
         let Some(kernels) = isa.kernels() else {
             let what = format!("this processor does not have {isa}");
-            return Err(Error::new(Kind::Usage, what, format!("leave the choice out, or use {}", Isa::detect())));
+            return Err(Error::new(
+                Kind::Usage,
+                what,
+                format!("leave the choice out, or use {}", Isa::detect()),
+            ));
         };
-        Ok(Cpu { isa, kernels, pool: Pool::new(threads)?, scratch: Scratch::new(threads, row_bytes_max) })
+        Ok(Cpu {
+            isa,
+            kernels,
+            pool: Pool::new(threads)?,
+            scratch: Scratch::new(threads, row_bytes_max),
+        })
     }
 
     /// Bytes that [`Cpu::new`] allocates for scratch: one strip of 16 rows per thread.

@@ -29,7 +29,9 @@ impl Cpu {
         if count * values < SPLIT_VALUES || count <= run {
             return work(0, count);
         }
-        self.pool.run(count.div_ceil(run), &|_, unit| work(unit * run, run.min(count - unit * run)));
+        self.pool.run(count.div_ceil(run), &|_, unit| {
+            work(unit * run, run.min(count - unit * run))
+        });
     }
 
     /// Quantizes the rows of `x` (rows x `cols`) into `kinds`.
@@ -47,7 +49,15 @@ impl Cpu {
                         if kinds.contains(kind) {
                             let (base, row_bytes) = into.kind(kind);
                             // SAFETY: `shape` made room for every panel; each row writes its own part.
-                            unsafe { quantize(x, cols, base.add(panel_row * row_bytes), width, row - panel_row) }
+                            unsafe {
+                                quantize(
+                                    x,
+                                    cols,
+                                    base.add(panel_row * row_bytes),
+                                    width,
+                                    row - panel_row,
+                                )
+                            }
                         }
                     };
                     put(Kinds::Q8_32, kernels.quantize_32);
@@ -83,7 +93,13 @@ impl Cpu {
             for group in first..first + count {
                 // SAFETY: each group is within `x` and `out`, and its own.
                 unsafe {
-                    (kernels.norm)(x.0.add(group * n), weight.as_ptr(), out.0.add(group * n), n, eps);
+                    (kernels.norm)(
+                        x.0.add(group * n),
+                        weight.as_ptr(),
+                        out.0.add(group * n),
+                        n,
+                        eps,
+                    );
                 }
             }
         });
@@ -115,7 +131,10 @@ impl Cpu {
     }
 
     fn binary(&self, kernel: BinaryFn, x: &mut [f32], y: &[f32]) {
-        assert!(x.len().is_multiple_of(y.len()), "operands' lengths do not match");
+        assert!(
+            x.len().is_multiple_of(y.len()),
+            "operands' lengths do not match"
+        );
         // A piece ends at the end of y at the latest; pieces of 1024 keep every vector whole.
         let piece = if x.len() == y.len() { 1024 } else { y.len() };
         let (len, x) = (x.len(), Shared(x.as_mut_ptr()));
@@ -124,7 +143,13 @@ impl Cpu {
             for piece_start in (first..first + count).map(|i| i * piece) {
                 let n = piece.min(len - piece_start);
                 // SAFETY: the pieces are within x and y and do not overlap.
-                unsafe { kernel(x.0.add(piece_start), y.as_ptr().add(piece_start % y.len()), n) };
+                unsafe {
+                    kernel(
+                        x.0.add(piece_start),
+                        y.as_ptr().add(piece_start % y.len()),
+                        n,
+                    )
+                };
             }
         });
     }
@@ -143,7 +168,15 @@ impl Cpu {
     /// Rotates every head of `x` (rows x heads x `head_dim`) by its row's angles.
     ///
     /// `cos` and `sin` are rows x n; the first 2n dimensions of each head rotate.
-    pub fn rope(&self, x: &mut [f32], rows: usize, head_dim: usize, cos: &[f32], sin: &[f32], pairing: RopePairing) {
+    pub fn rope(
+        &self,
+        x: &mut [f32],
+        rows: usize,
+        head_dim: usize,
+        cos: &[f32],
+        sin: &[f32],
+        pairing: RopePairing,
+    ) {
         let kernels = self.kernels;
         if rows == 0 {
             return;
@@ -154,10 +187,20 @@ impl Cpu {
         let x = Shared(x.as_mut_ptr());
         self.split(rows, row, &|first, count| {
             let x = &x;
-            for (i, head) in (first..first + count).flat_map(|i| (0..row).step_by(head_dim).map(move |h| (i, h))) {
+            for (i, head) in
+                (first..first + count).flat_map(|i| (0..row).step_by(head_dim).map(move |h| (i, h)))
+            {
                 let (cos, sin) = (cos[i * n..].as_ptr(), sin[i * n..].as_ptr());
                 // SAFETY: the head is within x and its own; 2n dimensions are within it.
-                unsafe { (kernels.rope)(x.0.add(i * row + head), cos, sin, n, pairing == RopePairing::Adjacent) };
+                unsafe {
+                    (kernels.rope)(
+                        x.0.add(i * row + head),
+                        cos,
+                        sin,
+                        n,
+                        pairing == RopePairing::Adjacent,
+                    )
+                };
             }
         });
     }
@@ -168,7 +211,9 @@ impl Cpu {
     /// Pointers are valid for the layout's sizes; no two rows are the same place of a page.
     pub unsafe fn kv_append(&self, layout: &KvLayout, rows: &[KvRow]) {
         let kernels = self.kernels;
-        let KvLayout { kv_heads, head_dim, .. } = *layout;
+        let KvLayout {
+            kv_heads, head_dim, ..
+        } = *layout;
         assert!(head_dim.is_multiple_of(16));
         let rows = Shared(rows);
         self.split(rows.0.len(), 2 * kv_heads * head_dim, &|first, count| {
@@ -205,39 +250,73 @@ impl Cpu {
         softcap: Option<f32>,
     ) {
         let kernels = self.kernels;
-        let KvLayout { kv_heads, head_dim, page_positions } = *layout;
-        assert!(head_dim.is_multiple_of(16) && page_positions.is_multiple_of(16) && heads.is_multiple_of(kv_heads));
+        let KvLayout {
+            kv_heads,
+            head_dim,
+            page_positions,
+        } = *layout;
+        assert!(
+            head_dim.is_multiple_of(16)
+                && page_positions.is_multiple_of(16)
+                && heads.is_multiple_of(kv_heads)
+        );
         // A unit is some heads that share a key-value head, for some rows: many queries use what
         // has been loaded, as long as there are units for all threads.
         let group = heads / kv_heads;
         let mut unit_heads = group.min(QUERIES_MAX);
-        while unit_heads > 1 && rows.len() * kv_heads * group.div_ceil(unit_heads) < self.threads() {
+        while unit_heads > 1 && rows.len() * kv_heads * group.div_ceil(unit_heads) < self.threads()
+        {
             unit_heads = unit_heads.div_ceil(2);
         }
         let parts = group.div_ceil(unit_heads);
-        let unit_rows = (QUERIES_MAX / unit_heads).clamp(1, rows.len().div_ceil(2 * self.threads()).max(1));
+        let unit_rows =
+            (QUERIES_MAX / unit_heads).clamp(1, rows.len().div_ceil(2 * self.threads()).max(1));
         let rows = Shared(rows);
-        self.pool.run(rows.0.len().div_ceil(unit_rows) * kv_heads * parts, &|_, unit| {
-            let rows = &rows;
-            let (chunk, head) = (unit / (kv_heads * parts), unit % (kv_heads * parts));
-            let (kv_head, part) = (head / parts, head % parts);
-            let first_head = kv_head * group + part * unit_heads;
-            let unit_heads = unit_heads.min(group - part * unit_heads);
-            let rows = &rows.0[chunk * unit_rows..rows.0.len().min((chunk + 1) * unit_rows)];
-            let empty = Query { q: std::ptr::null(), out: std::ptr::null_mut(), start: 0, end: 0 };
-            for rows in rows.chunk_by(|a, b| a.pages == b.pages) {
-                let mut queries = [empty; QUERIES_MAX];
-                let count = rows.len() * unit_heads;
-                for (i, query) in queries[..count].iter_mut().enumerate() {
-                    let (row, offset) = (&rows[i / unit_heads], (first_head + i % unit_heads) * head_dim);
-                    let (start, end) = (row.start as usize, row.position as usize + 1);
-                    // SAFETY: the head is within the row's query and output.
-                    *query = unsafe { Query { q: row.q.add(offset), out: row.out.add(offset), start, end } };
+        self.pool.run(
+            rows.0.len().div_ceil(unit_rows) * kv_heads * parts,
+            &|_, unit| {
+                let rows = &rows;
+                let (chunk, head) = (unit / (kv_heads * parts), unit % (kv_heads * parts));
+                let (kv_head, part) = (head / parts, head % parts);
+                let first_head = kv_head * group + part * unit_heads;
+                let unit_heads = unit_heads.min(group - part * unit_heads);
+                let rows = &rows.0[chunk * unit_rows..rows.0.len().min((chunk + 1) * unit_rows)];
+                let empty = Query {
+                    q: std::ptr::null(),
+                    out: std::ptr::null_mut(),
+                    start: 0,
+                    end: 0,
+                };
+                for rows in rows.chunk_by(|a, b| a.pages == b.pages) {
+                    let mut queries = [empty; QUERIES_MAX];
+                    let count = rows.len() * unit_heads;
+                    for (i, query) in queries[..count].iter_mut().enumerate() {
+                        let (row, offset) = (
+                            &rows[i / unit_heads],
+                            (first_head + i % unit_heads) * head_dim,
+                        );
+                        let (start, end) = (row.start as usize, row.position as usize + 1);
+                        // SAFETY: the head is within the row's query and output.
+                        *query = unsafe {
+                            Query {
+                                q: row.q.add(offset),
+                                out: row.out.add(offset),
+                                start,
+                                end,
+                            }
+                        };
+                    }
+                    let shared = attend::Shared {
+                        pages: rows[0].pages,
+                        layout,
+                        kv_head,
+                        scale,
+                        softcap,
+                    };
+                    // SAFETY: the processor has the kernels; the caller vouches for the rows.
+                    unsafe { (kernels.attend)(&queries[..count], &shared) };
                 }
-                let shared = attend::Shared { pages: rows[0].pages, layout, kv_head, scale, softcap };
-                // SAFETY: the processor has the kernels; the caller vouches for the rows.
-                unsafe { (kernels.attend)(&queries[..count], &shared) };
-            }
-        });
+            },
+        );
     }
 }

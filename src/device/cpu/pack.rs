@@ -27,14 +27,22 @@ impl Shape {
         let block_bytes = qtype.block_bytes().max(4);
         match qtype {
             // The f16 scale stands first.
-            QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 => {
-                Shape { block_bytes, half_at: Some(0), dwords_at: 2 }
-            }
+            QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 => Shape {
+                block_bytes,
+                half_at: Some(0),
+                dwords_at: 2,
+            },
             // The f16 scale stands last.
-            QuantType::Q3_K | QuantType::Q6_K => {
-                Shape { block_bytes, half_at: Some(block_bytes - 2), dwords_at: 0 }
-            }
-            _ => Shape { block_bytes, half_at: None, dwords_at: 0 },
+            QuantType::Q3_K | QuantType::Q6_K => Shape {
+                block_bytes,
+                half_at: Some(block_bytes - 2),
+                dwords_at: 0,
+            },
+            _ => Shape {
+                block_bytes,
+                half_at: None,
+                dwords_at: 0,
+            },
         }
     }
 
@@ -44,7 +52,11 @@ impl Shape {
 
     /// Bytes of the half-words of a packed block.
     fn half_bytes(&self) -> usize {
-        if self.half_at.is_some() { 2 * STRIP_ROWS } else { 0 }
+        if self.half_at.is_some() {
+            2 * STRIP_ROWS
+        } else {
+            0
+        }
     }
 }
 
@@ -77,14 +89,19 @@ pub(super) unsafe fn pack_strip<V: Vector>(
             if at >= asked {
                 for row in 0..STRIP_ROWS {
                     let row = from.wrapping_add(row * row_bytes + at + AHEAD_BYTES);
-                    (0..AHEAD_BYTES).step_by(64).for_each(|line| V::prefetch(row.wrapping_add(line)));
+                    (0..AHEAD_BYTES)
+                        .step_by(64)
+                        .for_each(|line| V::prefetch(row.wrapping_add(line)));
                 }
                 asked = at + AHEAD_BYTES;
             }
             let (from, to) = (from.add(at), to.add(STRIP_ROWS * at));
             if let Some(at) = shape.half_at {
                 for row in 0..STRIP_ROWS {
-                    let half = from.add(row * row_bytes + at).cast::<u16>().read_unaligned();
+                    let half = from
+                        .add(row * row_bytes + at)
+                        .cast::<u16>()
+                        .read_unaligned();
                     to.cast::<u16>().add(row).write_unaligned(half);
                 }
             }
@@ -99,8 +116,8 @@ pub(super) unsafe fn pack_strip<V: Vector>(
                 // The last four may have been done in part: they are done again.
                 for dword in (0..dwords).step_by(4).map(|i| i.min(dwords - 4)) {
                     let columns = V::load_columns(from.add(4 * dword), row_bytes);
-                    for i in 0..4 {
-                        V::store(columns[i], to.add(64 * (dword + i)));
+                    for (i, column) in columns.into_iter().enumerate() {
+                        V::store(column, to.add(64 * (dword + i)));
                     }
                 }
             }
@@ -123,7 +140,8 @@ unsafe fn pack_rows(shape: &Shape, row_bytes: usize, rows: usize, from: *const u
                 let from = from.add(shape.dwords_at).cast::<u32>();
                 let to = to.add(shape.half_bytes()).cast::<u32>().add(row);
                 for dword in 0..shape.dwords() {
-                    to.add(STRIP_ROWS * dword).write_unaligned(from.add(dword).read_unaligned());
+                    to.add(STRIP_ROWS * dword)
+                        .write_unaligned(from.add(dword).read_unaligned());
                 }
             }
         }
@@ -159,14 +177,22 @@ mod tests {
     fn every_row_comes_back_from_a_packed_strip() {
         for qtype in QuantType::ALL {
             let row_bytes = qtype.row_bytes(3 * 256);
-            let rows: Vec<u8> = (0..STRIP_ROWS * row_bytes).map(|i| (i * 31 + i / 251) as u8).collect();
+            let rows: Vec<u8> = (0..STRIP_ROWS * row_bytes)
+                .map(|i| (i * 31 + i / 251) as u8)
+                .collect();
             let mut strip = vec![0; rows.len()];
             // SAFETY: both buffers hold 16 rows.
-            unsafe { pack_strip::<Portable>(qtype, row_bytes, 16, rows.as_ptr(), strip.as_mut_ptr()) };
+            unsafe {
+                pack_strip::<Portable>(qtype, row_bytes, 16, rows.as_ptr(), strip.as_mut_ptr())
+            };
             let mut row = vec![0; row_bytes];
             for lane in 0..STRIP_ROWS {
                 unpack_row(qtype, &strip, lane, &mut row);
-                assert!(row == rows[lane * row_bytes..][..row_bytes], "{} lane {lane}", qtype.name());
+                assert!(
+                    row == rows[lane * row_bytes..][..row_bytes],
+                    "{} lane {lane}",
+                    qtype.name()
+                );
             }
         }
     }

@@ -66,7 +66,9 @@ unsafe impl Send for Shared {}
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("workers", &self.shares.len()).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("workers", &self.shares.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -78,7 +80,11 @@ impl Pool {
     pub(super) fn new(threads: usize) -> Result<Pool> {
         if threads == 0 || threads > JOINED as usize {
             let what = format!("{threads} threads cannot be used");
-            return Err(Error::new(Kind::Usage, what, format!("use 1 to {JOINED} threads")));
+            return Err(Error::new(
+                Kind::Usage,
+                what,
+                format!("use 1 to {JOINED} threads"),
+            ));
         }
         let processors = allowed_processors();
         let room = threads <= processors.len();
@@ -91,20 +97,30 @@ impl Pool {
             shares: (0..threads).map(|_| Share::default()).collect(),
             spin: if room { SPIN } else { Duration::ZERO },
         });
-        let mut pool = Pool { shared, threads: Vec::new(), not_sync: PhantomData };
+        let mut pool = Pool {
+            shared,
+            threads: Vec::new(),
+            not_sync: PhantomData,
+        };
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let processor = if room { Some(processors[worker]) } else { None };
+            let processor = room.then(|| processors.get(worker).copied()).flatten();
             let body = move || {
                 if let Some(processor) = processor {
                     pin(processor);
                 }
                 shared.serve(worker);
             };
-            let thread = std::thread::Builder::new().name(format!("worker {worker}")).spawn(body);
+            let thread = std::thread::Builder::new()
+                .name(format!("worker {worker}"))
+                .spawn(body);
             let thread = thread.map_err(|e| {
                 let what = format!("cannot start worker thread {worker}: {e}");
-                Error::new(Kind::Io, what, "use fewer threads, or raise the limit (ulimit -u)")
+                Error::new(
+                    Kind::Io,
+                    what,
+                    "use fewer threads, or raise the limit (ulimit -u)",
+                )
             })?;
             pool.threads.push(thread);
         }
@@ -126,13 +142,21 @@ impl Pool {
             return;
         }
         for (worker, share) in shared.shares.iter().enumerate() {
-            share.next.store(worker * units / shared.shares.len(), Ordering::Relaxed);
-            share.end.store((worker + 1) * units / shared.shares.len(), Ordering::Relaxed);
+            share
+                .next
+                .store(worker * units / shared.shares.len(), Ordering::Relaxed);
+            share.end.store(
+                (worker + 1) * units / shared.shares.len(),
+                Ordering::Relaxed,
+            );
         }
         shared.left.store(0, Ordering::Relaxed);
         // SAFETY: the gate is closed and all who had joined have left, so nobody reads `work`. The
         // lifetime is cut off: workers use the reference only before this function returns.
-        unsafe { *shared.work.get() = Some(std::mem::transmute::<*const Work<'_>, *const Work<'static>>(work)) };
+        unsafe {
+            *shared.work.get() =
+                Some(std::mem::transmute::<*const Work<'_>, *const Work<'static>>(work))
+        };
         let gate = (shared.gate.load(Ordering::Relaxed) & !(JOB - 1)).wrapping_add(JOB);
         shared.gate.store(gate, Ordering::SeqCst);
         if shared.asleep.load(Ordering::SeqCst) > 0 {
@@ -144,7 +168,11 @@ impl Pool {
         while shared.left.load(Ordering::Acquire) != joined {
             spins += 1;
             // A worker may have lost its processor to this very thread.
-            if spins.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins.is_multiple_of(4096) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
         }
     }
 }
@@ -215,7 +243,12 @@ impl Shared {
     fn join(&self, gate: u32) -> bool {
         let mut now = self.gate.load(Ordering::Relaxed);
         while now & CLOSED == 0 && now & !(JOB - 1) == gate & !(JOB - 1) {
-            match self.gate.compare_exchange_weak(now, now + 1, Ordering::Acquire, Ordering::Relaxed) {
+            match self.gate.compare_exchange_weak(
+                now,
+                now + 1,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return true,
                 Err(other) => now = other,
             }
@@ -244,7 +277,9 @@ impl Shared {
 fn allowed_processors() -> Vec<usize> {
     let all = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
     let set = all.unwrap_or_default();
-    (0..nix::sched::CpuSet::count()).filter(|&i| set.is_set(i).unwrap_or(false)).collect()
+    (0..nix::sched::CpuSet::count())
+        .filter(|&i| set.is_set(i).unwrap_or(false))
+        .collect()
 }
 
 /// Keeps the calling thread on one processor. A refusal only costs speed.

@@ -108,7 +108,9 @@ impl Vector for Portable {
         let a = unsafe { a.cast::<[i8; 4]>().read_unaligned() }.map(i32::from);
         each(|l| {
             let w = weights[l].to_le_bytes();
-            (0..4).fold(acc[l], |sum, i| sum.wrapping_add(i32::from(w[i] as i8) * a[i]))
+            (0..4).fold(acc[l], |sum, i| {
+                sum.wrapping_add(i32::from(w[i] as i8) * a[i])
+            })
         })
     }
     #[inline(never)] // Long without the instruction.
@@ -160,7 +162,10 @@ impl Vector for Portable {
     #[inline(never)] // Long without the instruction.
     unsafe fn store_half(a: [f32; 16], p: *mut u8) {
         // SAFETY: see above.
-        unsafe { p.cast::<[u16; 16]>().write_unaligned(a.map(|x| f16::from_f32(x).to_bits())) }
+        unsafe {
+            p.cast::<[u16; 16]>()
+                .write_unaligned(a.map(|x| f16::from_f32(x).to_bits()))
+        }
     }
     #[inline(never)] // Long without the instruction.
     unsafe fn low_half(a: [i32; 16]) -> [f32; 16] {
@@ -208,7 +213,13 @@ impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn select_range(from: usize, to: usize, a: [f32; 16], other: [f32; 16]) -> [f32; 16] {
-        each(|l| if (from..to).contains(&l) { a[l] } else { other[l] })
+        each(|l| {
+            if (from..to).contains(&l) {
+                a[l]
+            } else {
+                other[l]
+            }
+        })
     }
 }
 

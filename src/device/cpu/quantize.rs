@@ -45,9 +45,21 @@ pub(super) unsafe fn quantize_32<V: Vector>(
             let scale = largest / 127.0;
             let rounded = super::vector::lanes::<V>(V::through_half(V::splat_f(scale)))[0];
             let scaled_sum = super::vector::lanes::<V>(V::through_half(V::splat_f(scale * sum)))[0];
-            panel.add(32 * rows).cast::<f32>().add(row).write_unaligned(rounded);
-            panel.add(36 * rows).cast::<f32>().add(row).write_unaligned(scaled_sum);
-            panel.add(40 * rows).cast::<i32>().add(row).write_unaligned(-sum as i32);
+            panel
+                .add(32 * rows)
+                .cast::<f32>()
+                .add(row)
+                .write_unaligned(rounded);
+            panel
+                .add(36 * rows)
+                .cast::<f32>()
+                .add(row)
+                .write_unaligned(scaled_sum);
+            panel
+                .add(40 * rows)
+                .cast::<i32>()
+                .add(row)
+                .write_unaligned(-sum as i32);
             x = x.add(32);
             panel = panel.add(BLOCK_32_BYTES * rows);
         }
@@ -66,8 +78,16 @@ pub(super) unsafe fn quantize_256<V: Vector>(
     unsafe {
         for _ in 0..cols / 256 {
             let signed_max = signed_max::<V>(x);
-            let inverse = if signed_max == 0.0 { 0.0 } else { -127.0 / signed_max };
-            let scale = if signed_max == 0.0 { 0.0 } else { 1.0 / inverse };
+            let inverse = if signed_max == 0.0 {
+                0.0
+            } else {
+                -127.0 / signed_max
+            };
+            let scale = if signed_max == 0.0 {
+                0.0
+            } else {
+                1.0 / inverse
+            };
             let factor = V::splat_f(inverse);
             let sums_32 = panel.add(260 * rows + 16 * row).cast::<i16>();
             let sums_16 = panel.add(276 * rows + 32 * row).cast::<i16>();
@@ -80,7 +100,11 @@ pub(super) unsafe fn quantize_256<V: Vector>(
                 sums_16.add(pair_order(2 * run)).write_unaligned(low);
                 sums_16.add(pair_order(2 * run + 1)).write_unaligned(high);
             }
-            panel.add(256 * rows).cast::<f32>().add(row).write_unaligned(scale);
+            panel
+                .add(256 * rows)
+                .cast::<f32>()
+                .add(row)
+                .write_unaligned(scale);
             x = x.add(256);
             panel = panel.add(BLOCK_256_BYTES * rows);
         }
@@ -111,7 +135,10 @@ unsafe fn signed_max<V: Vector>(x: *const f32) -> f32 {
             low
         } else {
             // Both signs reach it, and the first one counts.
-            (0..256).map(|i| *x.add(i)).find(|x| x.abs() == high).unwrap_or(0.0)
+            (0..256)
+                .map(|i| *x.add(i))
+                .find(|x| x.abs() == high)
+                .unwrap_or(0.0)
         }
     }
 }

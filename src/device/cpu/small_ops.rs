@@ -40,7 +40,13 @@ unsafe fn store_some<V: Vector>(a: V::F, x: *mut f32, n: usize) {
 
 /// See [`NormFn`]. The squares are summed in 16 lanes.
 #[inline(always)]
-pub(super) unsafe fn norm<V: Vector>(x: *const f32, weight: *const f32, out: *mut f32, n: usize, eps: f32) {
+pub(super) unsafe fn norm<V: Vector>(
+    x: *const f32,
+    weight: *const f32,
+    out: *mut f32,
+    n: usize,
+    eps: f32,
+) {
     unsafe {
         let mut squares = V::splat_f(0.0);
         for i in (0..n).step_by(16) {
@@ -61,7 +67,10 @@ pub(super) unsafe fn norm<V: Vector>(x: *const f32, weight: *const f32, out: *mu
 pub(super) unsafe fn add<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
     unsafe {
         for i in (0..n).step_by(16) {
-            let (a, b) = (load_some::<V>(x.add(i), n - i), load_some::<V>(y.add(i), n - i));
+            let (a, b) = (
+                load_some::<V>(x.add(i), n - i),
+                load_some::<V>(y.add(i), n - i),
+            );
             store_some::<V>(V::add(a, b), x.add(i), n - i);
         }
     }
@@ -72,7 +81,10 @@ pub(super) unsafe fn add<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
 pub(super) unsafe fn silu_mul<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
     unsafe {
         for i in (0..n).step_by(16) {
-            let (a, b) = (load_some::<V>(x.add(i), n - i), load_some::<V>(y.add(i), n - i));
+            let (a, b) = (
+                load_some::<V>(x.add(i), n - i),
+                load_some::<V>(y.add(i), n - i),
+            );
             let e = exp::<V>(V::sub(V::splat_f(0.0), a));
             let silu = V::div(a, V::add(V::splat_f(1.0), e));
             store_some::<V>(V::mul(silu, b), x.add(i), n - i);
@@ -85,7 +97,10 @@ pub(super) unsafe fn silu_mul<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
 pub(super) unsafe fn gelu_tanh_mul<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
     unsafe {
         for i in (0..n).step_by(16) {
-            let (a, b) = (load_some::<V>(x.add(i), n - i), load_some::<V>(y.add(i), n - i));
+            let (a, b) = (
+                load_some::<V>(x.add(i), n - i),
+                load_some::<V>(y.add(i), n - i),
+            );
             let one = V::splat_f(1.0);
             let inner = V::fma(V::mul(a, a), V::splat_f(0.044_715), one);
             let inner = V::mul(V::mul(a, V::splat_f(0.797_884_6)), inner);
@@ -125,7 +140,11 @@ pub(super) type RopeFn = unsafe fn(*mut f32, *const f32, *const f32, usize, bool
 pub(super) unsafe fn rope(x: *mut f32, cos: *const f32, sin: *const f32, n: usize, adjacent: bool) {
     unsafe {
         for i in 0..n {
-            let (a, b) = if adjacent { (x.add(2 * i), x.add(2 * i + 1)) } else { (x.add(i), x.add(n + i)) };
+            let (a, b) = if adjacent {
+                (x.add(2 * i), x.add(2 * i + 1))
+            } else {
+                (x.add(i), x.add(n + i))
+            };
             let (c, s) = (*cos.add(i), *sin.add(i));
             (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
         }
@@ -138,7 +157,13 @@ pub(super) type KvFn = unsafe fn(*const f32, *const f32, usize, *mut u8, *mut u8
 
 /// See [`KvFn`]. Dimensions of a key are 16 positions apart.
 #[inline(always)]
-pub(super) unsafe fn kv_head<V: Vector>(k: *const f32, v: *const f32, head_dim: usize, to_k: *mut u8, to_v: *mut u8) {
+pub(super) unsafe fn kv_head<V: Vector>(
+    k: *const f32,
+    v: *const f32,
+    head_dim: usize,
+    to_k: *mut u8,
+    to_v: *mut u8,
+) {
     unsafe {
         for d in (0..head_dim).step_by(16) {
             V::store_half(V::load_f(v.add(d)), to_v.add(2 * d));

@@ -21,14 +21,20 @@ pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize
 
 /// Stores `acc[r]` for each batch row r; only `rows` lanes of it.
 #[inline(always)]
-unsafe fn store<V: Vector, const R: usize>(acc: [V::F; R], out: *mut f32, stride: usize, rows: usize) {
+unsafe fn store<V: Vector, const R: usize>(
+    acc: [V::F; R],
+    out: *mut f32,
+    stride: usize,
+    rows: usize,
+) {
     unsafe {
         for r in 0..R {
             if rows == 16 {
                 V::store_f(acc[r], out.add(r * stride));
             } else {
                 let lanes = super::vector::lanes::<V>(acc[r]);
-                out.add(r * stride).copy_from_nonoverlapping(lanes.as_ptr(), rows);
+                out.add(r * stride)
+                    .copy_from_nonoverlapping(lanes.as_ptr(), rows);
             }
         }
     }
@@ -159,6 +165,17 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
     }
 }
 
+/// `p`, of which the compiler forgets what it has loaded from there. Otherwise it would keep
+/// dwords that several runs share, in registers that it does not have.
+#[inline(always)]
+fn forget(mut p: *const u8) -> *const u8 {
+    // SAFETY: no instruction at all.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags))
+    };
+    p
+}
+
 /// One run of 32 values: its dot products times its integer scales, onto `dots`.
 #[inline(always)]
 unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
@@ -173,6 +190,7 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
         let q = q.add(inner * 32 * R);
         let dwords = C::SUB_VALUES / 4;
         for part in 0..32 / C::SUB_VALUES {
+            let p = if R > 2 { forget(p) } else { p };
             let mut sub = [V::splat(0); R];
             for j in part * dwords..(part + 1) * dwords {
                 let weights = C::weights(p, outer, inner, j);

@@ -160,7 +160,15 @@ pub(super) unsafe fn exp<V: Vector>(x: V::F) -> V::F {
         let r = V::fma(n_f, V::splat_f(-0.693_359_4), x);
         let r = V::fma(n_f, V::splat_f(2.121_944_4e-4), r);
         let mut e = V::splat_f(1.0 / 5040.0);
-        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        for c in [
+            1.0 / 720.0,
+            1.0 / 120.0,
+            1.0 / 24.0,
+            1.0 / 6.0,
+            0.5,
+            1.0,
+            1.0,
+        ] {
             e = V::fma(e, r, V::splat_f(c));
         }
         // Adding n to the exponent is exact: -126 <= n <= 127 and e is about 1.

@@ -22,12 +22,35 @@ struct Case {
 const SCALE: f32 = 0.125;
 
 impl Case {
-    fn new(kv_heads: usize, group: usize, head_dim: usize, positions: usize, window: usize, softcap: Option<f32>) -> Case {
+    fn new(
+        kv_heads: usize,
+        group: usize,
+        head_dim: usize,
+        positions: usize,
+        window: usize,
+        softcap: Option<f32>,
+    ) -> Case {
         let mut random = Random(17 + positions as u64);
-        let mut floats = |n| random.floats(n).into_iter().map(|x| x * 3.0).collect::<Vec<_>>();
+        let mut floats = |n| {
+            random
+                .floats(n)
+                .into_iter()
+                .map(|x| x * 3.0)
+                .collect::<Vec<_>>()
+        };
         let (kv, heads) = (positions * kv_heads * head_dim, kv_heads * group);
         let (k, v, q) = (floats(kv), floats(kv), floats(positions * heads * head_dim));
-        Case { kv_heads, head_dim, heads, positions, window, softcap, k, v, q }
+        Case {
+            kv_heads,
+            head_dim,
+            heads,
+            positions,
+            window,
+            softcap,
+            k,
+            v,
+            q,
+        }
     }
 
     fn start(&self, position: usize) -> usize {
@@ -38,12 +61,18 @@ impl Case {
         let value = |x: f32| f64::from(f16::from_f32(x).to_f32());
         let mut out = Vec::new();
         for head in 0..self.heads {
-            let kv = |p: usize| (p * self.kv_heads + head / (self.heads / self.kv_heads)) * self.head_dim;
+            let kv = |p: usize| {
+                (p * self.kv_heads + head / (self.heads / self.kv_heads)) * self.head_dim
+            };
             let q = &self.q[(position * self.heads + head) * self.head_dim..][..self.head_dim];
             let scores = (self.start(position)..=position).map(|p| {
-                let dot: f64 = (0..self.head_dim).map(|d| f64::from(q[d]) * value(self.k[kv(p) + d])).sum();
+                let dot: f64 = (0..self.head_dim)
+                    .map(|d| f64::from(q[d]) * value(self.k[kv(p) + d]))
+                    .sum();
                 let score = dot * f64::from(SCALE);
-                self.softcap.map_or(score, |cap| (score / f64::from(cap)).tanh() * f64::from(cap))
+                self.softcap.map_or(score, |cap| {
+                    (score / f64::from(cap)).tanh() * f64::from(cap)
+                })
             });
             let scores: Vec<f64> = scores.collect();
             let largest = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -51,7 +80,9 @@ impl Case {
             let sum: f64 = weights.iter().sum();
             for d in 0..self.head_dim {
                 let weighted = weights.iter().enumerate();
-                let dot: f64 = weighted.map(|(i, w)| w * value(self.v[kv(self.start(position) + i) + d])).sum();
+                let dot: f64 = weighted
+                    .map(|(i, w)| w * value(self.v[kv(self.start(position) + i) + d]))
+                    .sum();
                 out.push(dot / sum);
             }
         }
@@ -61,9 +92,14 @@ impl Case {
     /// The output of every position from `first` on, `batch` of them at a time. Pages that no row
     /// sees are null, and unused memory is NaN.
     fn run(&self, cpu: &Cpu, page_positions: usize, first: usize, batch: usize) -> Vec<f32> {
-        let layout = KvLayout { kv_heads: self.kv_heads, head_dim: self.head_dim, page_positions };
+        let layout = KvLayout {
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            page_positions,
+        };
         let nan = f16::NAN.to_bits();
-        let mut pages = vec![vec![nan; layout.page_bytes() / 2]; self.positions.div_ceil(page_positions)];
+        let mut pages =
+            vec![vec![nan; layout.page_bytes() / 2]; self.positions.div_ceil(page_positions)];
         let kv = self.kv_heads * self.head_dim;
         let row = self.heads * self.head_dim;
         let mut out = vec![f32::NAN; (self.positions - first) * row];
@@ -83,7 +119,13 @@ impl Case {
             appended = last + 1;
             let unseen = self.start(rows[0]) / page_positions;
             let pointers: Vec<*const u8> = (0..pages.len())
-                .map(|i| if i < unseen { std::ptr::null() } else { pages[i].as_ptr().cast() })
+                .map(|i| {
+                    if i < unseen {
+                        std::ptr::null()
+                    } else {
+                        pages[i].as_ptr().cast()
+                    }
+                })
                 .collect();
             let queries: Vec<AttentionRow> = rows
                 .iter()
@@ -113,14 +155,18 @@ fn attention_is_a_softmax_and_the_same_for_any_pages_batches_threads_and_instruc
     ];
     for case in cases {
         let mut first_bits = Vec::new();
-        for (threads, page_positions, batch) in [(1, 16, 1), (2, 32, 7), (3, 64, 33), (2, 128, 100)] {
+        for (threads, page_positions, batch) in [(1, 16, 1), (2, 32, 7), (3, 64, 33), (2, 128, 100)]
+        {
             for cpu in devices(threads) {
                 let out = case.run(&cpu, page_positions, 0, batch);
                 if first_bits.is_empty() {
                     first_bits = bits(&out);
                     for (position, out) in out.chunks(case.heads * case.head_dim).enumerate() {
                         for (got, exact) in out.iter().zip(case.naive(position)) {
-                            assert!((f64::from(*got) - exact).abs() < 2e-5, "position {position}: {got} {exact}");
+                            assert!(
+                                (f64::from(*got) - exact).abs() < 2e-5,
+                                "position {position}: {got} {exact}"
+                            );
                         }
                     }
                 }
@@ -136,15 +182,27 @@ fn attention_is_a_softmax_and_the_same_for_any_pages_batches_threads_and_instruc
 
 #[test]
 fn several_sessions_share_a_batch() {
-    let (a, b) = (Case::new(2, 2, 32, 20, usize::MAX, None), Case::new(2, 2, 32, 33, usize::MAX, None));
-    let layout = KvLayout { kv_heads: 2, head_dim: 32, page_positions: 64 };
+    let (a, b) = (
+        Case::new(2, 2, 32, 20, usize::MAX, None),
+        Case::new(2, 2, 32, 33, usize::MAX, None),
+    );
+    let layout = KvLayout {
+        kv_heads: 2,
+        head_dim: 32,
+        page_positions: 64,
+    };
     let cpu = devices(2).last().expect("plain Rust is always there");
     let mut pages = [(); 2].map(|()| vec![0_u16; layout.page_bytes() / 2]);
     let mut out = [(); 2].map(|()| vec![0.0; 4 * 32]);
     let mut pointers = Vec::new();
     for (case, page) in [&a, &b].into_iter().zip(&mut pages) {
         let page: *mut u8 = page.as_mut_ptr().cast();
-        let row = |p: usize| KvRow { page, index: p, k: case.k[p * 64..].as_ptr(), v: case.v[p * 64..].as_ptr() };
+        let row = |p: usize| KvRow {
+            page,
+            index: p,
+            k: case.k[p * 64..].as_ptr(),
+            v: case.v[p * 64..].as_ptr(),
+        };
         let rows: Vec<KvRow> = (0..case.positions).map(row).collect();
         // SAFETY: the page and the rows live and have the layout's sizes.
         unsafe { cpu.kv_append(&layout, &rows) };
@@ -154,7 +212,13 @@ fn several_sessions_share_a_batch() {
     for (i, (case, out)) in [&a, &b].into_iter().zip(&mut out).enumerate() {
         let p = case.positions - 1;
         let (q, out) = (case.q[p * 128..].as_ptr(), out.as_mut_ptr());
-        rows.push(AttentionRow { q, out, pages: &pointers[i], position: p as u32, start: 0 });
+        rows.push(AttentionRow {
+            q,
+            out,
+            pages: &pointers[i],
+            position: p as u32,
+            start: 0,
+        });
     }
     // SAFETY: as above, and outputs are disjoint.
     unsafe { cpu.attention(&rows, &layout, 4, SCALE, None) };

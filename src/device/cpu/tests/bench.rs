@@ -38,30 +38,50 @@ fn read_bandwidth(cpu: &Cpu, memory: &[u64]) -> f64 {
 #[ignore = "timings, by hand"]
 fn bench_matmul() {
     let mut random = Random(1);
-    let isa = std::env::var("BENCH_ISA").map_or(Isa::detect(), |name| name.parse().expect("an instruction set"));
+    let isa = std::env::var("BENCH_ISA").map_or(Isa::detect(), |name| {
+        name.parse().expect("an instruction set")
+    });
     let types = std::env::var("BENCH_TYPES").unwrap_or_default();
-    let batches: Vec<usize> = std::env::var("BENCH_ROWS")
-        .map_or(vec![1, 2, 4, 8, 64, 512], |rows| rows.split(',').map(|n| n.parse().expect("a number")).collect());
+    let batches: Vec<usize> =
+        std::env::var("BENCH_ROWS").map_or(vec![1, 2, 4, 8, 64, 512], |rows| {
+            rows.split(',')
+                .map(|n| n.parse().expect("a number"))
+                .collect()
+        });
     for threads in [1, 2] {
         let cpu = Cpu::new(threads, isa, 1 << 16).expect("the processor has it");
         let big = vec![1_u64; 256 << 17];
         let floor = read_bandwidth(&cpu, &big);
         drop(big);
         println!("{isa} {threads} threads, reads {:.1} GB/s", floor / 1e9);
-        for qtype in QuantType::ALL.into_iter().filter(|t| types.is_empty() || types.split(',').any(|n| n == t.name())) {
+        for qtype in QuantType::ALL
+            .into_iter()
+            .filter(|t| types.is_empty() || types.split(',').any(|n| n == t.name()))
+        {
             let cols = 4096;
-            let megabytes = std::env::var("BENCH_MB").map_or(128.0, |n| n.parse().expect("a number"));
+            let megabytes =
+                std::env::var("BENCH_MB").map_or(128.0, |n| n.parse().expect("a number"));
             let rows = (megabytes * 1e6) as usize / qtype.row_bytes(cols) / 16 * 16;
             let one = weights(qtype, 64, cols, Weights::Random, &mut random);
-            let mut data: Vec<u8> = one.iter().copied().cycle().take(rows * qtype.row_bytes(cols)).collect();
+            let mut data: Vec<u8> = one
+                .iter()
+                .copied()
+                .cycle()
+                .take(rows * qtype.row_bytes(cols))
+                .collect();
             print!("{:5}", qtype.name());
             for &batch in &batches {
                 // Many batch rows need fewer weight rows for a time that can be measured.
-                let rows = if batch < 8 { rows } else { rows.min((1 << 26) / batch / 64 / 16 * 16).min(1024) };
+                let rows = if batch < 8 {
+                    rows
+                } else {
+                    rows.min((1 << 26) / batch / 64 / 16 * 16).min(1024)
+                };
                 let x = random.floats(batch * cols);
                 let mut memory = vec![0_u64; Activations::bytes(batch, cols, Kinds::ALL) / 8];
                 // SAFETY: the memory outlives the view.
-                let mut view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+                let mut view =
+                    unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
                 cpu.quantize(&x, cols, Kinds::of(qtype), &mut view);
                 let mut out = vec![0.0; batch * rows];
                 let tile_rows = 256.min(rows);
@@ -83,15 +103,26 @@ fn bench_matmul() {
                 let bytes = (rows * qtype.row_bytes(cols)) as f64;
                 let macs = (rows * cols * batch) as f64;
                 if batch < 8 {
-                    print!("  {batch}: {:5.1} GB/s {:3.0}%", bytes / seconds / 1e9, 100.0 * bytes / seconds / floor);
+                    print!(
+                        "  {batch}: {:5.1} GB/s {:3.0}%",
+                        bytes / seconds / 1e9,
+                        100.0 * bytes / seconds / floor
+                    );
                 } else {
                     print!("  {batch}: {:5.1} GMAC/s", macs / seconds / 1e9);
                 }
                 if batch == 1 {
-                    let streamed: Vec<TileView> =
-                        tiles.iter().map(|t| TileView { packed: false, keep: false, ..*t }).collect();
+                    let streamed: Vec<TileView> = tiles
+                        .iter()
+                        .map(|t| TileView {
+                            packed: false,
+                            keep: false,
+                            ..*t
+                        })
+                        .collect();
                     // SAFETY: as above.
-                    let seconds = fastest(3, || unsafe { cpu.matmul(&streamed, &view, &mut || ()) });
+                    let seconds =
+                        fastest(3, || unsafe { cpu.matmul(&streamed, &view, &mut || ()) });
                     print!(" (streamed {:4.1})", bytes / seconds / 1e9);
                 }
             }
@@ -112,8 +143,14 @@ fn bench_attention_and_small_ops() {
             ("SmolLM2 prefill of 512", 9, 3, 64, 511, 512),
             ("Gemma decode at 4k", 4, 1, 256, 4095, 1),
         ] {
-            let layout = KvLayout { kv_heads, head_dim, page_positions: 64 };
-            let pages: Vec<Vec<u16>> = (0..64 * 8).map(|_| vec![0x3400; layout.page_bytes() / 2]).collect();
+            let layout = KvLayout {
+                kv_heads,
+                head_dim,
+                page_positions: 64,
+            };
+            let pages: Vec<Vec<u16>> = (0..64 * 8)
+                .map(|_| vec![0x3400; layout.page_bytes() / 2])
+                .collect();
             let row = heads * head_dim;
             let (q, mut out) = (random.floats(rows * row), vec![0.0; rows * row]);
             let mut pointers: Vec<*const u8> = pages.iter().map(|p| p.as_ptr().cast()).collect();
@@ -144,7 +181,8 @@ fn bench_attention_and_small_ops() {
             let mut out = vec![0.0; n];
             let mut memory = vec![0_u64; Activations::bytes(n / cols, cols, Kinds::ALL) / 8];
             // SAFETY: the memory outlives the view.
-            let mut view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+            let mut view =
+                unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
             let time = |f: &mut dyn FnMut()| fastest(20, || (0..10).for_each(|_| f())) * 1e5;
             println!(
                 "{threads} threads, {n} values in us: quantize 32 {:.2}, 256 {:.2}, norm {:.2}, add {:.2}, silu {:.2}",

@@ -25,10 +25,24 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn new(qtype: QuantType, rows: usize, cols: usize, tile_rows: usize, offset: usize, weights: &[u8]) -> Matrix {
+    fn new(
+        qtype: QuantType,
+        rows: usize,
+        cols: usize,
+        tile_rows: usize,
+        offset: usize,
+        weights: &[u8],
+    ) -> Matrix {
         let mut memory = vec![0; offset];
         memory.extend_from_slice(weights);
-        Matrix { qtype, rows, cols, tile_rows, offset, memory }
+        Matrix {
+            qtype,
+            rows,
+            cols,
+            tile_rows,
+            offset,
+            memory,
+        }
     }
 
     fn tiles(&mut self, packed: bool, keep: bool, out: &mut [f32]) -> Vec<TileView> {
@@ -129,9 +143,16 @@ fn extreme_weights_and_activations_overflow_nothing() {
                 x.extend(vec![-1e4; cols]);
                 let (_memory, mut view) = activations(2, cols, Kinds::ALL);
                 cpu.quantize(&x, cols, Kinds::ALL, &mut view);
-                let got = Matrix::new(qtype, rows, cols, 16, 0, &weights).multiply(&cpu, &view, false, false);
+                let got = Matrix::new(qtype, rows, cols, 16, 0, &weights)
+                    .multiply(&cpu, &view, false, false);
                 let expected = expected(qtype, &weights, cols, &x);
-                assert_eq!(bits(&got), bits(&expected), "{} {} {kind:?}", cpu.isa(), qtype.name());
+                assert_eq!(
+                    bits(&got),
+                    bits(&expected),
+                    "{} {} {kind:?}",
+                    cpu.isa(),
+                    qtype.name()
+                );
             }
         }
     }
@@ -157,7 +178,12 @@ fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
                 if alone.is_empty() {
                     alone = bits(&all);
                 }
-                assert!(alone == bits(&all), "{} {} batch {batch}", cpu.isa(), qtype.name());
+                assert!(
+                    alone == bits(&all),
+                    "{} {} batch {batch}",
+                    cpu.isa(),
+                    qtype.name()
+                );
             }
         }
     }
@@ -173,14 +199,19 @@ fn products_are_close_to_those_of_the_values() {
             let x = random.floats(cols);
             let (_memory, mut view) = activations(1, cols, Kinds::ALL);
             cpu.quantize(&x, cols, Kinds::ALL, &mut view);
-            let got = Matrix::new(qtype, rows, cols, 16, 0, &weights).multiply(&cpu, &view, false, false);
+            let got =
+                Matrix::new(qtype, rows, cols, 16, 0, &weights).multiply(&cpu, &view, false, false);
             for (row, got) in weights.chunks_exact(qtype.row_bytes(cols)).zip(got) {
                 let values = oracle::values(qtype, row);
                 let terms = values.iter().zip(&x).map(|(w, x)| w * f64::from(*x));
                 let (exact, norm) = terms.fold((0.0, 0.0), |(s, n), t| (s + t, n + t * t));
                 // Rounding to 8 bits moves each activation by up to 1/254 of the largest, at random.
                 let tolerance = 0.05 * f64::sqrt(norm);
-                assert!((exact - f64::from(got)).abs() < tolerance, "{}: {exact} {got}", qtype.name());
+                assert!(
+                    (exact - f64::from(got)).abs() < tolerance,
+                    "{}: {exact} {got}",
+                    qtype.name()
+                );
             }
         }
     }
@@ -193,15 +224,31 @@ fn a_group_of_tiles_of_several_types_is_multiplied_at_once_and_polled() {
     let cols = 256;
     let x = random.floats(3 * cols);
     let (_memory, mut view) = activations(3, cols, Kinds::ALL);
-    cpu.quantize(&x, cols, Kinds::of(QuantType::Q4_K) | Kinds::of(QuantType::Q8_0), &mut view);
+    cpu.quantize(
+        &x,
+        cols,
+        Kinds::of(QuantType::Q4_K) | Kinds::of(QuantType::Q8_0),
+        &mut view,
+    );
     let data: Vec<_> = [(QuantType::Q4_K, 40), (QuantType::Q8_0, 33)]
-        .map(|(qtype, rows)| (qtype, rows, oracle::weights(qtype, rows, cols, Weights::Random, &mut random)))
+        .map(|(qtype, rows)| {
+            (
+                qtype,
+                rows,
+                oracle::weights(qtype, rows, cols, Weights::Random, &mut random),
+            )
+        })
         .into();
-    let mut matrices: Vec<_> =
-        data.iter().map(|(qtype, rows, weights)| Matrix::new(*qtype, *rows, cols, 16, 0, weights)).collect();
+    let mut matrices: Vec<_> = data
+        .iter()
+        .map(|(qtype, rows, weights)| Matrix::new(*qtype, *rows, cols, 16, 0, weights))
+        .collect();
     let mut outs: Vec<_> = matrices.iter().map(|m| vec![0.0; 3 * m.rows]).collect();
-    let tiles: Vec<_> =
-        matrices.iter_mut().zip(&mut outs).flat_map(|(m, out)| m.tiles(false, true, out)).collect();
+    let tiles: Vec<_> = matrices
+        .iter_mut()
+        .zip(&mut outs)
+        .flat_map(|(m, out)| m.tiles(false, true, out))
+        .collect();
     let mut polls = 0;
     // SAFETY: tiles and outputs live and are disjoint.
     unsafe { cpu.matmul(&tiles, &view, &mut || polls += 1) };

@@ -23,7 +23,13 @@ fn half(bytes: &[u8], at: usize) -> f32 {
 pub(super) fn block(qtype: QuantType, b: &[u8]) -> Block {
     let nibble = |at: usize, i: usize| i32::from(b[at + i % 16] >> (i / 16 * 4)) & 15;
     let bit = |at: usize, i: usize| i32::from(b[at + i / 8] >> (i % 8)) & 1;
-    let simple = |d, dmin, q: Vec<i32>| Block { d, dmin, q, scales: vec![1], mins: vec![1] };
+    let simple = |d, dmin, q: Vec<i32>| Block {
+        d,
+        dmin,
+        q,
+        scales: vec![1],
+        mins: vec![1],
+    };
     let of_32 = |f: &dyn Fn(usize) -> i32| (0..32).map(f).collect::<Vec<_>>();
     let of_256 = |f: &dyn Fn(usize) -> i32| (0..256).map(f).collect::<Vec<_>>();
     // The 6 bit scale (0..8) or minimum (8..16) number i of Q4_K and Q5_K, 12 bytes at 4.
@@ -39,8 +45,16 @@ pub(super) fn block(qtype: QuantType, b: &[u8]) -> Block {
     match qtype {
         QuantType::Q4_0 => simple(half(b, 0), 0.0, of_32(&|i| nibble(2, i) - 8)),
         QuantType::Q4_1 => simple(half(b, 0), -half(b, 2), of_32(&|i| nibble(4, i))),
-        QuantType::Q5_0 => simple(half(b, 0), 0.0, of_32(&|i| nibble(6, i) + 16 * bit(2, i) - 16)),
-        QuantType::Q5_1 => simple(half(b, 0), -half(b, 2), of_32(&|i| nibble(8, i) + 16 * bit(4, i))),
+        QuantType::Q5_0 => simple(
+            half(b, 0),
+            0.0,
+            of_32(&|i| nibble(6, i) + 16 * bit(2, i) - 16),
+        ),
+        QuantType::Q5_1 => simple(
+            half(b, 0),
+            -half(b, 2),
+            of_32(&|i| nibble(8, i) + 16 * bit(4, i)),
+        ),
         QuantType::Q8_0 => simple(half(b, 0), 0.0, of_32(&|i| i32::from(b[2 + i] as i8))),
         QuantType::Q2_K => Block {
             d: half(b, 80),
@@ -111,9 +125,13 @@ fn float(qtype: QuantType, row: &[u8], i: usize) -> f32 {
 /// The values of a row, in f64.
 pub(super) fn values(qtype: QuantType, row: &[u8]) -> Vec<f64> {
     if qtype.block_values() == 1 {
-        return (0..row.len() / qtype.block_bytes()).map(|i| f64::from(float(qtype, row, i))).collect();
+        return (0..row.len() / qtype.block_bytes())
+            .map(|i| f64::from(float(qtype, row, i)))
+            .collect();
     }
-    let blocks = row.chunks_exact(qtype.block_bytes()).map(|b| block(qtype, b));
+    let blocks = row
+        .chunks_exact(qtype.block_bytes())
+        .map(|b| block(qtype, b));
     blocks
         .flat_map(|b| {
             let sub = b.q.len() / b.scales.len();
@@ -137,11 +155,18 @@ struct Quantized {
 fn quantize_32(x: &[f32]) -> Quantized {
     let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
     let factor = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-    let q: Vec<i32> = x.iter().map(|x| (x * factor).round_ties_even() as i32).collect();
+    let q: Vec<i32> = x
+        .iter()
+        .map(|x| (x * factor).round_ties_even() as i32)
+        .collect();
     let scale = largest / 127.0;
     let sum = q.iter().sum::<i32>() as f32;
     let through_half = |x| f16::from_f32(x).to_f32();
-    Quantized { q, scale: through_half(scale), scaled_sum: through_half(scale * sum) }
+    Quantized {
+        q,
+        scale: through_half(scale),
+        scaled_sum: through_half(scale * sum),
+    }
 }
 
 fn quantize_256(x: &[f32]) -> Quantized {
@@ -151,9 +176,20 @@ fn quantize_256(x: &[f32]) -> Quantized {
             largest = x;
         }
     }
-    let factor = if largest == 0.0 { 0.0 } else { -127.0 / largest };
-    let q = x.iter().map(|x| ((x * factor).round_ties_even() as i32).min(127)).collect();
-    Quantized { q, scale: if largest == 0.0 { 0.0 } else { 1.0 / factor }, scaled_sum: 0.0 }
+    let factor = if largest == 0.0 {
+        0.0
+    } else {
+        -127.0 / largest
+    };
+    let q = x
+        .iter()
+        .map(|x| ((x * factor).round_ties_even() as i32).min(127))
+        .collect();
+    Quantized {
+        q,
+        scale: if largest == 0.0 { 0.0 } else { 1.0 / factor },
+        scaled_sum: 0.0,
+    }
 }
 
 /// The dot product of a weight row with an activation row, exactly as the kernels promise it.
@@ -165,9 +201,15 @@ pub(super) fn dot(qtype: QuantType, row: &[u8], x: &[f32]) -> f32 {
         }
         return acc;
     }
-    let blocks = row.chunks_exact(qtype.block_bytes()).map(|b| block(qtype, b));
+    let blocks = row
+        .chunks_exact(qtype.block_bytes())
+        .map(|b| block(qtype, b));
     for (weights, x) in blocks.zip(x.chunks_exact(qtype.block_values())) {
-        let act = if x.len() == 32 { quantize_32(x) } else { quantize_256(x) };
+        let act = if x.len() == 32 {
+            quantize_32(x)
+        } else {
+            quantize_256(x)
+        };
         let sub = weights.q.len() / weights.scales.len();
         let (mut integer, mut minimum) = (0_i32, 0_i32);
         for i in 0..x.len() {
@@ -213,7 +255,13 @@ pub(super) enum Weights {
 }
 
 /// `rows` rows of `cols` values in GGUF layout.
-pub(super) fn weights(qtype: QuantType, rows: usize, cols: usize, kind: Weights, random: &mut Random) -> Vec<u8> {
+pub(super) fn weights(
+    qtype: QuantType,
+    rows: usize,
+    cols: usize,
+    kind: Weights,
+    random: &mut Random,
+) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..rows * qtype.row_bytes(cols))
         .map(|_| match kind {
             Weights::Random | Weights::ZeroScales => random.next() as u8,
@@ -232,7 +280,11 @@ pub(super) fn weights(qtype: QuantType, rows: usize, cols: usize, kind: Weights,
             block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
         }
         // Any bits would give floats that are not finite.
-        let value = if kind == Weights::Random { random.float() } else { 0.0 };
+        let value = if kind == Weights::Random {
+            random.float()
+        } else {
+            0.0
+        };
         match qtype {
             QuantType::F32 => block.copy_from_slice(&value.to_le_bytes()),
             QuantType::F16 => block.copy_from_slice(&f16::from_f32(value).to_le_bytes()),

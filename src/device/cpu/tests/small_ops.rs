@@ -13,7 +13,11 @@ fn everywhere(op: impl Fn(&Cpu) -> Vec<f32>) -> Vec<f32> {
         for cpu in devices(threads) {
             let out = op(&cpu);
             let first = first.get_or_insert_with(|| out.clone());
-            assert!(bits(first) == bits(&out), "{} with {threads} threads", cpu.isa());
+            assert!(
+                bits(first) == bits(&out),
+                "{} with {threads} threads",
+                cpu.isa()
+            );
         }
     }
     first.expect("plain Rust is always there")
@@ -44,7 +48,10 @@ fn norms_are_close_to_exact_ones() {
             let exact = x.chunks(n).flat_map(|x| {
                 let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
                 let factor = 1.0 / (squares / n as f64 + 1e-5).sqrt();
-                x.iter().zip(&weight).map(move |(x, w)| f64::from(*x) * factor * f64::from(*w)).collect::<Vec<_>>()
+                x.iter()
+                    .zip(&weight)
+                    .map(move |(x, w)| f64::from(*x) * factor * f64::from(*w))
+                    .collect::<Vec<_>>()
             });
             close(&out, exact, 1e-5);
         }
@@ -64,10 +71,26 @@ fn elementwise_ops_are_close_to_exact_ones() {
                 x
             })
         };
-        let pairs = || x.iter().zip(&y).map(|(x, y)| (f64::from(*x), f64::from(*y)));
-        close(&apply(&|cpu, x| cpu.add(x, &y)), pairs().map(|(x, y)| x + y), 1e-6);
-        close(&apply(&|cpu, x| cpu.scale(x, 0.3)), pairs().map(|(x, _)| x * f64::from(0.3_f32)), 1e-6);
-        close(&apply(&|cpu, x| cpu.softcap(x, 30.0)), pairs().map(|(x, _)| (x / 30.0).tanh() * 30.0), 1e-5);
+        let pairs = || {
+            x.iter()
+                .zip(&y)
+                .map(|(x, y)| (f64::from(*x), f64::from(*y)))
+        };
+        close(
+            &apply(&|cpu, x| cpu.add(x, &y)),
+            pairs().map(|(x, y)| x + y),
+            1e-6,
+        );
+        close(
+            &apply(&|cpu, x| cpu.scale(x, 0.3)),
+            pairs().map(|(x, _)| x * f64::from(0.3_f32)),
+            1e-6,
+        );
+        close(
+            &apply(&|cpu, x| cpu.softcap(x, 30.0)),
+            pairs().map(|(x, _)| (x / 30.0).tanh() * 30.0),
+            1e-5,
+        );
         let silu = pairs().map(|(x, y)| x / (1.0 + (-x).exp()) * y);
         close(&apply(&|cpu, x| cpu.silu_mul(x, &y)), silu, 1e-5);
         let gelu = pairs().map(|(x, y)| {
@@ -87,19 +110,29 @@ fn a_bias_is_added_to_every_row() {
         cpu.add(&mut x, &bias);
         x
     });
-    let exact: Vec<f32> = x.iter().zip(bias.iter().cycle()).map(|(x, b)| x + b).collect();
+    let exact: Vec<f32> = x
+        .iter()
+        .zip(bias.iter().cycle())
+        .map(|(x, b)| x + b)
+        .collect();
     assert_eq!(bits(&out), bits(&exact));
 }
 
 #[test]
 fn rope_turns_each_pair_by_its_angle() {
     let mut random = Random(6);
-    for (pairing, head_dim, n) in
-        [(RopePairing::Adjacent, 64, 32), (RopePairing::Halves, 64, 32), (RopePairing::Halves, 80, 20)]
-    {
+    for (pairing, head_dim, n) in [
+        (RopePairing::Adjacent, 64, 32),
+        (RopePairing::Halves, 64, 32),
+        (RopePairing::Halves, 80, 20),
+    ] {
         let (rows, heads) = (9, 3);
         let x = random.floats(rows * heads * head_dim);
-        let angles: Vec<f32> = random.floats(rows * n).into_iter().map(|x| x * 3.0).collect();
+        let angles: Vec<f32> = random
+            .floats(rows * n)
+            .into_iter()
+            .map(|x| x * 3.0)
+            .collect();
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let out = everywhere(|cpu| {
             let mut x = x.clone();
@@ -107,7 +140,8 @@ fn rope_turns_each_pair_by_its_angle() {
             x
         });
         for (i, (got, old)) in out.iter().zip(&x).enumerate() {
-            let (row, head_start, d) = (i / head_dim / heads, i / head_dim * head_dim, i % head_dim);
+            let (row, head_start, d) =
+                (i / head_dim / heads, i / head_dim * head_dim, i % head_dim);
             let pair = match pairing {
                 _ if d >= 2 * n => None,
                 RopePairing::Adjacent => Some((d / 2, 2 * (d / 2), 2 * (d / 2) + 1)),
@@ -119,7 +153,11 @@ fn rope_turns_each_pair_by_its_angle() {
             };
             let angle = f64::from(angles[row * n + angle]);
             let (a_old, b_old) = (f64::from(x[head_start + a]), f64::from(x[head_start + b]));
-            let exact = if d == a { a_old * angle.cos() - b_old * angle.sin() } else { a_old * angle.sin() + b_old * angle.cos() };
+            let exact = if d == a {
+                a_old * angle.cos() - b_old * angle.sin()
+            } else {
+                a_old * angle.sin() + b_old * angle.cos()
+            };
             assert!((f64::from(*got) - exact).abs() < 1e-6);
         }
     }

@@ -24,14 +24,24 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn load(p: *const u8) -> [__m256i; 2] {
-        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+        unsafe {
+            [
+                _mm256_loadu_si256(p.cast()),
+                _mm256_loadu_si256(p.add(32).cast()),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn load_columns(p: *const u8, stride: usize) -> [[__m256i; 2]; 4] {
         unsafe {
             let low = columns_of_8(p, stride);
             let high = columns_of_8(p.add(8 * stride), stride);
-            [[low[0], high[0]], [low[1], high[1]], [low[2], high[2]], [low[3], high[3]]]
+            [
+                [low[0], high[0]],
+                [low[1], high[1]],
+                [low[2], high[2]],
+                [low[3], high[3]],
+            ]
         }
     }
     #[inline(always)]
@@ -81,7 +91,12 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn mul_i(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
-        unsafe { [_mm256_mullo_epi32(a[0], b[0]), _mm256_mullo_epi32(a[1], b[1])] }
+        unsafe {
+            [
+                _mm256_mullo_epi32(a[0], b[0]),
+                _mm256_mullo_epi32(a[1], b[1]),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn add_pairs(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
@@ -108,7 +123,10 @@ impl Vector for Avx2 {
             let a = _mm256_set1_epi32(a.cast::<i32>().read_unaligned());
             // |w| is at most 128 and |a| at most 127: two products fit 16 bits.
             let dot = |w| _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-            [add_quads(acc[0], dot(weights[0])), add_quads(acc[1], dot(weights[1]))]
+            [
+                add_quads(acc[0], dot(weights[0])),
+                add_quads(acc[1], dot(weights[1])),
+            ]
         }
     }
     #[inline(always)]
@@ -126,7 +144,10 @@ impl Vector for Avx2 {
         unsafe {
             // Packing works within 128 bit lanes; the permutation puts the quarters in order.
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a[0], a[1]));
-            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let (low, high) = (
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
             _mm_storeu_si128(p.cast(), _mm_packs_epi16(low, high));
         }
     }
@@ -160,14 +181,20 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn load_half(p: *const u8) -> [__m256; 2] {
         unsafe {
-            [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast()))]
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast())),
+            ]
         }
     }
     #[inline(always)]
     unsafe fn store_half(a: [__m256; 2], p: *mut u8) {
         unsafe {
             _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[0]));
-            _mm_storeu_si128(p.add(16).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[1]));
+            _mm_storeu_si128(
+                p.add(16).cast(),
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a[1]),
+            );
         }
     }
     #[inline(always)]
@@ -218,15 +245,32 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
     }
     #[inline(always)]
-    unsafe fn select_range(from: usize, to: usize, a: [__m256; 2], other: [__m256; 2]) -> [__m256; 2] {
+    unsafe fn select_range(
+        from: usize,
+        to: usize,
+        a: [__m256; 2],
+        other: [__m256; 2],
+    ) -> [__m256; 2] {
         unsafe {
-            let (from, to) = (_mm256_set1_epi32(from as i32 - 1), _mm256_set1_epi32(to as i32));
+            let (from, to) = (
+                _mm256_set1_epi32(from as i32 - 1),
+                _mm256_set1_epi32(to as i32),
+            );
             let pick = |first, a, other| {
-                let lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
-                let inside = _mm256_and_si256(_mm256_cmpgt_epi32(lane, from), _mm256_cmpgt_epi32(to, lane));
+                let lane = _mm256_add_epi32(
+                    _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                    _mm256_set1_epi32(first),
+                );
+                let inside =
+                    _mm256_and_si256(_mm256_cmpgt_epi32(lane, from), _mm256_cmpgt_epi32(to, lane));
                 _mm256_blendv_ps(other, a, _mm256_castsi256_ps(inside))
             };
             [pick(0, a[0], other[0]), pick(8, a[1], other[1])]
@@ -267,7 +311,10 @@ unsafe fn add_quads(acc: __m256i, pairs: __m256i) -> __m256i {
 unsafe fn halves(low: __m256i, high: __m256i) -> [__m256; 2] {
     unsafe {
         let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
-        [_mm256_cvtph_ps(_mm256_castsi256_si128(words)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words))]
+        [
+            _mm256_cvtph_ps(_mm256_castsi256_si128(words)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words)),
+        ]
     }
 }
 

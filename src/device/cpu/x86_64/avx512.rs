@@ -32,7 +32,10 @@ impl Vector for Avx512 {
             // Rows i, i + 4, i + 8 and i + 12 in the quarters of a register: what is left is to
             // transpose 4 x 4 dwords within each quarter.
             let (a, b) = (quarters(p, stride), quarters(p.add(stride), stride));
-            let (c, d) = (quarters(p.add(2 * stride), stride), quarters(p.add(3 * stride), stride));
+            let (c, d) = (
+                quarters(p.add(2 * stride), stride),
+                quarters(p.add(3 * stride), stride),
+            );
             let (ab_low, ab_high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
             let (cd_low, cd_high) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
             [
@@ -89,7 +92,13 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn dot(acc: __m512i, weights: __m512i, a: *const i8) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(a.cast::<i32>().read_unaligned())) }
+        unsafe {
+            _mm512_dpbusd_epi32(
+                acc,
+                weights,
+                _mm512_set1_epi32(a.cast::<i32>().read_unaligned()),
+            )
+        }
     }
     #[inline(always)]
     unsafe fn signed(weights: __m512i) -> __m512i {
@@ -101,7 +110,13 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn dot_pairs(acc: __m512i, weights: __m512i, a: *const i16) -> __m512i {
-        unsafe { _mm512_dpwssd_epi32(acc, weights, _mm512_set1_epi32(a.cast::<i32>().read_unaligned())) }
+        unsafe {
+            _mm512_dpwssd_epi32(
+                acc,
+                weights,
+                _mm512_set1_epi32(a.cast::<i32>().read_unaligned()),
+            )
+        }
     }
     #[inline(always)]
     unsafe fn store_bytes(a: __m512i, p: *mut i8) {

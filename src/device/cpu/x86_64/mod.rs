@@ -9,7 +9,9 @@ pub(super) use avx512::KERNELS as AVX512;
 
 /// Whether the processor has what the AVX2 kernels use.
 pub(super) fn avx2_available() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
 }
 
 /// Whether the processor has what the AVX-512 kernels use.
