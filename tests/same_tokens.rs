@@ -60,14 +60,11 @@ fn budget_threads_and_chunks_do_not_change_the_tokens() {
         ));
     }
     for (name, options) in variants {
+        let limited = options.memory.is_some();
         let mut engine = open(&model, &options);
         assert_eq!(greedy(&mut engine, &prompt(), TOKENS), expected, "{name}");
-        let streams = engine.plan().residency.given_up() > 0;
-        assert_eq!(
-            streams,
-            name.contains("40%") || name.contains("60%") || name.contains("chunks"),
-            "{name}"
-        );
+        // With a full context even a budget of the model's size streams a little.
+        assert_eq!(engine.plan().residency.given_up() > 0, limited, "{name}");
     }
 }
 
