@@ -8,62 +8,117 @@
 #![allow(unsafe_code)]
 // Kernels are unsafe through and through, each for the one reason given at `QuantizeFn`.
 #![allow(unsafe_op_in_unsafe_fn)]
+#![allow(clippy::needless_range_loop)] // Blocks run through several arrays and spans.
 
 use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES};
-use super::vector::{Vector, abs, max, sum};
+use super::vector::{Vector, abs, lanes, max};
 
 /// Quantizes one row: (values, cols, panel, rows in the panel, row within the panel).
 pub(super) type QuantizeFn = unsafe fn(*const f32, usize, *mut u8, usize, usize);
 
-/// 16 values times `factor` as integers to `q`; their sum.
+/// 16 vectors of 16 lanes, as they are stored.
+type Square = [[i32; 16]; 16];
+
+/// Columns 4`i`..4`i` + 4 of a square: lane r is row r's value.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-unsafe fn put_16<V: Vector>(x: V::F, factor: V::F, q: *mut u8) -> f32 {
-    let x = V::round(V::min(V::mul(x, factor), V::splat_f(127.0)));
-    V::store_bytes(x, q.cast());
-    sum::<V>(V::to_f(x))
+unsafe fn columns<V: Vector>(square: &Square, i: usize) -> [V::I; 4] {
+    V::load_columns(square[0].as_ptr().add(4 * i).cast(), 64)
 }
 
-/// Into blocks of 32.
+/// The sum of each row of a square, all at once.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn row_sums<V: Vector>(square: &Square) -> V::I {
+    let mut sums = V::splat(0);
+    for i in 0..4 {
+        let [a, b, c, d] = columns::<V>(square, i);
+        sums = V::add_i(sums, V::add_i(V::add_i(a, b), V::add_i(c, d)));
+    }
+    sums
+}
+
+/// The largest float of each row of a square of floats that are not negative.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn row_maxima<V: Vector>(square: &Square) -> V::F {
+    let mut maxima = V::splat_f(0.0);
+    for i in 0..4 {
+        let [a, b, c, d] = columns::<V>(square, i);
+        let (ab, cd) = (
+            V::max(V::from_bits(a), V::from_bits(b)),
+            V::max(V::from_bits(c), V::from_bits(d)),
+        );
+        maxima = V::max(maxima, V::max(ab, cd));
+    }
+    maxima
+}
+
+/// 16 values times `factor` as integers to `q`; the integers.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn put_16<V: Vector>(x: V::F, factor: V::F, q: *mut u8) -> V::I {
+    let x = V::round(V::min(V::mul(x, factor), V::splat_f(127.0)));
+    V::store_bytes(x, q.cast());
+    x
+}
+
+/// Into blocks of 32, 16 blocks at a time.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
 pub(super) unsafe fn quantize_32<V: Vector>(
-    mut x: *const f32,
+    x: *const f32,
     cols: usize,
-    mut panel: *mut u8,
+    panel: *mut u8,
     rows: usize,
     row: usize,
 ) {
-    for _ in 0..cols / 32 {
-        let (a, b) = (V::load_f(x), V::load_f(x.add(16)));
-        let largest = max::<V>(V::max(abs::<V>(a), abs::<V>(b)));
-        let factor = V::splat_f(if largest == 0.0 { 0.0 } else { 127.0 / largest });
-        let q = panel.add(32 * row);
-        let sum = put_16::<V>(a, factor, q) + put_16::<V>(b, factor, q.add(16));
-        let scale = largest / 127.0;
-        let rounded = super::vector::lanes::<V>(V::through_half(V::splat_f(scale)))[0];
-        let scaled_sum = super::vector::lanes::<V>(V::through_half(V::splat_f(scale * sum)))[0];
-        panel
-            .add(32 * rows)
-            .cast::<f32>()
-            .add(row)
-            .write_unaligned(rounded);
-        panel
-            .add(36 * rows)
-            .cast::<f32>()
-            .add(row)
-            .write_unaligned(scaled_sum);
-        panel
-            .add(40 * rows)
-            .cast::<i32>()
-            .add(row)
-            .write_unaligned(-sum as i32);
-        x = x.add(32);
-        panel = panel.add(BLOCK_32_BYTES * rows);
+    let blocks = cols / 32;
+    let mut square: Square = [[0; 16]; 16];
+    for first in (0..blocks).step_by(16) {
+        let count = (blocks - first).min(16);
+        let (x, panel) = (x.add(32 * first), panel.add(BLOCK_32_BYTES * rows * first));
+        for i in 0..count {
+            let (a, b) = (V::load_f(x.add(32 * i)), V::load_f(x.add(32 * i + 16)));
+            let larger = V::max(abs::<V>(a), abs::<V>(b));
+            V::store(V::to_bits(larger), square[i].as_mut_ptr().cast());
+        }
+        let largest = row_maxima::<V>(&square);
+        let factors = lanes::<V>(V::div(V::splat_f(127.0), largest));
+        let scales = V::div(largest, V::splat_f(127.0));
+        let largest = lanes::<V>(largest);
+        for i in 0..count {
+            let factor = V::splat_f(if largest[i] == 0.0 { 0.0 } else { factors[i] });
+            let (x, q) = (
+                x.add(32 * i),
+                panel.add(BLOCK_32_BYTES * rows * i + 32 * row),
+            );
+            let a = put_16::<V>(V::load_f(x), factor, q);
+            let b = put_16::<V>(V::load_f(x.add(16)), factor, q.add(16));
+            V::store(V::add_i(a, b), square[i].as_mut_ptr().cast());
+        }
+        let sums = row_sums::<V>(&square);
+        let scaled_sums = lanes::<V>(V::through_half(V::mul(scales, V::to_f(sums))));
+        let scales = lanes::<V>(V::through_half(scales));
+        let mut minus_sums = [0_i32; 16];
+        V::store(V::sub_i(V::splat(0), sums), minus_sums.as_mut_ptr().cast());
+        for i in 0..count {
+            let meta = panel.add((BLOCK_32_BYTES * i + 32) * rows).cast::<f32>();
+            meta.add(row).write_unaligned(scales[i]);
+            meta.add(rows + row).write_unaligned(scaled_sums[i]);
+            let minus_sum = meta.add(2 * rows + row).cast::<i32>();
+            minus_sum.write_unaligned(minus_sums[i]);
+        }
     }
 }
 
@@ -79,29 +134,28 @@ pub(super) unsafe fn quantize_256<V: Vector>(
     rows: usize,
     row: usize,
 ) {
+    let mut square: Square = [[0; 16]; 16];
     for _ in 0..cols / 256 {
         let signed_max = signed_max::<V>(x);
-        let inverse = if signed_max == 0.0 {
-            0.0
-        } else {
-            -127.0 / signed_max
+        let (factor, scale) = match signed_max {
+            0.0 => (0.0, 0.0),
+            _ => (-127.0 / signed_max, 1.0 / (-127.0 / signed_max)),
         };
-        let scale = if signed_max == 0.0 {
-            0.0
-        } else {
-            1.0 / inverse
-        };
-        let factor = V::splat_f(inverse);
+        let factor = V::splat_f(factor);
+        for i in 0..16 {
+            let q = panel.add(32 * (i / 2 * rows + row) + 16 * (i % 2));
+            let q = put_16::<V>(V::load_f(x.add(16 * i)), factor, q);
+            V::store(q, square[i].as_mut_ptr().cast());
+        }
+        let mut sums = [0_i32; 16];
+        V::store(row_sums::<V>(&square), sums.as_mut_ptr().cast());
         let sums_32 = panel.add(260 * rows + 16 * row).cast::<i16>();
         let sums_16 = panel.add(276 * rows + 32 * row).cast::<i16>();
-        for run in 0..8 {
-            let q = panel.add(32 * (run * rows + row));
-            let values = x.add(32 * run);
-            let low = put_16::<V>(V::load_f(values), factor, q) as i16;
-            let high = put_16::<V>(V::load_f(values.add(16)), factor, q.add(16)) as i16;
-            sums_32.add(pair_order(run)).write_unaligned(low + high);
-            sums_16.add(pair_order(2 * run)).write_unaligned(low);
-            sums_16.add(pair_order(2 * run + 1)).write_unaligned(high);
+        for i in 0..8 {
+            let (low, high) = (sums[2 * i] as i16, sums[2 * i + 1] as i16);
+            sums_32.add(pair_order(i)).write_unaligned(low + high);
+            sums_16.add(pair_order(2 * i)).write_unaligned(low);
+            sums_16.add(pair_order(2 * i + 1)).write_unaligned(high);
         }
         panel
             .add(256 * rows)
