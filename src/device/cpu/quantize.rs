@@ -1,16 +1,13 @@
-//! Activations to int8, as ggml does it on x86-64 and ARM.
+//! Activations to integers of 12 bits in two parts of 8 (`activations` says why).
 //!
-//! Blocks of 32 (`quantize_row_q8_0`, `_q8_1`): the scale d is the largest
-//! magnitude / 127, rounded to f16 for use; values go to the nearest integer,
-//! halves to even; the sum that meets a minimum is f16(d x sum) with the
-//! unrounded d. Blocks of 256 (`quantize_row_q8_K`): the value of largest
-//! magnitude becomes -127, the scale stays f32.
+//! The scale of a block is its largest magnitude / 2032; values go to the
+//! nearest integer, halves to even.
 #![allow(unsafe_code)]
 // Kernels are unsafe through and through, each for the one reason given at `QuantizeFn`.
 #![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Blocks run through several arrays and spans.
 
-use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES};
+use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES, FINE_BITS, Q_MAX};
 use super::vector::{Vector, abs, lanes, max};
 
 /// Quantizes one row: (values, cols, panel, rows in the panel, row within the panel).
@@ -60,15 +57,35 @@ unsafe fn row_maxima<V: Vector>(square: &Square) -> V::F {
     maxima
 }
 
-/// 16 values times `factor` as integers to `q`; the integers.
+/// 16 values times `factor` as integers in two parts, to `coarse` and `fine`; the parts.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-unsafe fn put_16<V: Vector>(x: V::F, factor: V::F, q: *mut u8) -> V::I {
-    let x = V::round(V::min(V::mul(x, factor), V::splat_f(127.0)));
-    V::store_bytes(x, q.cast());
-    x
+unsafe fn put_16<V: Vector>(x: V::F, factor: V::F, coarse: *mut u8, fine: *mut u8) -> [V::I; 2] {
+    let q = V::round(V::mul(x, factor));
+    // Exact: q is a small integer, and so is what is left of it.
+    let high = V::round(V::mul(V::to_f(q), V::splat_f(1.0 / FINE)));
+    let low = V::sub_i(q, V::shl(high, FINE_BITS));
+    V::store_bytes(high, coarse.cast());
+    V::store_bytes(low, fine.cast());
+    [high, low]
+}
+
+/// What a coarse unit is worth in fine ones.
+const FINE: f32 = (1 << FINE_BITS) as f32;
+
+/// Blocks of nothing larger than this count as zero: the factor of smaller ones would not be finite.
+const NOTHING: f32 = 1e-30;
+
+/// What values are multiplied with to become integers, and the scale that undoes it.
+#[inline(always)]
+fn factor_and_scale(largest: f32) -> (f32, f32) {
+    if largest < NOTHING {
+        (0.0, 0.0)
+    } else {
+        (Q_MAX / largest, largest / Q_MAX)
+    }
 }
 
 /// Into blocks of 32, 16 blocks at a time.
@@ -93,27 +110,26 @@ pub(super) unsafe fn quantize_32<V: Vector>(
             let larger = V::max(abs::<V>(a), abs::<V>(b));
             V::store(V::to_bits(larger), square[i].as_mut_ptr().cast());
         }
-        let largest = row_maxima::<V>(&square);
-        let factors = lanes::<V>(V::div(V::splat_f(127.0), largest));
-        let scales = V::div(largest, V::splat_f(127.0));
-        let largest = lanes::<V>(largest);
+        let largest = lanes::<V>(row_maxima::<V>(&square));
+        let mut scales = [0.0; 16];
         for i in 0..count {
-            let factor = V::splat_f(if largest[i] == 0.0 { 0.0 } else { factors[i] });
-            let (x, q) = (
-                x.add(32 * i),
-                panel.add(BLOCK_32_BYTES * rows * i + 32 * row),
-            );
-            let a = put_16::<V>(V::load_f(x), factor, q);
-            let b = put_16::<V>(V::load_f(x.add(16)), factor, q.add(16));
-            V::store(V::add_i(a, b), square[i].as_mut_ptr().cast());
+            let (factor, scale) = factor_and_scale(largest[i]);
+            scales[i] = scale;
+            let (x, factor) = (x.add(32 * i), V::splat_f(factor));
+            let coarse = panel.add(BLOCK_32_BYTES * rows * i + 32 * row);
+            let fine = coarse.add(32 * rows);
+            let a = put_16::<V>(V::load_f(x), factor, coarse, fine);
+            let b = put_16::<V>(V::load_f(x.add(16)), factor, coarse.add(16), fine.add(16));
+            let (high, low) = (V::add_i(a[0], b[0]), V::add_i(a[1], b[1]));
+            let both = V::add_i(V::shl(high, FINE_BITS), low);
+            V::store(both, square[i].as_mut_ptr().cast());
         }
         let sums = row_sums::<V>(&square);
-        let scaled_sums = lanes::<V>(V::through_half(V::mul(scales, V::to_f(sums))));
-        let scales = lanes::<V>(V::through_half(scales));
+        let scaled_sums = lanes::<V>(V::mul(V::load_f(scales.as_ptr()), V::to_f(sums)));
         let mut minus_sums = [0_i32; 16];
         V::store(V::sub_i(V::splat(0), sums), minus_sums.as_mut_ptr().cast());
         for i in 0..count {
-            let meta = panel.add((BLOCK_32_BYTES * i + 32) * rows).cast::<f32>();
+            let meta = panel.add((BLOCK_32_BYTES * i + 64) * rows).cast::<f32>();
             meta.add(row).write_unaligned(scales[i]);
             meta.add(rows + row).write_unaligned(scaled_sums[i]);
             let minus_sum = meta.add(2 * rows + row).cast::<i32>();
@@ -134,34 +150,36 @@ pub(super) unsafe fn quantize_256<V: Vector>(
     rows: usize,
     row: usize,
 ) {
-    let mut square: Square = [[0; 16]; 16];
+    let mut squares: [Square; 2] = [[[0; 16]; 16]; 2];
     for _ in 0..cols / 256 {
-        let signed_max = signed_max::<V>(x);
-        let (factor, scale) = match signed_max {
-            0.0 => (0.0, 0.0),
-            _ => (-127.0 / signed_max, 1.0 / (-127.0 / signed_max)),
-        };
+        let mut largest = abs::<V>(V::load_f(x));
+        for i in 1..16 {
+            largest = V::max(largest, abs::<V>(V::load_f(x.add(16 * i))));
+        }
+        let (factor, scale) = factor_and_scale(max::<V>(largest));
         let factor = V::splat_f(factor);
         for i in 0..16 {
-            let q = panel.add(32 * (i / 2 * rows + row) + 16 * (i % 2));
-            let q = put_16::<V>(V::load_f(x.add(16 * i)), factor, q);
-            V::store(q, square[i].as_mut_ptr().cast());
+            let coarse = panel.add(32 * (i / 2 * 2 * rows + row) + 16 * (i % 2));
+            let fine = coarse.add(32 * rows);
+            let parts = put_16::<V>(V::load_f(x.add(16 * i)), factor, coarse, fine);
+            for part in 0..2 {
+                V::store(parts[part], squares[part][i].as_mut_ptr().cast());
+            }
         }
-        let mut sums = [0_i32; 16];
-        V::store(row_sums::<V>(&square), sums.as_mut_ptr().cast());
-        let sums_32 = panel.add(260 * rows + 16 * row).cast::<i16>();
-        let sums_16 = panel.add(276 * rows + 32 * row).cast::<i16>();
-        for i in 0..8 {
-            let (low, high) = (sums[2 * i] as i16, sums[2 * i + 1] as i16);
-            sums_32.add(pair_order(i)).write_unaligned(low + high);
-            sums_16.add(pair_order(2 * i)).write_unaligned(low);
-            sums_16.add(pair_order(2 * i + 1)).write_unaligned(high);
+        for part in 0..2 {
+            let mut sums = [0_i32; 16];
+            V::store(row_sums::<V>(&squares[part]), sums.as_mut_ptr().cast());
+            let sums_32 = panel.add(516 * rows + 32 * row + 16 * part).cast::<i16>();
+            let sums_16 = panel.add(548 * rows + 64 * row + 32 * part).cast::<i16>();
+            for i in 0..8 {
+                let (low, high) = (sums[2 * i] as i16, sums[2 * i + 1] as i16);
+                sums_32.add(pair_order(i)).write_unaligned(low + high);
+                sums_16.add(pair_order(2 * i)).write_unaligned(low);
+                sums_16.add(pair_order(2 * i + 1)).write_unaligned(high);
+            }
         }
-        panel
-            .add(256 * rows)
-            .cast::<f32>()
-            .add(row)
-            .write_unaligned(scale);
+        let scale_at = panel.add(512 * rows).cast::<f32>().add(row);
+        scale_at.write_unaligned(scale);
         x = x.add(256);
         panel = panel.add(BLOCK_256_BYTES * rows);
     }
@@ -171,33 +189,6 @@ pub(super) unsafe fn quantize_256<V: Vector>(
 #[inline(always)]
 fn pair_order(i: usize) -> usize {
     i / 4 * 4 + [0, 2, 1, 3][i % 4]
-}
-
-/// Of 256 values, the one of largest magnitude; the first of several.
-///
-/// # Safety
-/// As for [`QuantizeFn`].
-#[inline(always)]
-unsafe fn signed_max<V: Vector>(x: *const f32) -> f32 {
-    let mut high = V::load_f(x);
-    let mut low = high;
-    for i in 1..16 {
-        let x = V::load_f(x.add(16 * i));
-        high = V::max(high, x);
-        low = V::min(low, x);
-    }
-    let (high, low) = (max::<V>(high), -max::<V>(V::sub(V::splat_f(0.0), low)));
-    if high > -low {
-        high
-    } else if high < -low {
-        low
-    } else {
-        // Both signs reach it, and the first one counts.
-        (0..256)
-            .map(|i| *x.add(i))
-            .find(|x| x.abs() == high)
-            .unwrap_or(0.0)
-    }
 }
 
 /// One row as it is into a panel of `rows` rows.

@@ -10,7 +10,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
 
-use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES};
+use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES, FINE_BITS};
 use super::codec_32::Codec32;
 use super::codec_256::Codec256;
 use super::vector::Vector;
@@ -72,28 +72,31 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
         let q = panel.cast::<i8>();
-        let scales = panel.add(32 * R).cast::<f32>();
-        let scaled_sums = panel.add(36 * R).cast::<f32>();
-        let minus_sums = panel.add(40 * R).cast::<i32>();
+        let scales = panel.add(64 * R).cast::<f32>();
+        let scaled_sums = panel.add(68 * R).cast::<f32>();
+        let minus_sums = panel.add(72 * R).cast::<i32>();
 
-        let mut dots = [V::splat(0); R];
+        let (mut coarse, mut fine) = ([V::splat(0); R], [V::splat(0); R]);
         if C::OFFSET != 0 {
             for r in 0..R {
                 let minus_sum = V::splat(minus_sums.add(r).read_unaligned());
-                dots[r] = V::shl(minus_sum, C::OFFSET.ilog2());
+                fine[r] = V::shl(minus_sum, C::OFFSET.ilog2());
             }
         }
         for j in 0..4 {
             let (low, high) = C::weights(p, j);
             for r in 0..R {
                 let q = q.add(32 * r + 4 * j);
-                dots[r] = C::dot(C::dot(dots[r], low, q), high, q.add(16));
+                coarse[r] = C::dot(C::dot(coarse[r], low, q), high, q.add(16));
+                let q = q.add(32 * R);
+                fine[r] = C::dot(C::dot(fine[r], low, q), high, q.add(16));
             }
         }
         let scale = C::scale(p);
         for r in 0..R {
+            let dot = V::add_i(V::shl(coarse[r], FINE_BITS), fine[r]);
             let scale = V::mul(scale, V::splat_f(scales.add(r).read_unaligned()));
-            acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
+            acc[r] = V::fma(V::to_f(dot), scale, acc[r]);
         }
         if C::MIN {
             let min = C::min(p);
@@ -124,10 +127,10 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
     let mut acc = [V::splat_f(0.0); R];
     for _ in 0..cols / 256 {
         let q = panel.cast::<i8>();
-        let act_scales = panel.add(256 * R).cast::<f32>();
+        let act_scales = panel.add(512 * R).cast::<f32>();
         let sums = match C::SUB_VALUES {
-            32 => panel.add(260 * R),
-            _ => panel.add(276 * R),
+            32 => panel.add(516 * R),
+            _ => panel.add(548 * R),
         };
         // Pairs of sums per row: one for each pair of sub-blocks.
         let pairs = 128 / C::SUB_VALUES;
@@ -136,11 +139,13 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
         let min_scale = C::min_scale(p);
         let mut dots = [V::splat(0); R];
         for r in 0..R {
-            let mut from_sums = V::splat(0);
+            let (mut coarse, mut fine) = (V::splat(0), V::splat(0));
             for i in 0..pairs {
-                let sums = sums.add(4 * (r * pairs + i)).cast::<i16>();
-                from_sums = V::dot_pairs(from_sums, integers.pairs[i], sums);
+                let sums = sums.add(4 * (2 * r * pairs + i)).cast::<i16>();
+                coarse = V::dot_pairs(coarse, integers.pairs[i], sums);
+                fine = V::dot_pairs(fine, integers.pairs[i], sums.add(2 * pairs));
             }
+            let from_sums = V::add_i(V::shl(coarse, FINE_BITS), fine);
             if C::OFFSET == 0 {
                 let minus = V::splat_f(-act_scales.add(r).read_unaligned());
                 acc[r] = V::fma(V::to_f(from_sums), V::mul(min_scale, minus), acc[r]);
@@ -151,7 +156,7 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
         for outer in 0..8 / C::INNER {
             let share = C::BYTES / (8 / C::INNER);
             prefetch::<V>(p.add(outer * share), share);
-            let q = q.add(outer * C::INNER * 32 * R);
+            let q = q.add(outer * C::INNER * 64 * R);
             run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
             run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);
             if C::INNER == 4 {
@@ -194,15 +199,17 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
     inner: usize,
     dots: &mut [V::I; R],
 ) {
-    let q = q.add(inner * 32 * R);
+    let q = q.add(inner * 64 * R);
     let dwords = C::SUB_VALUES / 4;
     for part in 0..32 / C::SUB_VALUES {
         let p = if R > 2 { forget(p) } else { p };
-        let mut sub = [V::splat(0); R];
+        let (mut coarse, mut fine) = ([V::splat(0); R], [V::splat(0); R]);
         for j in part * dwords..(part + 1) * dwords {
             let weights = C::weights(p, outer, inner, j);
             for r in 0..R {
-                sub[r] = V::dot(sub[r], weights, q.add(32 * r + 4 * j));
+                let q = q.add(32 * r + 4 * j);
+                coarse[r] = V::dot(coarse[r], weights, q);
+                fine[r] = V::dot(fine[r], weights, q.add(32 * R));
             }
         }
         let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + part;
@@ -212,7 +219,8 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
             scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
         }
         for r in 0..R {
-            dots[r] = V::add_i(dots[r], V::mul_i(sub[r], scale));
+            let dot = V::add_i(V::shl(coarse[r], FINE_BITS), fine[r]);
+            dots[r] = V::add_i(dots[r], V::mul_i(dot, scale));
         }
     }
 }
