@@ -97,7 +97,12 @@ pub(super) unsafe fn quantize_256<V: Vector>(
                 let fine = coarse.add(32 * rows);
                 let values = x.add(32 * run);
                 let low = put_16::<V>(V::load_f(values), factor, coarse, fine);
-                let high = put_16::<V>(V::load_f(values.add(16)), factor, coarse.add(16), fine.add(16));
+                let high = put_16::<V>(
+                    V::load_f(values.add(16)),
+                    factor,
+                    coarse.add(16),
+                    fine.add(16),
+                );
                 for part in 0..2 {
                     let (low, high) = (low[part] as i16, high[part] as i16);
                     let (sums_32, sums_16) = (sums_32.add(8 * part), sums_16.add(16 * part));
@@ -106,7 +111,11 @@ pub(super) unsafe fn quantize_256<V: Vector>(
                     sums_16.add(pair_order(2 * run + 1)).write_unaligned(high);
                 }
             }
-            panel.add(512 * rows).cast::<f32>().add(row).write_unaligned(scale);
+            panel
+                .add(512 * rows)
+                .cast::<f32>()
+                .add(row)
+                .write_unaligned(scale);
             x = x.add(256);
             panel = panel.add(BLOCK_256_BYTES * rows);
         }

@@ -83,8 +83,6 @@ pub(super) trait Vector: Copy + 'static {
     unsafe fn low_half(a: Self::I) -> Self::F;
     /// The f16 in each lane's high half.
     unsafe fn high_half(a: Self::I) -> Self::F;
-    /// Each float rounded to the nearest f16.
-    unsafe fn through_half(a: Self::F) -> Self::F;
     /// `x` in every lane.
     unsafe fn splat_f(x: f32) -> Self::F;
     /// Sum.

@@ -154,11 +154,22 @@ struct Quantized {
 
 fn quantize(x: &[f32]) -> Quantized {
     let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-    let factor = if largest == 0.0 { 0.0 } else { 2032.0 / largest };
-    let q: Vec<i32> = x.iter().map(|x| (x * factor).round_ties_even() as i32).collect();
+    let factor = if largest == 0.0 {
+        0.0
+    } else {
+        2032.0 / largest
+    };
+    let q: Vec<i32> = x
+        .iter()
+        .map(|x| (x * factor).round_ties_even() as i32)
+        .collect();
     let scale = largest / 2032.0;
     let scaled_sum = scale * q.iter().sum::<i32>() as f32;
-    Quantized { q, scale, scaled_sum }
+    Quantized {
+        q,
+        scale,
+        scaled_sum,
+    }
 }
 
 /// The dot product of a weight row with an activation row, exactly as the kernels promise it.

@@ -209,13 +209,6 @@ impl Vector for Avx2 {
         unsafe { halves(_mm256_srli_epi32::<16>(a[0]), _mm256_srli_epi32::<16>(a[1])) }
     }
     #[inline(always)]
-    unsafe fn through_half(a: [__m256; 2]) -> [__m256; 2] {
-        unsafe {
-            let round = |x| _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
-            [round(a[0]), round(a[1])]
-        }
-    }
-    #[inline(always)]
     unsafe fn splat_f(x: f32) -> [__m256; 2] {
         unsafe { [_mm256_set1_ps(x); 2] }
     }

@@ -163,10 +163,6 @@ impl Vector for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(a))) }
     }
     #[inline(always)]
-    unsafe fn through_half(a: __m512) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)) }
-    }
-    #[inline(always)]
     unsafe fn splat_f(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }
     }
