@@ -40,38 +40,60 @@ macro_rules! compiled {
     };
 }
 
+/// Compiles one kernel for strips with some attributes. A vector of several parts takes some columns
+/// with each part in turn, then the next columns.
+macro_rules! compiled_strip {
+    (
+        $(#[$attribute:meta])*
+        fn $name:ident[$codec:ident; $first:ty $(, $part:ty)*]
+    ) => {
+        // SAFETY: this function asks of its caller what `StripFn` asks.
+        $(#[$attribute])*
+        unsafe fn $name<C: $codec<$first> $(+ $codec<$part>)*, const R: usize>(
+            p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
+        ) {
+            let parts = 1 $(+ { let _: Option<$part>; 1 })*;
+            let run = if parts == 1 { cols } else { strip::RUN_COLS };
+            let mut place = (p, panel);
+            let mut sums: strip::Sums<R> = [[0.0; 16]; R];
+            let mut left = cols;
+            while left > 0 {
+                let cols = run.min(left);
+                // SAFETY: as above; the runs are one behind the other.
+                unsafe {
+                    let behind = strip::$name::<$first, C, R>(place, cols, &mut sums);
+                    $(strip::$name::<$part, C, R>(place, cols, &mut sums);)*
+                    place = behind;
+                }
+                left -= cols;
+            }
+            // SAFETY: as above.
+            unsafe { strip::store(&sums, out, stride, rows) }
+        }
+    };
+}
+
 /// Compiles every kernel for one [`Vector`](super::vector::Vector), with the attributes that its
-/// instruction set needs, and collects them in `KERNELS`.
+/// instruction set needs, and collects them in `KERNELS`. Where panels of several rows ask for more
+/// registers than there are, strips are taken by vectors that hold a part of the lanes each.
 macro_rules! kernels {
     ($(#[$attribute:meta])* $vector:ty) => {
+        $crate::device::cpu::kernels::kernels!($(#[$attribute])* $vector, strips by $vector);
+    };
+    ($(#[$attribute:meta])* $vector:ty, strips by $($part:ty),+) => {
         mod table {
             use super::*;
             use crate::device::cpu::attend::{self, Query, Shared};
             use crate::device::cpu::codec_32::{self as c32, Codec32};
             use crate::device::cpu::codec_256::{self as c256, Codec256};
-            use crate::device::cpu::kernels::{Kernels, compiled};
+            use crate::device::cpu::kernels::{Kernels, compiled, compiled_strip};
             use crate::device::cpu::strip::{self, CodecFloat};
             use crate::device::cpu::{pack, quantize, small_ops};
             use crate::format::quant::QuantType;
 
-            compiled! {
-                $(#[$attribute])*
-                fn blocks_32[C: Codec32<$vector>, const R: usize](
-                    p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize
-                ) = strip::blocks_32::<$vector, C, R>
-            }
-            compiled! {
-                $(#[$attribute])*
-                fn blocks_256[C: Codec256<$vector>, const R: usize](
-                    p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize
-                ) = strip::blocks_256::<$vector, C, R>
-            }
-            compiled! {
-                $(#[$attribute])*
-                fn floats[C: CodecFloat<$vector>, const R: usize](
-                    p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize
-                ) = strip::floats::<$vector, C, R>
-            }
+            compiled_strip! { $(#[$attribute])* fn blocks_32[Codec32; $($part),+] }
+            compiled_strip! { $(#[$attribute])* fn blocks_256[Codec256; $($part),+] }
+            compiled_strip! { $(#[$attribute])* fn floats[CodecFloat; $($part),+] }
             compiled! {
                 $(#[$attribute])*
                 fn pack_strip[](
@@ -176,4 +198,4 @@ macro_rules! kernels {
         pub(in crate::device::cpu) use table::KERNELS;
     };
 }
-pub(super) use {compiled, kernels};
+pub(super) use {compiled, compiled_strip, kernels};

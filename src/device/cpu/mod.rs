@@ -11,9 +11,10 @@
 //! reading the weights through a codec (`codec_32`, `codec_256`). Threads
 //! (`pool`) share out runs of strips (`matmul`).
 //!
-//! Kernels are written once over the trait in `vector`; `portable` and
-//! `x86_64` implement it, and the results of all are the same bit for bit.
+//! Kernels are written once over the trait in `vector`; `portable`,
+//! `x86_64` and `aarch64` implement it, and the results of all are the same bit for bit.
 
+mod aarch64;
 mod activations;
 mod attend;
 mod codec_256;

@@ -18,25 +18,58 @@ use super::vector::Vector;
 /// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's output to the next, rows in the strip).
 pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize, usize);
 
-/// Stores `acc[r]` for each batch row r; only `rows` lanes of it.
+/// The sums of R batch rows, each of 16 weight rows, between two runs of columns.
+pub(super) type Sums<const R: usize> = [[f32; 16]; R];
+
+/// The packed strip and the panel from some column on.
+pub(super) type Place = (*const u8, *const u8);
+
+/// Columns that one part of a vector takes before the next part takes the same ones, where a vector
+/// has parts: their weights and activations stay in the first cache meanwhile.
+pub(super) const RUN_COLS: usize = 512;
+
+/// Stores `sums[r]` for each batch row r; only `rows` lanes of it.
 ///
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn store<V: Vector, const R: usize>(
-    acc: [V::F; R],
+pub(super) unsafe fn store<const R: usize>(
+    sums: &Sums<R>,
     out: *mut f32,
     stride: usize,
     rows: usize,
 ) {
     for r in 0..R {
+        let out = out.add(r * stride);
         if rows == 16 {
-            V::store_f(acc[r], out.add(r * stride));
+            out.copy_from_nonoverlapping(sums[r].as_ptr(), 16);
         } else {
-            let lanes = super::vector::lanes::<V>(acc[r]);
-            out.add(r * stride)
-                .copy_from_nonoverlapping(lanes.as_ptr(), rows);
+            out.copy_from_nonoverlapping(sums[r].as_ptr(), rows);
         }
+    }
+}
+
+/// The sums as vectors.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+unsafe fn vectors<V: Vector, const R: usize>(sums: &Sums<R>) -> [V::F; R] {
+    let mut acc = [V::splat_f(0.0); R];
+    for r in 0..R {
+        acc[r] = V::load_f(sums[r].as_ptr());
+    }
+    acc
+}
+
+/// Puts vectors back into the sums.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+unsafe fn put_back<V: Vector, const R: usize>(acc: [V::F; R], sums: &mut Sums<R>) {
+    for r in 0..R {
+        V::store_f(acc[r], sums[r].as_mut_ptr());
     }
 }
 
@@ -61,14 +94,11 @@ unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
 /// As for [`StripFn`].
 #[inline(always)]
 pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
-    mut p: *const u8,
+    (mut p, mut panel): Place,
     cols: usize,
-    mut panel: *const u8,
-    out: *mut f32,
-    stride: usize,
-    rows: usize,
-) {
-    let mut acc = [V::splat_f(0.0); R];
+    sums: &mut Sums<R>,
+) -> Place {
+    let mut acc = vectors::<V, R>(sums);
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
         let q = panel.cast::<i8>();
@@ -83,13 +113,26 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
                 fine[r] = V::shl(minus_sum, C::OFFSET.ilog2());
             }
         }
-        for j in 0..4 {
-            let (low, high) = C::weights(p, j);
+        if V::WEIGHTS_FIRST {
+            let (mut low, mut high) = ([V::splat(0); 4], [V::splat(0); 4]);
+            for j in 0..4 {
+                (low[j], high[j]) = C::weights(p, j);
+            }
             for r in 0..R {
-                let q = q.add(32 * r + 4 * j);
-                coarse[r] = C::dot(C::dot(coarse[r], low, q), high, q.add(16));
+                let q = q.add(32 * r);
+                coarse[r] = V::dot_16(V::dot_16(coarse[r], low, q), high, q.add(16));
                 let q = q.add(32 * R);
-                fine[r] = C::dot(C::dot(fine[r], low, q), high, q.add(16));
+                fine[r] = V::dot_16(V::dot_16(fine[r], low, q), high, q.add(16));
+            }
+        } else {
+            for j in 0..4 {
+                let (low, high) = C::weights(p, j);
+                for r in 0..R {
+                    let q = q.add(32 * r + 4 * j);
+                    coarse[r] = C::dot(C::dot(coarse[r], low, q), high, q.add(16));
+                    let q = q.add(32 * R);
+                    fine[r] = C::dot(C::dot(fine[r], low, q), high, q.add(16));
+                }
             }
         }
         let scale = C::scale(p);
@@ -108,7 +151,8 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
         p = p.add(C::BYTES);
         panel = panel.add(BLOCK_32_BYTES * R);
     }
-    store::<V, R>(acc, out, stride, rows);
+    put_back::<V, R>(acc, sums);
+    (p, panel)
 }
 
 /// Blocks of 256 values.
@@ -117,14 +161,11 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
 /// As for [`StripFn`].
 #[inline(always)]
 pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
-    mut p: *const u8,
+    (mut p, mut panel): Place,
     cols: usize,
-    mut panel: *const u8,
-    out: *mut f32,
-    stride: usize,
-    rows: usize,
-) {
-    let mut acc = [V::splat_f(0.0); R];
+    sums: &mut Sums<R>,
+) -> Place {
+    let mut acc = vectors::<V, R>(sums);
     for _ in 0..cols / 256 {
         let q = panel.cast::<i8>();
         let act_scales = panel.add(512 * R).cast::<f32>();
@@ -172,7 +213,8 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
         p = p.add(C::BYTES);
         panel = panel.add(BLOCK_256_BYTES * R);
     }
-    store::<V, R>(acc, out, stride, rows);
+    put_back::<V, R>(acc, sums);
+    (p, panel)
 }
 
 /// `p`, of which the compiler forgets what it has loaded from there. Otherwise it would keep
@@ -204,7 +246,23 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
     for part in 0..32 / C::SUB_VALUES {
         let dwords = part * dwords..(part + 1) * dwords;
         let mut sub = [V::splat(0); R];
-        if R > 2 {
+        if V::WEIGHTS_FIRST {
+            let mut weights = [[V::splat(0); 4]; 2];
+            for i in 0..dwords.len() {
+                weights[i / 4][i % 4] = C::weights(p, outer, inner, dwords.start + i);
+            }
+            for r in 0..R {
+                for fine in 0..2 {
+                    let q = q.add(32 * (r + fine * R) + 4 * dwords.start);
+                    for i in 0..dwords.len() / 4 {
+                        sub[r] = V::dot_16(sub[r], weights[i], q.add(16 * i));
+                    }
+                    if fine == 0 {
+                        sub[r] = V::shl(sub[r], FINE_BITS);
+                    }
+                }
+            }
+        } else if R > 2 {
             // The coarse parts, then the fine ones: reading the weights twice costs less than
             // the registers for two sums of each row.
             for fine in 0..2 {
@@ -298,15 +356,12 @@ impl<V: Vector> CodecFloat<V> for BF16 {
 /// As for [`StripFn`].
 #[inline(always)]
 pub(super) unsafe fn floats<V: Vector, C: CodecFloat<V>, const R: usize>(
-    mut p: *const u8,
+    (mut p, panel): Place,
     cols: usize,
-    panel: *const u8,
-    out: *mut f32,
-    stride: usize,
-    rows: usize,
-) {
+    sums: &mut Sums<R>,
+) -> Place {
     let mut x = panel.cast::<f32>();
-    let mut acc = [V::splat_f(0.0); R];
+    let mut acc = vectors::<V, R>(sums);
     for _ in 0..cols / C::VALUES {
         let weights = C::weights(V::load(p));
         for weight in &weights[..C::VALUES] {
@@ -317,5 +372,6 @@ pub(super) unsafe fn floats<V: Vector, C: CodecFloat<V>, const R: usize>(
         }
         p = p.add(64);
     }
-    store::<V, R>(acc, out, stride, rows);
+    put_back::<V, R>(acc, sums);
+    (p, x.cast())
 }

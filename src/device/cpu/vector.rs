@@ -35,6 +35,11 @@ pub(super) trait Vector: Copy + 'static {
     /// What [`Vector::signed`] adds to each weight byte; the caller takes it off again.
     const SIGNED_OFFSET: i32;
 
+    /// Whether 8 vectors of weights fit registers beside what they are multiplied with. Then each
+    /// activation row goes through all of them in turn ([`Vector::dot_16`], which asks for a
+    /// `SIGNED_OFFSET` of 0), else each vector of weights through all rows.
+    const WEIGHTS_FIRST: bool = false;
+
     methods! {
         /// Asks for the cache line at `p`, which may be anywhere.
         fn prefetch(p: *const u8) -> ();
@@ -114,6 +119,18 @@ pub(super) trait Vector: Copy + 'static {
         fn min(a: Self::F, b: Self::F) -> Self::F;
         /// Lanes `from..to` of `a`, the other lanes of `other`.
         fn select_range(from: usize, to: usize, a: Self::F, other: Self::F) -> Self::F;
+    }
+
+    /// Four [`Vector::dot_signed`], with the 16 bytes at `a`.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn dot_16(acc: Self::I, weights: [Self::I; 4], a: *const i8) -> Self::I {
+        let acc = Self::dot_signed(acc, weights[0], a);
+        let acc = Self::dot_signed(acc, weights[1], a.add(4));
+        let acc = Self::dot_signed(acc, weights[2], a.add(8));
+        Self::dot_signed(acc, weights[3], a.add(12))
     }
 }
 
