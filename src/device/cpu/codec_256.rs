@@ -75,7 +75,7 @@ unsafe fn dword<V: Vector>(p: *const u8, i: usize) -> V::I {
 /// As for [`Codec256`].
 #[inline(always)]
 unsafe fn field<V: Vector>(x: V::I, shift: usize, mask: i32) -> V::I {
-    V::and(V::shr(x, shift as u32), V::splat(mask))
+    V::field(x, shift as u32, mask)
 }
 
 /// Four bytes in a dword, taken off `offset`, as 16 bit pairs: (0, 2), (1, 3).

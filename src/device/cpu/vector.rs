@@ -121,6 +121,15 @@ pub(super) trait Vector: Copy + 'static {
         fn select_range(from: usize, to: usize, a: Self::F, other: Self::F) -> Self::F;
     }
 
+    /// `(a >> n) & mask`.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn field(a: Self::I, n: u32, mask: i32) -> Self::I {
+        Self::and(Self::shr(a, n), Self::splat(mask))
+    }
+
     /// Four [`Vector::dot_signed`], with the 16 bytes at `a`.
     ///
     /// # Safety

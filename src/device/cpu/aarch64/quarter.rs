@@ -77,6 +77,20 @@ impl<const Q: usize> Vector for Quarter<Q> {
         vreinterpretq_s32_u32(vshlq_u32(a, vdupq_n_s32(-(n as i32))))
     }
     #[inline(always)]
+    unsafe fn field(a: int32x4_t, n: u32, mask: i32) -> int32x4_t {
+        let [byte, ..] = mask.to_le_bytes();
+        if mask == i32::from_le_bytes([byte; 4]) && byte.leading_zeros() >= n {
+            // Shifting bytes moves nothing across their borders, so there may be nothing to mask.
+            let bytes = vshlq_u8(vreinterpretq_u8_s32(a), vdupq_n_s8(-(n as i8)));
+            let bytes = vreinterpretq_s32_u8(bytes);
+            if byte == 0xff >> n {
+                return bytes;
+            }
+            return vandq_s32(bytes, vdupq_n_s32(mask));
+        }
+        vandq_s32(Self::shr(a, n), vdupq_n_s32(mask))
+    }
+    #[inline(always)]
     unsafe fn add_i(a: int32x4_t, b: int32x4_t) -> int32x4_t {
         vaddq_s32(a, b)
     }
