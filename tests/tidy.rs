@@ -196,14 +196,8 @@ fn check_words(path: &str, source: &Source) -> Vec<String> {
     found
 }
 
-/// In a file of kernels one reason holds for every block; it is then said once, at the top.
-const SAFETY_OF_ALL: &str = "SAFETY (of every block in this file):";
-
 /// `unsafe` without a `SAFETY:` comment above it (or, for a function, `# Safety` in its docs).
 fn check_unsafe(path: &str, source: &Source) -> Vec<String> {
-    if source.comments.contains(SAFETY_OF_ALL) {
-        return Vec::new();
-    }
     let undocumented = |line: &usize| !source.is_documented_unsafe(*line);
     let lines = source.unsafe_lines();
     lines

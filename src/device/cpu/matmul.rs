@@ -148,6 +148,14 @@ impl Cpu {
                 x.cols(),
                 "a tile and the activations differ in width"
             );
+            assert!(
+                x.kinds().contains(Kinds::of(tile.qtype)),
+                "the activations lack a kind"
+            );
+            assert!(
+                STRIP_ROWS * tile.row_bytes() <= self.scratch.strip_bytes,
+                "a row is too long"
+            );
             strips += tile.strips();
             bytes += tile.rows * tile.row_bytes();
         }
