@@ -132,7 +132,7 @@ impl Cpu {
     /// Multiplies every row of `x` with every tile: `out[row][i] = dot(tile row i, x row)`.
     ///
     /// `x` has been quantized into the kinds of all tiles ([`Kinds::of`]). `poll` is called on
-    /// this thread now and then, so that reads in flight are served.
+    /// this thread first and now and then, so that reads in flight are served.
     ///
     /// # Safety
     /// Tiles' data and outputs are valid, disjoint, and used by nobody else meanwhile.
@@ -176,6 +176,7 @@ impl Cpu {
             tiles,
             x,
         };
+        poll();
         let poll = Shared(std::cell::Cell::new(Some(poll)));
         self.pool.run(strips.div_ceil(run), &|worker, unit| {
             let poll = &poll;
