@@ -17,8 +17,9 @@
 //! amount for each order of summation. Four bits more make it 1/256 of that,
 //! for a second dot product with weights that are in registers already.
 //!
-//! The sums of 256-blocks (those of the coarse parts, then of the fine ones) stand in the order 0, 2, 1, 3 within each four: the
-//! order in which two masks pull pairs of 16 bit scales out of a dword.
+//! The sums of 256-blocks (those of the coarse parts, then of the fine ones)
+//! stand in the order 0, 2, 1, 3 within each four: the order in which two masks
+//! pull pairs of 16 bit scales out of a dword.
 #![allow(unsafe_code)]
 
 use crate::format::quant::QuantType;
@@ -26,8 +27,8 @@ use std::ops::BitOr;
 
 /// An activation's integer is `coarse << FINE_BITS` plus a fine part.
 pub(super) const FINE_BITS: u32 = 4;
-/// The largest magnitude of an activation's integer. With it a whole block of 256 still sums up exactly in 32 bits:
-/// 256 values of Q6_K, 32 x 128 x 2032 each, are the most there can be.
+/// The largest magnitude of an activation's integer. With it a whole block of 256 still sums up
+/// exactly in 32 bits: 256 values of Q6_K, 32 x 128 x 2032 each, are the most there can be.
 pub(super) const Q_MAX: f32 = 2032.0;
 
 /// The largest number of rows in a panel.

@@ -202,14 +202,39 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
     let q = q.add(inner * 64 * R);
     let dwords = C::SUB_VALUES / 4;
     for part in 0..32 / C::SUB_VALUES {
-        let p = if R > 2 { forget(p) } else { p };
-        let (mut coarse, mut fine) = ([V::splat(0); R], [V::splat(0); R]);
-        for j in part * dwords..(part + 1) * dwords {
-            let weights = C::weights(p, outer, inner, j);
+        let dwords = part * dwords..(part + 1) * dwords;
+        let mut sub = [V::splat(0); R];
+        if R > 2 {
+            // The coarse parts, then the fine ones: reading the weights twice costs less than
+            // the registers for two sums of each row.
+            for fine in 0..2 {
+                let (p, q) = (forget(p), q.add(fine * 32 * R));
+                for j in dwords.clone() {
+                    let weights = C::weights(p, outer, inner, j);
+                    for r in 0..R {
+                        sub[r] = V::dot(sub[r], weights, q.add(32 * r + 4 * j));
+                    }
+                }
+                for r in 0..R {
+                    sub[r] = if fine == 0 {
+                        V::shl(sub[r], FINE_BITS)
+                    } else {
+                        sub[r]
+                    };
+                }
+            }
+        } else {
+            let mut coarse = [V::splat(0); R];
+            for j in dwords {
+                let weights = C::weights(p, outer, inner, j);
+                for r in 0..R {
+                    let q = q.add(32 * r + 4 * j);
+                    coarse[r] = V::dot(coarse[r], weights, q);
+                    sub[r] = V::dot(sub[r], weights, q.add(32 * R));
+                }
+            }
             for r in 0..R {
-                let q = q.add(32 * r + 4 * j);
-                coarse[r] = V::dot(coarse[r], weights, q);
-                fine[r] = V::dot(fine[r], weights, q.add(32 * R));
+                sub[r] = V::add_i(V::shl(coarse[r], FINE_BITS), sub[r]);
             }
         }
         let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + part;
@@ -219,8 +244,7 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
             scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
         }
         for r in 0..R {
-            let dot = V::add_i(V::shl(coarse[r], FINE_BITS), fine[r]);
-            dots[r] = V::add_i(dots[r], V::mul_i(dot, scale));
+            dots[r] = V::add_i(dots[r], V::mul_i(sub[r], scale));
         }
     }
 }
