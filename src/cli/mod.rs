@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod bench_ops;
 pub mod fetch;
 mod inspect;
 mod perplexity;
