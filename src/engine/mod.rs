@@ -27,9 +27,6 @@ use crate::text::{ChatTemplate, Tokenizer};
 pub use crate::model::forward::Row;
 pub use plan::{Line, Plan, Request};
 
-/// Reads in flight at least, whatever the window: single rows are read in batches.
-const DEPTH_MIN: usize = 8;
-
 /// How to open a model.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -224,8 +221,7 @@ impl Engine {
             .map(|(start, len)| Region { start, len })
             .collect();
         let files = Arc::new(io::open_model(&paths, Access::Direct)?);
-        let depth = (plan.window as usize).max(DEPTH_MIN);
-        let io = io::choose(&files, &regions, depth, options.backend)?;
+        let io = io::choose(&files, &regions, plan.depth(), options.backend)?;
         let cut = tile::cut(&list, plan.slot_bytes);
         let store = Store::new(list, cut, paths, slots, io, plan.window);
         let sessions = (0..options.sessions)

@@ -25,6 +25,8 @@ const WINDOW_SLOTS: std::ops::RangeInclusive<usize> = 8..=32;
 const WINDOW_SLOTS_LEAST: usize = 4;
 /// Slots the pool is divided into at least where the model's rows allow: fewer would make streaming coarse.
 const SLOTS_LEAST: usize = 96;
+/// Reads in flight at least, whatever the window: single rows are read in batches.
+const DEPTH_MIN: usize = 8;
 /// Memory of the io_uring rings and of the fallback's threads.
 const IO_BYTES: u64 = 256 << 10;
 
@@ -278,6 +280,11 @@ impl Plan {
             tiles,
             residency,
         })
+    }
+
+    /// Reads in flight at most.
+    pub fn depth(&self) -> usize {
+        (self.window as usize).max(DEPTH_MIN)
     }
 
     /// Bytes of the whole reservation.

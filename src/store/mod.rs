@@ -259,14 +259,7 @@ impl Store {
                 return Err(error);
             }
             self.poll()?;
-            for tile in self.current.clone() {
-                let state = &mut self.states[tile as usize];
-                if state.phase == Phase::Ready && state.pass != self.pass {
-                    state.phase = Phase::InUse;
-                    state.pass = self.pass;
-                    self.acquired.push(tile);
-                }
-            }
+            self.hand_out();
             if !self.acquired.is_empty() {
                 self.waiting -= self.acquired.len() as u32;
                 if let Some(since) = waited {
@@ -279,6 +272,34 @@ impl Store {
                 self.read_urgent()?;
             }
             self.reap(true)?;
+        }
+    }
+
+    /// Hands out idle tiles of the current range, those that stream first.
+    ///
+    /// While any stream, no more than half of the window's number goes out at a time: the slots of streamed tiles
+    /// are free again only when all are computed with, and the other half must keep the disk busy until then.
+    fn hand_out(&mut self) {
+        let streaming = self.residency.streams();
+        let tiles_max = match streaming {
+            true => (self.residency.window() as usize / 2).max(1),
+            false => usize::MAX,
+        };
+        for kept in [false, true] {
+            for tile in self.current.clone() {
+                let state = &mut self.states[tile as usize];
+                if state.phase == Phase::Ready
+                    && state.pass != self.pass
+                    && self.residency.keeps(tile) == kept
+                {
+                    state.phase = Phase::InUse;
+                    state.pass = self.pass;
+                    self.acquired.push(tile);
+                    if self.acquired.len() == tiles_max {
+                        return;
+                    }
+                }
+            }
         }
     }
 
