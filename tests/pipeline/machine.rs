@@ -94,8 +94,6 @@ impl Shape {
             list.push(matrix);
             list.len() - 1
         };
-        let embed =
-            (!l.tied).then(|| add("token_embd".into(), l.vocab, l.dim, l.table, Use::ByRow));
         let (q_dim, kv_dim) = (l.heads * head_dim, l.kv_heads * head_dim);
         let layers = (0..l.layers)
             .map(|layer| {
@@ -119,10 +117,14 @@ impl Shape {
             })
             .collect();
         let head = add("output".into(), l.vocab, l.dim, l.table, Use::EverySweep);
+        let embed = match l.tied {
+            true => head,
+            false => add("token_embd".into(), l.vocab, l.dim, l.table, Use::ByRow),
+        };
         let matrices = MatrixPlan {
             matrices: list,
             layers,
-            embed: embed.unwrap_or(head),
+            embed,
             head,
         };
         Shape {
@@ -236,8 +238,7 @@ impl Machine {
 
     /// A group of matrices, as `forward`'s `matmul`.
     fn group(&mut self, first: usize, count: usize) {
-        let range =
-            self.store.tiles_of(first).start..self.store.tiles_of(first + count - 1).end;
+        let range = self.store.tiles_of(first).start..self.store.tiles_of(first + count - 1).end;
         self.store.begin(range);
         while self.store.acquire().expect("no faults") > 0 {
             let acquired = self.store.acquired().iter();
@@ -256,6 +257,14 @@ impl Machine {
         self.rest_ns += bytes as f64 * self.ns_per_byte;
         self.clock.advance(self.rest_ns as u64);
         self.rest_ns = self.rest_ns.fract();
+    }
+
+    /// Nobody asks for anything: only the reads are looked after.
+    pub fn idle(&mut self, seconds: f64) {
+        for _ in 0..(seconds * 1e4) as u64 {
+            self.clock.advance(100_000);
+            self.store.feed();
+        }
     }
 
     /// Bytes delivered so far.
