@@ -27,7 +27,7 @@ pub struct EngineArgs {
     cpu: Option<Isa>,
     /// How to read (uring, pread), for tests.
     #[arg(long, hide = true, value_name = "BACKEND", value_parser = parse_backend)]
-    io: Option<Backend>,
+    backend: Option<Backend>,
     /// Rows in a sweep at most, for tests.
     #[arg(long, hide = true, value_name = "N")]
     rows: Option<usize>,
@@ -42,7 +42,7 @@ impl EngineArgs {
             rows: self.rows,
             threads: self.threads.map(usize::from),
             isa: self.cpu,
-            backend: self.io,
+            backend: self.backend,
             ..Options::default()
         }
     }
@@ -112,6 +112,11 @@ pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_trace_takes_what_its_help_says() {
+        assert_eq!(crate::trace::Trace::BYTES, 10 << 20);
+    }
 
     #[test]
     fn sizes_as_people_write_them() {

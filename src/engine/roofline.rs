@@ -12,6 +12,16 @@ pub struct Machine {
     pub dram_bytes_per_s: f64,
 }
 
+impl Machine {
+    /// What two measurements say together.
+    pub fn mean(&self, other: &Machine) -> Machine {
+        Machine {
+            nvme_bytes_per_s: (self.nvme_bytes_per_s + other.nvme_bytes_per_s) / 2.0,
+            dram_bytes_per_s: (self.dram_bytes_per_s + other.dram_bytes_per_s) / 2.0,
+        }
+    }
+}
+
 /// The time of one decode sweep by the roofline, and what bounds it.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Sweep {
