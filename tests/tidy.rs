@@ -300,6 +300,8 @@ fn is_document(address: &str) -> bool {
         "doi.org/",
         "www.apache.org/licenses/",
         "opensource.org/license",
+        // The name of a kind of XML, not a place.
+        "www.w3.org/2000/svg",
         "example.org",
         "example.com",
     ]

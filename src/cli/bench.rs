@@ -237,6 +237,9 @@ fn print(s: &Summary) {
             );
         }
     }
+    if let Some(cost) = s.machine.nvme_cpu_ms_per_gb {
+        println!("\nreading takes {cost:.1} ms of processor time per GB");
+    }
     if let (Some(roofline), Some(share)) = (s.roofline, s.roofline_share) {
         println!(
             "\nroofline: {} streamed per token, so at most {:.2} tok/s, bound by {}; reached {:.0}%",

@@ -39,17 +39,13 @@ struct Summary {
     recommended: Measured,
 }
 
-fn cpu_ms_per_gb(point: &Point) -> f64 {
-    point.bandwidth.cpu_seconds * 1e3 / (point.bandwidth.bytes as f64 / 1e9)
-}
-
 fn measured(point: &Point) -> Measured {
     Measured {
         read_bytes: point.read_bytes,
         depth: point.depth,
         gb_s: point.bandwidth.bytes_per_second() / 1e9,
         cpu_share: point.bandwidth.cpu_share(),
-        cpu_ms_per_gb: cpu_ms_per_gb(point),
+        cpu_ms_per_gb: point.bandwidth.cpu_ms_per_gb(),
     }
 }
 
@@ -59,7 +55,7 @@ pub fn run(file: &Path, seconds: f64, backend: Option<Backend>, json: bool) -> R
     let points = measure::sweep(file, &READ_SIZES, &DEPTHS, each, backend)?;
     let cheap: Vec<Point> = points
         .iter()
-        .filter(|point| cpu_ms_per_gb(point) <= CPU_MS_PER_GB_GOOD)
+        .filter(|point| point.bandwidth.cpu_ms_per_gb() <= CPU_MS_PER_GB_GOOD)
         .copied()
         .collect();
     let candidates = if cheap.is_empty() { &points } else { &cheap };

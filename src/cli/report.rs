@@ -86,12 +86,13 @@ impl MachineArgs {
     /// The disk is read as the engine would by this plan: reads of a slot's size, as many in flight. Takes some memory
     /// of its own, so no engine should be open under a tight limit.
     pub fn measure(&self, path: &Path, plan: &Plan, options: &Options) -> Result<Machine> {
-        let nvme_bytes_per_s = match self.nvme_gbps {
-            Some(gbps) => gbps * 1e9,
+        let (nvme_bytes_per_s, nvme_cpu_ms_per_gb) = match self.nvme_gbps {
+            Some(gbps) => (gbps * 1e9, None),
             None => {
                 let (size, depth) = (plan.slot_bytes as u32, plan.depth());
-                io::measure::measure(path, size, depth, DISK_MEASURED_FOR, options.backend)?
-                    .bytes_per_second()
+                let found =
+                    io::measure::measure(path, size, depth, DISK_MEASURED_FOR, options.backend)?;
+                (found.bytes_per_second(), Some(found.cpu_ms_per_gb()))
             }
         };
         let dram_bytes_per_s = match self.dram_gbps {
@@ -101,6 +102,7 @@ impl MachineArgs {
         Ok(Machine {
             nvme_bytes_per_s,
             dram_bytes_per_s,
+            nvme_cpu_ms_per_gb,
         })
     }
 }

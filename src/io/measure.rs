@@ -37,6 +37,11 @@ impl Bandwidth {
         self.bytes as f64 / self.seconds
     }
 
+    /// Processor time for a GB, in milliseconds.
+    pub fn cpu_ms_per_gb(&self) -> f64 {
+        self.cpu_seconds * 1e3 / (self.bytes as f64 / 1e9)
+    }
+
     /// The share of one core that the reads took.
     pub fn cpu_share(&self) -> f64 {
         self.cpu_seconds / self.seconds
