@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod bench_io;
 mod bench_ops;
 pub mod fetch;
 mod inspect;
@@ -42,7 +43,7 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Show how a budget would be divided and how fast it would run, without running.
     Plan(plan::PlanArgs),
-    /// Measure the speed of prefill (pp) and decode (tg).
+    /// Measure the speed of prefill (pp) and decode (tg), or of the disk.
     Bench(bench::Bench),
     /// Measure how well a model predicts a text, or write its logits.
     Perplexity(perplexity::Perplexity),

@@ -7,6 +7,7 @@
 pub mod plan;
 pub mod roofline;
 
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,12 +24,10 @@ use crate::model::kv::Session;
 use crate::model::weights::MatrixPlan;
 use crate::store::{Counters, Store};
 use crate::text::{ChatTemplate, Tokenizer};
+use crate::trace::Trace;
 
 pub use crate::model::forward::Row;
 pub use plan::{Line, Plan, Request};
-
-/// Reads in flight at least, whatever the window: single rows are read in batches.
-const DEPTH_MIN: usize = 8;
 
 /// How to open a model.
 #[derive(Debug, Clone)]
@@ -224,8 +223,7 @@ impl Engine {
             .map(|(start, len)| Region { start, len })
             .collect();
         let files = Arc::new(io::open_model(&paths, Access::Direct)?);
-        let depth = (plan.window as usize).max(DEPTH_MIN);
-        let io = io::choose(&files, &regions, depth, options.backend)?;
+        let io = io::choose(&files, &regions, plan.depth(), options.backend)?;
         let cut = tile::cut(&list, plan.slot_bytes);
         let store = Store::new(list, cut, paths, slots, io, plan.window);
         let sessions = (0..options.sessions)
@@ -261,6 +259,39 @@ impl Engine {
     /// The weights in memory and on their way.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Where what happens is recorded; off until [`start_trace`](Self::start_trace).
+    pub fn trace(&mut self) -> &mut Trace {
+        self.store.trace()
+    }
+
+    /// Records reads, stalls and ops from now on, in [`Trace::BYTES`] of memory beside the budget.
+    pub fn start_trace(&mut self) {
+        *self.store.trace() = Trace::on();
+    }
+
+    /// Writes what was recorded as Chrome trace-event JSON.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_trace(&mut self, path: &Path) -> Result<()> {
+        let trace = std::mem::take(self.store.trace());
+        let store = &self.store;
+        let written = std::fs::File::create(path).and_then(|file| {
+            let mut out = BufWriter::new(file);
+            let name = |matrix: u32| store.matrices()[matrix as usize].name.clone();
+            let gone = trace.write(&mut out, |tile| store.tile(tile).matrix, name)?;
+            out.flush().map(|()| gone)
+        });
+        let gone = written.map_err(|e| Error::file(path, "write", &e))?;
+        if gone > 0 {
+            log::warn!(
+                "{}: the first {gone} events are left out, only the newest had room",
+                path.display()
+            );
+        }
+        Ok(())
     }
 
     /// The device.

@@ -19,12 +19,15 @@ const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
 const BUFFERS_SHARE: u64 = 16;
 /// Streamed tiles pass through this much memory where the budget allows: what the disk delivers in some milliseconds.
 const WINDOW_BYTES: usize = 12 << 20;
-/// Bounds of the window, in slots.
-const WINDOW_SLOTS: std::ops::RangeInclusive<usize> = 8..=32;
+/// Bounds of the window, in slots. More than 16 reads make no disk at hand faster, and what a small model's window
+/// takes is missing for tiles that could stay (`tests/pipeline.rs`: 32 slots cost SmolLM2 up to 6%).
+const WINDOW_SLOTS: std::ops::RangeInclusive<usize> = 8..=16;
 /// The fewest slots that streamed tiles can pass through without the disk idling all the time.
 const WINDOW_SLOTS_LEAST: usize = 4;
 /// Slots the pool is divided into at least where the model's rows allow: fewer would make streaming coarse.
 const SLOTS_LEAST: usize = 96;
+/// Reads in flight at least, whatever the window: single rows are read in batches.
+const DEPTH_MIN: usize = 8;
 /// Memory of the io_uring rings and of the fallback's threads.
 const IO_BYTES: u64 = 256 << 10;
 
@@ -278,6 +281,11 @@ impl Plan {
             tiles,
             residency,
         })
+    }
+
+    /// Reads in flight at most.
+    pub fn depth(&self) -> usize {
+        (self.window as usize).max(DEPTH_MIN)
     }
 
     /// Bytes of the whole reservation.

@@ -23,6 +23,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::tile::{Matrix, Tile};
 use crate::io::{Completion, Io};
 use crate::residency::Residency;
+use crate::trace::{Trace, What};
 
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
@@ -106,6 +107,7 @@ pub struct Store {
     counters: Counters,
     /// An error met while the device computed; the next `acquire` reports it.
     failed: Option<Error>,
+    trace: Trace,
 }
 
 impl Store {
@@ -155,6 +157,7 @@ impl Store {
             done: [Completion::NONE; REAP_MAX],
             counters: Counters::default(),
             failed: None,
+            trace: Trace::default(),
         }
     }
 
@@ -182,6 +185,11 @@ impl Store {
     /// The policy as it stands.
     pub fn residency(&self) -> &Residency {
         &self.residency
+    }
+
+    /// Where what happens is recorded; off unless another trace is put there.
+    pub fn trace(&mut self) -> &mut Trace {
+        &mut self.trace
     }
 
     /// What was done so far.
@@ -253,32 +261,54 @@ impl Store {
     }
 
     fn acquire_some(&mut self) -> Result<usize> {
-        let mut waited: Option<Instant> = None;
+        let mut waited: Option<(Instant, u64)> = None;
         loop {
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
             self.poll()?;
-            for tile in self.current.clone() {
-                let state = &mut self.states[tile as usize];
-                if state.phase == Phase::Ready && state.pass != self.pass {
-                    state.phase = Phase::InUse;
-                    state.pass = self.pass;
-                    self.acquired.push(tile);
-                }
-            }
+            self.hand_out();
             if !self.acquired.is_empty() {
                 self.waiting -= self.acquired.len() as u32;
-                if let Some(since) = waited {
+                if let Some((since, begun)) = waited {
                     self.counters.stalled += since.elapsed();
+                    self.trace.end(begun, What::Stall);
                 }
                 return Ok(self.acquired.len());
             }
-            waited.get_or_insert_with(Instant::now);
+            waited.get_or_insert_with(|| (Instant::now(), self.trace.begin()));
             if self.io.in_flight() == 0 {
                 self.read_urgent()?;
             }
             self.reap(true)?;
+        }
+    }
+
+    /// Hands out idle tiles of the current range, those that stream first.
+    ///
+    /// While any stream, no more than half of the window's number goes out at a time: the slots of streamed tiles
+    /// are free again only when all are computed with, and the other half must keep the disk busy until then.
+    fn hand_out(&mut self) {
+        let streaming = self.residency.streams();
+        let tiles_max = match streaming {
+            true => (self.residency.window() as usize / 2).max(1),
+            false => usize::MAX,
+        };
+        for kept in [false, true] {
+            for tile in self.current.clone() {
+                let state = &mut self.states[tile as usize];
+                if state.phase == Phase::Ready
+                    && state.pass != self.pass
+                    && self.residency.keeps(tile) == kept
+                {
+                    state.phase = Phase::InUse;
+                    state.pass = self.pass;
+                    self.acquired.push(tile);
+                    if self.acquired.len() == tiles_max {
+                        return;
+                    }
+                }
+            }
         }
     }
 

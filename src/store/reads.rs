@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use super::{Phase, REAP_MAX, Store};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Completion, FileId, Read};
+use crate::trace::What;
 
 /// Tokens from here on are reads of single rows.
 pub(super) const ROW_TOKEN: u64 = 1 << 32;
@@ -120,6 +121,7 @@ impl Store {
             into,
             token: u64::from(tile),
         };
+        self.trace.submitted(read.token, What::Tile(tile));
         // SAFETY: the slot belongs to this tile until the read is reaped: `Reading` tiles are not handed out, and
         // their slots are not in the free list.
         let submitted = unsafe { self.io.submit(read) };
@@ -139,6 +141,8 @@ impl Store {
             // Every completion is taken in even if one of them is an error: no read may be forgotten.
             let mut failed = None;
             for completion in &done[..count] {
+                self.trace
+                    .completed(completion.token, completion.result.unwrap_or(0));
                 let taken = if completion.token >= ROW_TOKEN {
                     self.row_done(completion)
                 } else {

@@ -11,6 +11,7 @@ use crate::arena::PAGE_BYTES;
 use crate::error::Result;
 use crate::format::tile::STRIP_ROWS;
 use crate::io::{Completion, FileId, Read};
+use crate::trace::What;
 
 /// The bytes of one row of a matrix, as found.
 #[derive(Debug, Clone, Copy)]
@@ -76,9 +77,10 @@ impl Store {
             }
             if missing != 0 {
                 self.io.flush()?;
-                let start = Instant::now();
+                let (start, begun) = (Instant::now(), self.trace.begin());
                 self.wait_for_rows()?;
                 self.counters.stalled += start.elapsed();
+                self.trace.end(begun, What::Stall);
             }
             for (place, &row) in rows
                 .iter()
@@ -176,6 +178,7 @@ impl Store {
             into,
             token: ROW_TOKEN | place as u64,
         };
+        self.trace.submitted(read.token, What::Row(matrix));
         // SAFETY: the piece is this read's own until it is reaped: `rows` begins nothing new before all are.
         let submitted = unsafe { self.io.submit(read) };
         submitted.map_err(|_| queue_full())?;
