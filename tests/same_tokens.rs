@@ -2,11 +2,14 @@
 
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "support/greedy.rs"]
+mod greedy;
 #[path = "support/models.rs"]
 mod models;
 
 use airstream::engine::{Options, Row, Spent};
-use engine::{argmax, greedy, open};
+use engine::open;
+use greedy::{argmax, greedy};
 
 const TOKENS: usize = 24;
 

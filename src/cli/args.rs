@@ -87,7 +87,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         other => return Err(format!("{other:?} is no unit: use KiB, MiB or GiB")),
     };
     let bytes = number * unit;
-    if bytes < 1.0 || bytes > 1e18 {
+    if !(1.0..1e18).contains(&bytes) {
         return Err(format!("{text:?} is no sensible size"));
     }
     Ok(bytes as u64)

@@ -1,40 +1,10 @@
-//! What tests of the whole engine share.
-#![allow(dead_code)] // Each test binary uses its part.
+//! Opening the engine in tests.
 
 use std::path::Path;
 
-use airstream::engine::{Engine, Options, Spent};
+use airstream::engine::{Engine, Options};
 
 /// Opens an engine, or fails the test with the reason.
 pub fn open(path: &Path, options: &Options) -> Engine {
     Engine::open(path, options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// The `count` most likely tokens after `prompt`, one after the other.
-pub fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> Vec<u32> {
-    let mut spent = Spent::default();
-    engine
-        .prefill(0, prompt, &mut spent, |_| true)
-        .expect("prefill");
-    let mut tokens = Vec::with_capacity(count);
-    loop {
-        tokens.push(argmax(engine.logits(0)));
-        if tokens.len() == count {
-            return tokens;
-        }
-        engine
-            .decode(0, tokens[tokens.len() - 1], &mut spent)
-            .expect("decode");
-    }
-}
-
-/// The index of the largest value, the lowest of equals.
-pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, value) in logits.iter().enumerate() {
-        if *value > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
 }

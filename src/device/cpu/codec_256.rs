@@ -4,9 +4,8 @@
 //! 16 f16 where the block has an odd half, then each dword of 16 rows. In the
 //! notes "qs: 4..36" means dwords 4 to 35.
 #![allow(unsafe_code)]
-// SAFETY (of every block in this file): `p` points at a packed block of the codec's
-// own size and the vector's instruction set is there, as `Codec256` says.
-#![allow(clippy::undocumented_unsafe_blocks)]
+// Kernels are unsafe through and through, each for the one reason given at `Codec256`.
+#![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Indices name dwords and rows, not only places in an array.
 
 use super::vector::Vector;
@@ -38,67 +37,88 @@ pub(super) trait Codec256<V: Vector> {
     const SCALE_OFFSET: i32;
 
     /// The block's integer scales.
+    ///
+    /// # Safety
+    /// As the trait says.
     unsafe fn scales(p: *const u8) -> Scales<V>;
     /// Values 4j..4j+4 of a run of each row, as bytes of 0..=127 plus `OFFSET`; j < 8.
+    ///
+    /// # Safety
+    /// As the trait says.
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I;
     /// The scale of the integer scales.
+    ///
+    /// # Safety
+    /// As the trait says.
     unsafe fn scale(p: *const u8) -> V::F;
     /// The scale of the minimums, for a type that has them.
+    ///
+    /// # Safety
+    /// As the trait says.
     unsafe fn min_scale(_p: *const u8) -> V::F {
-        unsafe { V::splat_f(0.0) }
+        V::splat_f(0.0)
     }
 }
 
 /// Dword `i` at `p`.
+///
+/// # Safety
+/// As for [`Codec256`].
 #[inline(always)]
 unsafe fn dword<V: Vector>(p: *const u8, i: usize) -> V::I {
-    unsafe { V::load(p.add(64 * i)) }
+    V::load(p.add(64 * i))
 }
 
 /// `(x >> shift) & mask`.
+///
+/// # Safety
+/// As for [`Codec256`].
 #[inline(always)]
 unsafe fn field<V: Vector>(x: V::I, shift: usize, mask: i32) -> V::I {
-    unsafe { V::and(V::shr(x, shift as u32), V::splat(mask)) }
+    V::and(V::shr(x, shift as u32), V::splat(mask))
 }
 
 /// Four bytes in a dword, taken off `offset`, as 16 bit pairs: (0, 2), (1, 3).
+///
+/// # Safety
+/// As for [`Codec256`].
 #[inline(always)]
 unsafe fn pairs<V: Vector>(bytes: V::I, offset: i32) -> [V::I; 2] {
-    unsafe {
-        let minus = V::splat((-offset & 0xffff) | (-offset << 16));
-        let (even, odd) = (
-            field::<V>(bytes, 0, 0x00ff_00ff),
-            field::<V>(bytes, 8, 0x00ff_00ff),
-        );
-        [V::add_pairs(even, minus), V::add_pairs(odd, minus)]
-    }
+    let minus = V::splat((-offset & 0xffff) | (-offset << 16));
+    let (even, odd) = (
+        field::<V>(bytes, 0, 0x00ff_00ff),
+        field::<V>(bytes, 8, 0x00ff_00ff),
+    );
+    [V::add_pairs(even, minus), V::add_pairs(odd, minus)]
 }
 
 /// The pairs of four dwords.
+///
+/// # Safety
+/// As for [`Codec256`].
 #[inline(always)]
 unsafe fn all_pairs<V: Vector>(bytes: [V::I; 4], offset: i32) -> [V::I; 8] {
-    unsafe {
-        let (a, b) = (pairs::<V>(bytes[0], offset), pairs::<V>(bytes[1], offset));
-        let (c, d) = (pairs::<V>(bytes[2], offset), pairs::<V>(bytes[3], offset));
-        [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
-    }
+    let (a, b) = (pairs::<V>(bytes[0], offset), pairs::<V>(bytes[1], offset));
+    let (c, d) = (pairs::<V>(bytes[2], offset), pairs::<V>(bytes[3], offset));
+    [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
 }
 
 /// The 8 scales and 8 minimums of 6 bits of Q4_K and Q5_K, from three dwords at `p`.
+///
+/// # Safety
+/// As for [`Codec256`].
 #[inline(always)]
 unsafe fn six_bit_scales<V: Vector>(p: *const u8) -> Scales<V> {
-    unsafe {
-        let (x, y, z) = (dword::<V>(p, 0), dword::<V>(p, 1), dword::<V>(p, 2));
-        let zero = V::splat(0);
-        let low = |x| V::and(x, V::splat(0x3f3f_3f3f));
-        // The upper four take their top two bits from the lower four's spare ones.
-        let high = |nibble, spare| V::or(nibble, field::<V>(spare, 2, 0x3030_3030));
-        let scales = [low(x), high(field::<V>(z, 0, 0x0f0f_0f0f), x), zero, zero];
-        let mins = [low(y), high(field::<V>(z, 4, 0x0f0f_0f0f), y), zero, zero];
-        Scales {
-            scales,
-            pairs: all_pairs::<V>(mins, 0),
-        }
+    let (x, y, z) = (dword::<V>(p, 0), dword::<V>(p, 1), dword::<V>(p, 2));
+    let zero = V::splat(0);
+    let low = |x| V::and(x, V::splat(0x3f3f_3f3f));
+    // The upper four take their top two bits from the lower four's spare ones.
+    let high = |nibble, spare| V::or(nibble, field::<V>(spare, 2, 0x3030_3030));
+    let scales = [low(x), high(field::<V>(z, 0, 0x0f0f_0f0f), x), zero, zero];
+    let mins = [low(y), high(field::<V>(z, 4, 0x0f0f_0f0f), y), zero, zero];
+    Scales {
+        scales,
+        pairs: all_pairs::<V>(mins, 0),
     }
 }
 
@@ -114,29 +134,27 @@ impl<V: Vector> Codec256<V> for Q2K {
 
     #[inline(always)]
     unsafe fn scales(p: *const u8) -> Scales<V> {
-        unsafe {
-            let (mut scales, mut mins) = ([V::splat(0); 4], [V::splat(0); 4]);
-            for i in 0..4 {
-                scales[i] = field::<V>(dword::<V>(p, i), 0, 0x0f0f_0f0f);
-                mins[i] = field::<V>(dword::<V>(p, i), 4, 0x0f0f_0f0f);
-            }
-            Scales {
-                scales,
-                pairs: all_pairs::<V>(mins, 0),
-            }
+        let (mut scales, mut mins) = ([V::splat(0); 4], [V::splat(0); 4]);
+        for i in 0..4 {
+            scales[i] = field::<V>(dword::<V>(p, i), 0, 0x0f0f_0f0f);
+            mins[i] = field::<V>(dword::<V>(p, i), 4, 0x0f0f_0f0f);
+        }
+        Scales {
+            scales,
+            pairs: all_pairs::<V>(mins, 0),
         }
     }
     #[inline(always)]
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I {
-        unsafe { field::<V>(dword::<V>(p, 4 + 8 * outer + j), 2 * inner, 0x0303_0303) }
+        field::<V>(dword::<V>(p, 4 + 8 * outer + j), 2 * inner, 0x0303_0303)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::low_half(dword::<V>(p, 20)) }
+        V::low_half(dword::<V>(p, 20))
     }
     #[inline(always)]
     unsafe fn min_scale(p: *const u8) -> V::F {
-        unsafe { V::high_half(dword::<V>(p, 20)) }
+        V::high_half(dword::<V>(p, 20))
     }
 }
 
@@ -152,32 +170,28 @@ impl<V: Vector> Codec256<V> for Q3K {
 
     #[inline(always)]
     unsafe fn scales(p: *const u8) -> Scales<V> {
-        unsafe {
-            let p = p.add(32);
-            let (x, y, z) = (dword::<V>(p, 24), dword::<V>(p, 25), dword::<V>(p, 26));
-            let mut scales = [x, y, x, y];
-            for i in 0..4 {
-                let low = field::<V>(scales[i], 4 * (i / 2), 0x0f0f_0f0f);
-                scales[i] = V::or(low, V::shl(field::<V>(z, 2 * i, 0x0303_0303), 4));
-            }
-            Scales {
-                scales,
-                pairs: all_pairs::<V>(scales, 32),
-            }
+        let p = p.add(32);
+        let (x, y, z) = (dword::<V>(p, 24), dword::<V>(p, 25), dword::<V>(p, 26));
+        let mut scales = [x, y, x, y];
+        for i in 0..4 {
+            let low = field::<V>(scales[i], 4 * (i / 2), 0x0f0f_0f0f);
+            scales[i] = V::or(low, V::shl(field::<V>(z, 2 * i, 0x0303_0303), 4));
+        }
+        Scales {
+            scales,
+            pairs: all_pairs::<V>(scales, 32),
         }
     }
     #[inline(always)]
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I {
-        unsafe {
-            let p = p.add(32);
-            let low = field::<V>(dword::<V>(p, 8 + 8 * outer + j), 2 * inner, 0x0303_0303);
-            let high = V::shr(V::shr(dword::<V>(p, j), 4 * outer as u32), inner as u32);
-            V::or(low, V::shl(V::and(high, V::splat(0x0101_0101)), 2))
-        }
+        let p = p.add(32);
+        let low = field::<V>(dword::<V>(p, 8 + 8 * outer + j), 2 * inner, 0x0303_0303);
+        let high = V::shr(V::shr(dword::<V>(p, j), 4 * outer as u32), inner as u32);
+        V::or(low, V::shl(V::and(high, V::splat(0x0101_0101)), 2))
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::load_half(p) }
+        V::load_half(p)
     }
 }
 
@@ -193,19 +207,19 @@ impl<V: Vector> Codec256<V> for Q4K {
 
     #[inline(always)]
     unsafe fn scales(p: *const u8) -> Scales<V> {
-        unsafe { six_bit_scales::<V>(p.add(64)) }
+        six_bit_scales::<V>(p.add(64))
     }
     #[inline(always)]
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I {
-        unsafe { field::<V>(dword::<V>(p, 4 + 8 * outer + j), 4 * inner, 0x0f0f_0f0f) }
+        field::<V>(dword::<V>(p, 4 + 8 * outer + j), 4 * inner, 0x0f0f_0f0f)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::low_half(dword::<V>(p, 0)) }
+        V::low_half(dword::<V>(p, 0))
     }
     #[inline(always)]
     unsafe fn min_scale(p: *const u8) -> V::F {
-        unsafe { V::high_half(dword::<V>(p, 0)) }
+        V::high_half(dword::<V>(p, 0))
     }
 }
 
@@ -221,23 +235,21 @@ impl<V: Vector> Codec256<V> for Q5K {
 
     #[inline(always)]
     unsafe fn scales(p: *const u8) -> Scales<V> {
-        unsafe { six_bit_scales::<V>(p.add(64)) }
+        six_bit_scales::<V>(p.add(64))
     }
     #[inline(always)]
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I {
-        unsafe {
-            let low = field::<V>(dword::<V>(p, 12 + 8 * outer + j), 4 * inner, 0x0f0f_0f0f);
-            let high = V::shr(V::shr(dword::<V>(p, 4 + j), 2 * outer as u32), inner as u32);
-            V::or(low, V::shl(V::and(high, V::splat(0x0101_0101)), 4))
-        }
+        let low = field::<V>(dword::<V>(p, 12 + 8 * outer + j), 4 * inner, 0x0f0f_0f0f);
+        let high = V::shr(V::shr(dword::<V>(p, 4 + j), 2 * outer as u32), inner as u32);
+        V::or(low, V::shl(V::and(high, V::splat(0x0101_0101)), 4))
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::low_half(dword::<V>(p, 0)) }
+        V::low_half(dword::<V>(p, 0))
     }
     #[inline(always)]
     unsafe fn min_scale(p: *const u8) -> V::F {
-        unsafe { V::high_half(dword::<V>(p, 0)) }
+        V::high_half(dword::<V>(p, 0))
     }
 }
 
@@ -253,30 +265,26 @@ impl<V: Vector> Codec256<V> for Q6K {
 
     #[inline(always)]
     unsafe fn scales(p: *const u8) -> Scales<V> {
-        unsafe {
-            let flip = V::splat(0x8080_8080_u32 as i32);
-            let mut scales = [flip; 4];
-            for i in 0..4 {
-                scales[i] = V::xor(dword::<V>(p.add(32), 48 + i), flip);
-            }
-            Scales {
-                scales,
-                pairs: all_pairs::<V>(scales, 128),
-            }
+        let flip = V::splat(0x8080_8080_u32 as i32);
+        let mut scales = [flip; 4];
+        for i in 0..4 {
+            scales[i] = V::xor(dword::<V>(p.add(32), 48 + i), flip);
+        }
+        Scales {
+            scales,
+            pairs: all_pairs::<V>(scales, 128),
         }
     }
     #[inline(always)]
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I {
-        unsafe {
-            let p = p.add(32);
-            let low = dword::<V>(p, 16 * outer + 8 * (inner % 2) + j);
-            let low = field::<V>(low, 4 * (inner / 2), 0x0f0f_0f0f);
-            let high = field::<V>(dword::<V>(p, 32 + 8 * outer + j), 2 * inner, 0x0303_0303);
-            V::or(low, V::shl(high, 4))
-        }
+        let p = p.add(32);
+        let low = dword::<V>(p, 16 * outer + 8 * (inner % 2) + j);
+        let low = field::<V>(low, 4 * (inner / 2), 0x0f0f_0f0f);
+        let high = field::<V>(dword::<V>(p, 32 + 8 * outer + j), 2 * inner, 0x0303_0303);
+        V::or(low, V::shl(high, 4))
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::load_half(p) }
+        V::load_half(p)
     }
 }

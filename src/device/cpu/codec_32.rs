@@ -3,9 +3,8 @@
 //! Layouts: ggml's `block_q4_0` and so on, each packed over 16 rows (`pack`):
 //! 16 f16 where the block has an odd half, then each dword of 16 rows.
 #![allow(unsafe_code)]
-// SAFETY (of every block in this file): `p` points at a packed block of the codec's
-// own size and the vector's instruction set is there, as `Codec32` says.
-#![allow(clippy::undocumented_unsafe_blocks)]
+// Kernels are unsafe through and through, each for the one reason given at `Codec32`.
+#![allow(unsafe_op_in_unsafe_fn)]
 
 use super::vector::Vector;
 
@@ -21,46 +20,60 @@ pub(super) trait Codec32<V: Vector> {
     const MIN: bool;
 
     /// Values 4j..4j+4 and 16+4j..16+4j+4 of each row, as bytes of 0..=127 plus `OFFSET`; j < 4.
+    ///
+    /// # Safety
+    /// As the trait says.
     unsafe fn weights(p: *const u8, j: usize) -> (V::I, V::I);
     /// The scale of each row.
+    ///
+    /// # Safety
+    /// As the trait says.
     unsafe fn scale(p: *const u8) -> V::F;
     /// The minimum of each row, where `MIN`.
+    ///
+    /// # Safety
+    /// As the trait says.
     unsafe fn min(_p: *const u8) -> V::F {
-        unsafe { V::splat_f(0.0) }
+        V::splat_f(0.0)
     }
     /// The dot product for these weights.
+    ///
+    /// # Safety
+    /// As the trait says.
     #[inline(always)]
     unsafe fn dot(acc: V::I, weights: V::I, a: *const i8) -> V::I {
-        unsafe { V::dot(acc, weights, a) }
+        V::dot(acc, weights, a)
     }
 }
 
 /// The low and high nibbles of dword `j` at `p`.
+///
+/// # Safety
+/// As for [`Codec32`].
 #[inline(always)]
 unsafe fn nibbles<V: Vector>(p: *const u8, j: usize) -> (V::I, V::I) {
-    unsafe {
-        let (x, mask) = (V::load(p.add(64 * j)), V::splat(0x0f0f_0f0f));
-        (V::and(x, mask), V::and(V::shr(x, 4), mask))
-    }
+    let (x, mask) = (V::load(p.add(64 * j)), V::splat(0x0f0f_0f0f));
+    (V::and(x, mask), V::and(V::shr(x, 4), mask))
 }
 
 /// The nibbles of dword `j` at `p`, with their fifth bits from the dword at `high`.
+///
+/// # Safety
+/// As for [`Codec32`].
 #[inline(always)]
 unsafe fn five_bits<V: Vector>(p: *const u8, high: *const u8, j: usize) -> (V::I, V::I) {
-    unsafe {
-        let (low, up) = nibbles::<V>(p, j);
-        let high = V::load(high);
-        // Bit i of 4 bits goes to bit 4 of byte i: the product's other bits fall beside the mask.
-        let spread = |bits: V::I| {
-            let four = V::and(bits, V::splat(15));
-            V::and(V::mul_i(four, V::splat(0x0204_0810)), V::splat(0x1010_1010))
-        };
-        let shift = 4 * j as u32;
-        (
-            V::or(low, spread(V::shr(high, shift))),
-            V::or(up, spread(V::shr(high, shift + 16))),
-        )
-    }
+    let (low, up) = nibbles::<V>(p, j);
+    let high = V::load(high);
+    // Bit i of 4 bits goes to bit 4 of byte i: the product's other bits fall beside the mask.
+    let spread = |bits: V::I| {
+        let four = V::and(bits, V::splat(15));
+        V::and(V::mul_i(four, V::splat(0x0204_0810)), V::splat(0x1010_1010))
+    };
+    let shift = 4 * j as u32;
+    (
+        V::or(low, spread(V::shr(high, shift))),
+        V::or(up, spread(V::shr(high, shift + 16))),
+    )
 }
 
 /// d f16; 16 bytes of nibbles, values i and i + 16. Value = (q - 8) d.
@@ -73,11 +86,11 @@ impl<V: Vector> Codec32<V> for Q4_0 {
 
     #[inline(always)]
     unsafe fn weights(p: *const u8, j: usize) -> (V::I, V::I) {
-        unsafe { nibbles::<V>(p.add(32), j) }
+        nibbles::<V>(p.add(32), j)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::load_half(p) }
+        V::load_half(p)
     }
 }
 
@@ -91,15 +104,15 @@ impl<V: Vector> Codec32<V> for Q4_1 {
 
     #[inline(always)]
     unsafe fn weights(p: *const u8, j: usize) -> (V::I, V::I) {
-        unsafe { nibbles::<V>(p.add(64), j) }
+        nibbles::<V>(p.add(64), j)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::low_half(V::load(p)) }
+        V::low_half(V::load(p))
     }
     #[inline(always)]
     unsafe fn min(p: *const u8) -> V::F {
-        unsafe { V::high_half(V::load(p)) }
+        V::high_half(V::load(p))
     }
 }
 
@@ -113,11 +126,11 @@ impl<V: Vector> Codec32<V> for Q5_0 {
 
     #[inline(always)]
     unsafe fn weights(p: *const u8, j: usize) -> (V::I, V::I) {
-        unsafe { five_bits::<V>(p.add(96), p.add(32), j) }
+        five_bits::<V>(p.add(96), p.add(32), j)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::load_half(p) }
+        V::load_half(p)
     }
 }
 
@@ -131,15 +144,15 @@ impl<V: Vector> Codec32<V> for Q5_1 {
 
     #[inline(always)]
     unsafe fn weights(p: *const u8, j: usize) -> (V::I, V::I) {
-        unsafe { five_bits::<V>(p.add(128), p.add(64), j) }
+        five_bits::<V>(p.add(128), p.add(64), j)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::low_half(V::load(p)) }
+        V::low_half(V::load(p))
     }
     #[inline(always)]
     unsafe fn min(p: *const u8) -> V::F {
-        unsafe { V::high_half(V::load(p)) }
+        V::high_half(V::load(p))
     }
 }
 
@@ -153,19 +166,17 @@ impl<V: Vector> Codec32<V> for Q8_0 {
 
     #[inline(always)]
     unsafe fn weights(p: *const u8, j: usize) -> (V::I, V::I) {
-        unsafe {
-            (
-                V::signed(V::load(p.add(32 + 64 * j))),
-                V::signed(V::load(p.add(32 + 64 * (j + 4)))),
-            )
-        }
+        (
+            V::signed(V::load(p.add(32 + 64 * j))),
+            V::signed(V::load(p.add(32 + 64 * (j + 4)))),
+        )
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
-        unsafe { V::load_half(p) }
+        V::load_half(p)
     }
     #[inline(always)]
     unsafe fn dot(acc: V::I, weights: V::I, a: *const i8) -> V::I {
-        unsafe { V::dot_signed(acc, weights, a) }
+        V::dot_signed(acc, weights, a)
     }
 }

@@ -25,87 +25,114 @@ pub(super) struct Kernels {
     pub attend: AttendFn,
 }
 
+/// Compiles one function with some attributes: its body is a generic one, inlined.
+macro_rules! compiled {
+    (
+        $(#[$attribute:meta])*
+        fn $name:ident[$($generics:tt)*]($($arg:ident: $type:ty),*) = $body:expr
+    ) => {
+        // SAFETY: this function asks of its caller what the generic one asks.
+        $(#[$attribute])*
+        unsafe fn $name<$($generics)*>($($arg: $type),*) {
+            // SAFETY: as above.
+            unsafe { $body($($arg),*) }
+        }
+    };
+}
+
 /// Compiles every kernel for one [`Vector`](super::vector::Vector), with the attributes that its
 /// instruction set needs, and collects them in `KERNELS`.
 macro_rules! kernels {
     ($(#[$attribute:meta])* $vector:ty) => {
-        // The functions are their generic bodies, inlined; their contracts are the function types'.
-        #[allow(clippy::undocumented_unsafe_blocks)]
         mod table {
             use super::*;
             use crate::device::cpu::attend::{self, Query, Shared};
             use crate::device::cpu::codec_32::{self as c32, Codec32};
             use crate::device::cpu::codec_256::{self as c256, Codec256};
-            use crate::device::cpu::kernels::Kernels;
+            use crate::device::cpu::kernels::{Kernels, compiled};
             use crate::device::cpu::strip::{self, CodecFloat};
             use crate::device::cpu::{pack, quantize, small_ops};
             use crate::format::quant::QuantType;
 
-            $(#[$attribute])*
-            unsafe fn blocks_32<C: Codec32<$vector>, const R: usize>(
-                p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
-            ) {
-                unsafe { strip::blocks_32::<$vector, C, R>(p, cols, panel, out, stride, rows) }
+            compiled! {
+                $(#[$attribute])*
+                fn blocks_32[C: Codec32<$vector>, const R: usize](
+                    p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize
+                ) = strip::blocks_32::<$vector, C, R>
             }
-            $(#[$attribute])*
-            unsafe fn blocks_256<C: Codec256<$vector>, const R: usize>(
-                p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
-            ) {
-                unsafe { strip::blocks_256::<$vector, C, R>(p, cols, panel, out, stride, rows) }
+            compiled! {
+                $(#[$attribute])*
+                fn blocks_256[C: Codec256<$vector>, const R: usize](
+                    p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize
+                ) = strip::blocks_256::<$vector, C, R>
             }
-            $(#[$attribute])*
-            unsafe fn floats<C: CodecFloat<$vector>, const R: usize>(
-                p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
-            ) {
-                unsafe { strip::floats::<$vector, C, R>(p, cols, panel, out, stride, rows) }
+            compiled! {
+                $(#[$attribute])*
+                fn floats[C: CodecFloat<$vector>, const R: usize](
+                    p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize
+                ) = strip::floats::<$vector, C, R>
             }
-            $(#[$attribute])*
-            unsafe fn pack_strip(qtype: QuantType, row_bytes: usize, rows: usize, from: *const u8, to: *mut u8) {
-                unsafe { pack::pack_strip::<$vector>(qtype, row_bytes, rows, from, to) }
+            compiled! {
+                $(#[$attribute])*
+                fn pack_strip[](
+                    qtype: QuantType, row_bytes: usize, rows: usize, from: *const u8, to: *mut u8
+                ) = pack::pack_strip::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn quantize_32(x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize) {
-                unsafe { quantize::quantize_32::<$vector>(x, cols, panel, rows, row) }
+            compiled! {
+                $(#[$attribute])*
+                fn quantize_32[](
+                    x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize
+                ) = quantize::quantize_32::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn quantize_256(x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize) {
-                unsafe { quantize::quantize_256::<$vector>(x, cols, panel, rows, row) }
+            compiled! {
+                $(#[$attribute])*
+                fn quantize_256[](
+                    x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize
+                ) = quantize::quantize_256::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn norm(x: *const f32, weight: *const f32, out: *mut f32, n: usize, eps: f32) {
-                unsafe { small_ops::norm::<$vector>(x, weight, out, n, eps) }
+            compiled! {
+                $(#[$attribute])*
+                fn norm[](
+                    x: *const f32, weight: *const f32, out: *mut f32, n: usize, eps: f32
+                ) = small_ops::norm::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn add(x: *mut f32, y: *const f32, n: usize) {
-                unsafe { small_ops::add::<$vector>(x, y, n) }
+            compiled! {
+                $(#[$attribute])*
+                fn add[](x: *mut f32, y: *const f32, n: usize) = small_ops::add::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn silu_mul(x: *mut f32, y: *const f32, n: usize) {
-                unsafe { small_ops::silu_mul::<$vector>(x, y, n) }
+            compiled! {
+                $(#[$attribute])*
+                fn silu_mul[](x: *mut f32, y: *const f32, n: usize) = small_ops::silu_mul::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn gelu_tanh_mul(x: *mut f32, y: *const f32, n: usize) {
-                unsafe { small_ops::gelu_tanh_mul::<$vector>(x, y, n) }
+            compiled! {
+                $(#[$attribute])*
+                fn gelu_tanh_mul[](
+                    x: *mut f32, y: *const f32, n: usize
+                ) = small_ops::gelu_tanh_mul::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn scale(x: *mut f32, n: usize, c: f32) {
-                unsafe { small_ops::scale::<$vector>(x, n, c) }
+            compiled! {
+                $(#[$attribute])*
+                fn scale[](x: *mut f32, n: usize, c: f32) = small_ops::scale::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn softcap(x: *mut f32, n: usize, c: f32) {
-                unsafe { small_ops::softcap::<$vector>(x, n, c) }
+            compiled! {
+                $(#[$attribute])*
+                fn softcap[](x: *mut f32, n: usize, c: f32) = small_ops::softcap::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn rope(x: *mut f32, cos: *const f32, sin: *const f32, n: usize, adjacent: bool) {
-                unsafe { small_ops::rope(x, cos, sin, n, adjacent) }
+            compiled! {
+                $(#[$attribute])*
+                fn rope[](
+                    x: *mut f32, cos: *const f32, sin: *const f32, n: usize, adjacent: bool
+                ) = small_ops::rope
             }
-            $(#[$attribute])*
-            unsafe fn kv_head(k: *const f32, v: *const f32, head_dim: usize, to_k: *mut u8, to_v: *mut u8) {
-                unsafe { small_ops::kv_head::<$vector>(k, v, head_dim, to_k, to_v) }
+            compiled! {
+                $(#[$attribute])*
+                fn kv_head[](
+                    k: *const f32, v: *const f32, head_dim: usize, to_k: *mut u8, to_v: *mut u8
+                ) = small_ops::kv_head::<$vector>
             }
-            $(#[$attribute])*
-            unsafe fn attend(queries: &[Query], shared: &Shared) {
-                unsafe { attend::attend::<$vector>(queries, shared) }
+            compiled! {
+                $(#[$attribute])*
+                fn attend[](queries: &[Query], shared: &Shared) = attend::attend::<$vector>
             }
 
             /// The kernels of one codec for 1, 2, 4 and 8 rows.
@@ -149,4 +176,4 @@ macro_rules! kernels {
         pub(in crate::device::cpu) use table::KERNELS;
     };
 }
-pub(super) use kernels;
+pub(super) use {compiled, kernels};

@@ -132,7 +132,7 @@ impl Cpu {
     /// Multiplies every row of `x` with every tile: `out[row][i] = dot(tile row i, x row)`.
     ///
     /// `x` has been quantized into the kinds of all tiles ([`Kinds::of`]). `poll` is called on
-    /// this thread now and then, so that reads in flight are served.
+    /// this thread first and now and then, so that reads in flight are served.
     ///
     /// # Safety
     /// Tiles' data and outputs are valid, disjoint, and used by nobody else meanwhile.
@@ -147,6 +147,14 @@ impl Cpu {
                 tile.cols,
                 x.cols(),
                 "a tile and the activations differ in width"
+            );
+            assert!(
+                x.kinds().contains(Kinds::of(tile.qtype)),
+                "the activations lack a kind"
+            );
+            assert!(
+                STRIP_ROWS * tile.row_bytes() <= self.scratch.strip_bytes,
+                "a row is too long"
             );
             strips += tile.strips();
             bytes += tile.rows * tile.row_bytes();
@@ -168,6 +176,7 @@ impl Cpu {
             tiles,
             x,
         };
+        poll();
         let poll = Shared(std::cell::Cell::new(Some(poll)));
         self.pool.run(strips.div_ceil(run), &|worker, unit| {
             let poll = &poll;

@@ -60,8 +60,8 @@ impl Cpu {
                             }
                         }
                     };
-                    put(Kinds::Q8_32, kernels.quantize_32);
-                    put(Kinds::Q8_256, kernels.quantize_256);
+                    put(Kinds::Q12_32, kernels.quantize_32);
+                    put(Kinds::Q12_256, kernels.quantize_256);
                     put(Kinds::F32, copy_f32);
                 }
             }

@@ -67,8 +67,11 @@ pub(super) type PackFn = unsafe fn(QuantType, usize, usize, *const u8, *mut u8);
 /// than processors follow by themselves.
 const AHEAD_BYTES: usize = 256;
 
-/// See [`PackFn`]: `from` is valid for `rows` rows, `to` for 16, and they do not overlap; the
-/// caller is compiled for `V`.
+/// See [`PackFn`].
+///
+/// # Safety
+/// `from` is valid for `rows` rows, `to` for 16, and they do not overlap; the caller is compiled
+/// for `V`.
 #[inline(always)]
 pub(super) unsafe fn pack_strip<V: Vector>(
     qtype: QuantType,
@@ -126,6 +129,9 @@ pub(super) unsafe fn pack_strip<V: Vector>(
 }
 
 /// As [`pack_strip`], dword by dword.
+///
+/// # Safety
+/// As for [`pack_strip`].
 unsafe fn pack_rows(shape: &Shape, row_bytes: usize, rows: usize, from: *const u8, to: *mut u8) {
     // SAFETY: every offset stays within the rows and the strip.
     unsafe {

@@ -134,7 +134,7 @@ impl Pool {
 
     /// Calls `work(worker, unit)` once for every unit below `units`; returns when all are done.
     ///
-    /// `work` must not panic and must not call `run`. Worker 0 is the calling thread.
+    /// `work` must not call `run`, and a panic in it ends the process. Worker 0 is the calling thread.
     pub(super) fn run(&self, units: usize, work: &Work<'_>) {
         let shared = &*self.shared;
         if units <= 1 || shared.shares.len() == 1 {
@@ -258,6 +258,7 @@ impl Shared {
 
     /// Does own units, then others'.
     fn take_units(&self, worker: usize, work: &Work<'_>) {
+        let _guard = AbortOnPanic;
         let workers = self.shares.len();
         for other in 0..workers {
             let share = &self.shares[(worker + other) % workers];
@@ -269,6 +270,19 @@ impl Shared {
                 }
                 work(worker, unit);
             }
+        }
+    }
+}
+
+/// Ends the process when a unit panics: unwinding would free what other workers still use, or
+/// leave the caller waiting for ever.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("a worker panicked in the middle of an op");
+            std::process::abort();
         }
     }
 }

@@ -175,10 +175,6 @@ impl Vector for Portable {
     unsafe fn high_half(a: [i32; 16]) -> [f32; 16] {
         each(|l| f16::from_bits((a[l] >> 16) as u16).to_f32())
     }
-    #[inline(never)] // Long without the instruction.
-    unsafe fn through_half(a: [f32; 16]) -> [f32; 16] {
-        each(|l| f16::from_f32(a[l]).to_f32())
-    }
     #[inline(always)]
     unsafe fn splat_f(x: f32) -> [f32; 16] {
         [x; 16]

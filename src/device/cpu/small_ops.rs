@@ -1,8 +1,7 @@
 //! The ops between the matrices: norm, sum, gated activation, rotation, cap.
 #![allow(unsafe_code)]
-// SAFETY (of every block in this file): pointers are valid for the sizes that each
-// function names, and the caller is compiled for `V`.
-#![allow(clippy::undocumented_unsafe_blocks)]
+// Kernels are unsafe through and through, each for the one reason given at `NormFn`.
+#![allow(unsafe_op_in_unsafe_fn)]
 
 use super::vector::{Vector, exp, sum, tanh};
 
@@ -14,31 +13,36 @@ pub(super) type BinaryFn = unsafe fn(*mut f32, *const f32, usize);
 pub(super) type UnaryFn = unsafe fn(*mut f32, usize, f32);
 
 /// Up to 16 values, zeros behind them.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 unsafe fn load_some<V: Vector>(x: *const f32, n: usize) -> V::F {
-    unsafe {
-        if n >= 16 {
-            return V::load_f(x);
-        }
-        let mut some = [0.0; 16];
-        some.as_mut_ptr().copy_from_nonoverlapping(x, n);
-        V::load_f(some.as_ptr())
+    if n >= 16 {
+        return V::load_f(x);
     }
+    let mut some = [0.0; 16];
+    some.as_mut_ptr().copy_from_nonoverlapping(x, n);
+    V::load_f(some.as_ptr())
 }
 
 /// Stores up to 16 values.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 unsafe fn store_some<V: Vector>(a: V::F, x: *mut f32, n: usize) {
-    unsafe {
-        if n >= 16 {
-            V::store_f(a, x);
-        } else {
-            x.copy_from_nonoverlapping(super::vector::lanes::<V>(a).as_ptr(), n);
-        }
+    if n >= 16 {
+        V::store_f(a, x);
+    } else {
+        x.copy_from_nonoverlapping(super::vector::lanes::<V>(a).as_ptr(), n);
     }
 }
 
 /// See [`NormFn`]. The squares are summed in 16 lanes.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn norm<V: Vector>(
     x: *const f32,
@@ -47,88 +51,91 @@ pub(super) unsafe fn norm<V: Vector>(
     n: usize,
     eps: f32,
 ) {
-    unsafe {
-        let mut squares = V::splat_f(0.0);
-        for i in (0..n).step_by(16) {
-            let x = load_some::<V>(x.add(i), n - i);
-            squares = V::fma(x, x, squares);
-        }
-        let factor = V::splat_f(1.0 / (sum::<V>(squares) / n as f32 + eps).sqrt());
-        for i in (0..n).step_by(16) {
-            let x = load_some::<V>(x.add(i), n - i);
-            let weight = load_some::<V>(weight.add(i), n - i);
-            store_some::<V>(V::mul(V::mul(x, factor), weight), out.add(i), n - i);
-        }
+    let mut squares = V::splat_f(0.0);
+    for i in (0..n).step_by(16) {
+        let x = load_some::<V>(x.add(i), n - i);
+        squares = V::fma(x, x, squares);
+    }
+    let factor = V::splat_f(1.0 / (sum::<V>(squares) / n as f32 + eps).sqrt());
+    for i in (0..n).step_by(16) {
+        let x = load_some::<V>(x.add(i), n - i);
+        let weight = load_some::<V>(weight.add(i), n - i);
+        store_some::<V>(V::mul(V::mul(x, factor), weight), out.add(i), n - i);
     }
 }
 
 /// `x += y`.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn add<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
-    unsafe {
-        for i in (0..n).step_by(16) {
-            let (a, b) = (
-                load_some::<V>(x.add(i), n - i),
-                load_some::<V>(y.add(i), n - i),
-            );
-            store_some::<V>(V::add(a, b), x.add(i), n - i);
-        }
+    for i in (0..n).step_by(16) {
+        let (a, b) = (
+            load_some::<V>(x.add(i), n - i),
+            load_some::<V>(y.add(i), n - i),
+        );
+        store_some::<V>(V::add(a, b), x.add(i), n - i);
     }
 }
 
 /// `x = x / (1 + e^-x) * y`.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn silu_mul<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
-    unsafe {
-        for i in (0..n).step_by(16) {
-            let (a, b) = (
-                load_some::<V>(x.add(i), n - i),
-                load_some::<V>(y.add(i), n - i),
-            );
-            let e = exp::<V>(V::sub(V::splat_f(0.0), a));
-            let silu = V::div(a, V::add(V::splat_f(1.0), e));
-            store_some::<V>(V::mul(silu, b), x.add(i), n - i);
-        }
+    for i in (0..n).step_by(16) {
+        let (a, b) = (
+            load_some::<V>(x.add(i), n - i),
+            load_some::<V>(y.add(i), n - i),
+        );
+        let e = exp::<V>(V::sub(V::splat_f(0.0), a));
+        let silu = V::div(a, V::add(V::splat_f(1.0), e));
+        store_some::<V>(V::mul(silu, b), x.add(i), n - i);
     }
 }
 
 /// `x = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) * y`.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn gelu_tanh_mul<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
-    unsafe {
-        for i in (0..n).step_by(16) {
-            let (a, b) = (
-                load_some::<V>(x.add(i), n - i),
-                load_some::<V>(y.add(i), n - i),
-            );
-            let one = V::splat_f(1.0);
-            let inner = V::fma(V::mul(a, a), V::splat_f(0.044_715), one);
-            let inner = V::mul(V::mul(a, V::splat_f(0.797_884_6)), inner);
-            let gelu = V::mul(V::mul(a, V::splat_f(0.5)), V::add(one, tanh::<V>(inner)));
-            store_some::<V>(V::mul(gelu, b), x.add(i), n - i);
-        }
+    for i in (0..n).step_by(16) {
+        let (a, b) = (
+            load_some::<V>(x.add(i), n - i),
+            load_some::<V>(y.add(i), n - i),
+        );
+        let one = V::splat_f(1.0);
+        let inner = V::fma(V::mul(a, a), V::splat_f(0.044_715), one);
+        let inner = V::mul(V::mul(a, V::splat_f(0.797_884_6)), inner);
+        let gelu = V::mul(V::mul(a, V::splat_f(0.5)), V::add(one, tanh::<V>(inner)));
+        store_some::<V>(V::mul(gelu, b), x.add(i), n - i);
     }
 }
 
 /// `x *= c`.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn scale<V: Vector>(x: *mut f32, n: usize, c: f32) {
-    unsafe {
-        for i in (0..n).step_by(16) {
-            let a = load_some::<V>(x.add(i), n - i);
-            store_some::<V>(V::mul(a, V::splat_f(c)), x.add(i), n - i);
-        }
+    for i in (0..n).step_by(16) {
+        let a = load_some::<V>(x.add(i), n - i);
+        store_some::<V>(V::mul(a, V::splat_f(c)), x.add(i), n - i);
     }
 }
 
 /// `x = c tanh(x / c)`.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn softcap<V: Vector>(x: *mut f32, n: usize, c: f32) {
-    unsafe {
-        for i in (0..n).step_by(16) {
-            let a = V::div(load_some::<V>(x.add(i), n - i), V::splat_f(c));
-            store_some::<V>(V::mul(tanh::<V>(a), V::splat_f(c)), x.add(i), n - i);
-        }
+    for i in (0..n).step_by(16) {
+        let a = V::div(load_some::<V>(x.add(i), n - i), V::splat_f(c));
+        store_some::<V>(V::mul(tanh::<V>(a), V::splat_f(c)), x.add(i), n - i);
     }
 }
 
@@ -136,18 +143,19 @@ pub(super) unsafe fn softcap<V: Vector>(x: *mut f32, n: usize, c: f32) {
 pub(super) type RopeFn = unsafe fn(*mut f32, *const f32, *const f32, usize, bool);
 
 /// See [`RopeFn`]. Plain Rust: the compiler vectorises it and keeps every rounding.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn rope(x: *mut f32, cos: *const f32, sin: *const f32, n: usize, adjacent: bool) {
-    unsafe {
-        for i in 0..n {
-            let (a, b) = if adjacent {
-                (x.add(2 * i), x.add(2 * i + 1))
-            } else {
-                (x.add(i), x.add(n + i))
-            };
-            let (c, s) = (*cos.add(i), *sin.add(i));
-            (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
-        }
+    for i in 0..n {
+        let (a, b) = if adjacent {
+            (x.add(2 * i), x.add(2 * i + 1))
+        } else {
+            (x.add(i), x.add(n + i))
+        };
+        let (c, s) = (*cos.add(i), *sin.add(i));
+        (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
     }
 }
 
@@ -156,6 +164,9 @@ pub(super) unsafe fn rope(x: *mut f32, cos: *const f32, sin: *const f32, n: usiz
 pub(super) type KvFn = unsafe fn(*const f32, *const f32, usize, *mut u8, *mut u8);
 
 /// See [`KvFn`]. Dimensions of a key are 16 positions apart.
+///
+/// # Safety
+/// As for [`NormFn`].
 #[inline(always)]
 pub(super) unsafe fn kv_head<V: Vector>(
     k: *const f32,
@@ -164,14 +175,12 @@ pub(super) unsafe fn kv_head<V: Vector>(
     to_k: *mut u8,
     to_v: *mut u8,
 ) {
-    unsafe {
-        for d in (0..head_dim).step_by(16) {
-            V::store_half(V::load_f(v.add(d)), to_v.add(2 * d));
-            let mut halves = [0_u16; 16];
-            V::store_half(V::load_f(k.add(d)), halves.as_mut_ptr().cast());
-            for (i, half) in halves.into_iter().enumerate() {
-                to_k.cast::<u16>().add(16 * (d + i)).write_unaligned(half);
-            }
+    for d in (0..head_dim).step_by(16) {
+        V::store_half(V::load_f(v.add(d)), to_v.add(2 * d));
+        let mut halves = [0_u16; 16];
+        V::store_half(V::load_f(k.add(d)), halves.as_mut_ptr().cast());
+        for (i, half) in halves.into_iter().enumerate() {
+            to_k.cast::<u16>().add(16 * (d + i)).write_unaligned(half);
         }
     }
 }

@@ -6,12 +6,11 @@
 //! their order: for each block of 32 first the scaled dot product, then the
 //! minimum; for each block of 256 the other way round.
 #![allow(unsafe_code)]
-// SAFETY (of every block in this file): pointers are valid for the sizes that
-// `StripFn` names, and the caller is compiled for `V`.
-#![allow(clippy::undocumented_unsafe_blocks)]
+// Kernels are unsafe through and through, each for the one reason given at `StripFn`.
+#![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
 
-use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES};
+use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES, FINE_BITS};
 use super::codec_32::Codec32;
 use super::codec_256::Codec256;
 use super::vector::Vector;
@@ -20,6 +19,9 @@ use super::vector::Vector;
 pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize, usize);
 
 /// Stores `acc[r]` for each batch row r; only `rows` lanes of it.
+///
+/// # Safety
+/// As for [`StripFn`].
 #[inline(always)]
 unsafe fn store<V: Vector, const R: usize>(
     acc: [V::F; R],
@@ -27,15 +29,13 @@ unsafe fn store<V: Vector, const R: usize>(
     stride: usize,
     rows: usize,
 ) {
-    unsafe {
-        for r in 0..R {
-            if rows == 16 {
-                V::store_f(acc[r], out.add(r * stride));
-            } else {
-                let lanes = super::vector::lanes::<V>(acc[r]);
-                out.add(r * stride)
-                    .copy_from_nonoverlapping(lanes.as_ptr(), rows);
-            }
+    for r in 0..R {
+        if rows == 16 {
+            V::store_f(acc[r], out.add(r * stride));
+        } else {
+            let lanes = super::vector::lanes::<V>(acc[r]);
+            out.add(r * stride)
+                .copy_from_nonoverlapping(lanes.as_ptr(), rows);
         }
     }
 }
@@ -45,14 +45,20 @@ unsafe fn store<V: Vector, const R: usize>(
 const PREFETCH_BYTES: usize = 4096;
 
 /// Asks for the `bytes` bytes that lie `PREFETCH_BYTES` behind `p`.
+///
+/// # Safety
+/// As for [`StripFn`].
 #[inline(always)]
 unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {
-        unsafe { V::prefetch(p.wrapping_add(PREFETCH_BYTES + 64 * line)) };
+        V::prefetch(p.wrapping_add(PREFETCH_BYTES + 64 * line));
     }
 }
 
 /// Blocks of 32 values.
+///
+/// # Safety
+/// As for [`StripFn`].
 #[inline(always)]
 pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     mut p: *const u8,
@@ -62,49 +68,53 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     stride: usize,
     rows: usize,
 ) {
-    unsafe {
-        let mut acc = [V::splat_f(0.0); R];
-        for _ in 0..cols / 32 {
-            prefetch::<V>(p, C::BYTES);
-            let q = panel.cast::<i8>();
-            let scales = panel.add(32 * R).cast::<f32>();
-            let scaled_sums = panel.add(36 * R).cast::<f32>();
-            let minus_sums = panel.add(40 * R).cast::<i32>();
+    let mut acc = [V::splat_f(0.0); R];
+    for _ in 0..cols / 32 {
+        prefetch::<V>(p, C::BYTES);
+        let q = panel.cast::<i8>();
+        let scales = panel.add(64 * R).cast::<f32>();
+        let scaled_sums = panel.add(68 * R).cast::<f32>();
+        let minus_sums = panel.add(72 * R).cast::<i32>();
 
-            let mut dots = [V::splat(0); R];
-            if C::OFFSET != 0 {
-                for r in 0..R {
-                    let minus_sum = V::splat(minus_sums.add(r).read_unaligned());
-                    dots[r] = V::shl(minus_sum, C::OFFSET.ilog2());
-                }
-            }
-            for j in 0..4 {
-                let (low, high) = C::weights(p, j);
-                for r in 0..R {
-                    let q = q.add(32 * r + 4 * j);
-                    dots[r] = C::dot(C::dot(dots[r], low, q), high, q.add(16));
-                }
-            }
-            let scale = C::scale(p);
+        let (mut coarse, mut fine) = ([V::splat(0); R], [V::splat(0); R]);
+        if C::OFFSET != 0 {
             for r in 0..R {
-                let scale = V::mul(scale, V::splat_f(scales.add(r).read_unaligned()));
-                acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
+                let minus_sum = V::splat(minus_sums.add(r).read_unaligned());
+                fine[r] = V::shl(minus_sum, C::OFFSET.ilog2());
             }
-            if C::MIN {
-                let min = C::min(p);
-                for r in 0..R {
-                    let scaled_sum = V::splat_f(scaled_sums.add(r).read_unaligned());
-                    acc[r] = V::fma(min, scaled_sum, acc[r]);
-                }
-            }
-            p = p.add(C::BYTES);
-            panel = panel.add(BLOCK_32_BYTES * R);
         }
-        store::<V, R>(acc, out, stride, rows);
+        for j in 0..4 {
+            let (low, high) = C::weights(p, j);
+            for r in 0..R {
+                let q = q.add(32 * r + 4 * j);
+                coarse[r] = C::dot(C::dot(coarse[r], low, q), high, q.add(16));
+                let q = q.add(32 * R);
+                fine[r] = C::dot(C::dot(fine[r], low, q), high, q.add(16));
+            }
+        }
+        let scale = C::scale(p);
+        for r in 0..R {
+            let dot = V::add_i(V::shl(coarse[r], FINE_BITS), fine[r]);
+            let scale = V::mul(scale, V::splat_f(scales.add(r).read_unaligned()));
+            acc[r] = V::fma(V::to_f(dot), scale, acc[r]);
+        }
+        if C::MIN {
+            let min = C::min(p);
+            for r in 0..R {
+                let scaled_sum = V::splat_f(scaled_sums.add(r).read_unaligned());
+                acc[r] = V::fma(min, scaled_sum, acc[r]);
+            }
+        }
+        p = p.add(C::BYTES);
+        panel = panel.add(BLOCK_32_BYTES * R);
     }
+    store::<V, R>(acc, out, stride, rows);
 }
 
 /// Blocks of 256 values.
+///
+/// # Safety
+/// As for [`StripFn`].
 #[inline(always)]
 pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
     mut p: *const u8,
@@ -114,55 +124,55 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
     stride: usize,
     rows: usize,
 ) {
-    unsafe {
-        let mut acc = [V::splat_f(0.0); R];
-        for _ in 0..cols / 256 {
-            let q = panel.cast::<i8>();
-            let act_scales = panel.add(256 * R).cast::<f32>();
-            let sums = match C::SUB_VALUES {
-                32 => panel.add(260 * R),
-                _ => panel.add(276 * R),
-            };
-            // Pairs of sums per row: one for each pair of sub-blocks.
-            let pairs = 128 / C::SUB_VALUES;
+    let mut acc = [V::splat_f(0.0); R];
+    for _ in 0..cols / 256 {
+        let q = panel.cast::<i8>();
+        let act_scales = panel.add(512 * R).cast::<f32>();
+        let sums = match C::SUB_VALUES {
+            32 => panel.add(516 * R),
+            _ => panel.add(548 * R),
+        };
+        // Pairs of sums per row: one for each pair of sub-blocks.
+        let pairs = 128 / C::SUB_VALUES;
 
-            let integers = C::scales(p);
-            let min_scale = C::min_scale(p);
-            let mut dots = [V::splat(0); R];
-            for r in 0..R {
-                let mut from_sums = V::splat(0);
-                for i in 0..pairs {
-                    let sums = sums.add(4 * (r * pairs + i)).cast::<i16>();
-                    from_sums = V::dot_pairs(from_sums, integers.pairs[i], sums);
-                }
-                if C::OFFSET == 0 {
-                    let minus = V::splat_f(-act_scales.add(r).read_unaligned());
-                    acc[r] = V::fma(V::to_f(from_sums), V::mul(min_scale, minus), acc[r]);
-                } else {
-                    dots[r] = V::sub_i(dots[r], V::shl(from_sums, C::OFFSET.ilog2()));
-                }
+        let integers = C::scales(p);
+        let min_scale = C::min_scale(p);
+        let mut dots = [V::splat(0); R];
+        for r in 0..R {
+            let (mut coarse, mut fine) = (V::splat(0), V::splat(0));
+            for i in 0..pairs {
+                let sums = sums.add(4 * (2 * r * pairs + i)).cast::<i16>();
+                coarse = V::dot_pairs(coarse, integers.pairs[i], sums);
+                fine = V::dot_pairs(fine, integers.pairs[i], sums.add(2 * pairs));
             }
-            for outer in 0..8 / C::INNER {
-                let share = C::BYTES / (8 / C::INNER);
-                prefetch::<V>(p.add(outer * share), share);
-                let q = q.add(outer * C::INNER * 32 * R);
-                run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
-                run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);
-                if C::INNER == 4 {
-                    run::<V, C, R>(p, &integers.scales, q, outer, 2, &mut dots);
-                    run::<V, C, R>(p, &integers.scales, q, outer, 3, &mut dots);
-                }
+            let from_sums = V::add_i(V::shl(coarse, FINE_BITS), fine);
+            if C::OFFSET == 0 {
+                let minus = V::splat_f(-act_scales.add(r).read_unaligned());
+                acc[r] = V::fma(V::to_f(from_sums), V::mul(min_scale, minus), acc[r]);
+            } else {
+                dots[r] = V::sub_i(dots[r], V::shl(from_sums, C::OFFSET.ilog2()));
             }
-            let scale = C::scale(p);
-            for r in 0..R {
-                let scale = V::mul(scale, V::splat_f(act_scales.add(r).read_unaligned()));
-                acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
-            }
-            p = p.add(C::BYTES);
-            panel = panel.add(BLOCK_256_BYTES * R);
         }
-        store::<V, R>(acc, out, stride, rows);
+        for outer in 0..8 / C::INNER {
+            let share = C::BYTES / (8 / C::INNER);
+            prefetch::<V>(p.add(outer * share), share);
+            let q = q.add(outer * C::INNER * 64 * R);
+            run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
+            run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);
+            if C::INNER == 4 {
+                run::<V, C, R>(p, &integers.scales, q, outer, 2, &mut dots);
+                run::<V, C, R>(p, &integers.scales, q, outer, 3, &mut dots);
+            }
+        }
+        let scale = C::scale(p);
+        for r in 0..R {
+            let scale = V::mul(scale, V::splat_f(act_scales.add(r).read_unaligned()));
+            acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
+        }
+        p = p.add(C::BYTES);
+        panel = panel.add(BLOCK_256_BYTES * R);
     }
+    store::<V, R>(acc, out, stride, rows);
 }
 
 /// `p`, of which the compiler forgets what it has loaded from there. Otherwise it would keep
@@ -171,12 +181,15 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
 fn forget(mut p: *const u8) -> *const u8 {
     // SAFETY: no instruction at all.
     unsafe {
-        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags))
-    };
+        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags));
+    }
     p
 }
 
 /// One run of 32 values: its dot products times its integer scales, onto `dots`.
+///
+/// # Safety
+/// As for [`StripFn`].
 #[inline(always)]
 unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
     p: *const u8,
@@ -186,27 +199,28 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
     inner: usize,
     dots: &mut [V::I; R],
 ) {
-    unsafe {
-        let q = q.add(inner * 32 * R);
-        let dwords = C::SUB_VALUES / 4;
-        for part in 0..32 / C::SUB_VALUES {
-            let p = if R > 2 { forget(p) } else { p };
-            let mut sub = [V::splat(0); R];
-            for j in part * dwords..(part + 1) * dwords {
-                let weights = C::weights(p, outer, inner, j);
-                for r in 0..R {
-                    sub[r] = V::dot(sub[r], weights, q.add(32 * r + 4 * j));
-                }
-            }
-            let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + part;
-            let byte = V::shr(scales[index / 4], 8 * (index % 4) as u32);
-            let mut scale = V::and(byte, V::splat(0xff));
-            if C::SCALE_OFFSET != 0 {
-                scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
-            }
+    let q = q.add(inner * 64 * R);
+    let dwords = C::SUB_VALUES / 4;
+    for part in 0..32 / C::SUB_VALUES {
+        let p = if R > 2 { forget(p) } else { p };
+        let (mut coarse, mut fine) = ([V::splat(0); R], [V::splat(0); R]);
+        for j in part * dwords..(part + 1) * dwords {
+            let weights = C::weights(p, outer, inner, j);
             for r in 0..R {
-                dots[r] = V::add_i(dots[r], V::mul_i(sub[r], scale));
+                let q = q.add(32 * r + 4 * j);
+                coarse[r] = V::dot(coarse[r], weights, q);
+                fine[r] = V::dot(fine[r], weights, q.add(32 * R));
             }
+        }
+        let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + part;
+        let byte = V::shr(scales[index / 4], 8 * (index % 4) as u32);
+        let mut scale = V::and(byte, V::splat(0xff));
+        if C::SCALE_OFFSET != 0 {
+            scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
+        }
+        for r in 0..R {
+            let dot = V::add_i(V::shl(coarse[r], FINE_BITS), fine[r]);
+            dots[r] = V::add_i(dots[r], V::mul_i(dot, scale));
         }
     }
 }
@@ -216,6 +230,9 @@ pub(super) trait CodecFloat<V: Vector> {
     /// Values in a dword: 1 or 2.
     const VALUES: usize;
     /// The values of each row; the second one only where there are two.
+    ///
+    /// # Safety
+    /// The caller is compiled for `V`.
     unsafe fn weights(x: V::I) -> [V::F; 2];
 }
 
@@ -230,7 +247,7 @@ impl<V: Vector> CodecFloat<V> for F32 {
     const VALUES: usize = 1;
     #[inline(always)]
     unsafe fn weights(x: V::I) -> [V::F; 2] {
-        unsafe { [V::from_bits(x); 2] }
+        [V::from_bits(x); 2]
     }
 }
 
@@ -238,7 +255,7 @@ impl<V: Vector> CodecFloat<V> for F16 {
     const VALUES: usize = 2;
     #[inline(always)]
     unsafe fn weights(x: V::I) -> [V::F; 2] {
-        unsafe { [V::low_half(x), V::high_half(x)] }
+        [V::low_half(x), V::high_half(x)]
     }
 }
 
@@ -246,14 +263,15 @@ impl<V: Vector> CodecFloat<V> for BF16 {
     const VALUES: usize = 2;
     #[inline(always)]
     unsafe fn weights(x: V::I) -> [V::F; 2] {
-        unsafe {
-            let high = V::and(x, V::splat(0xffff_0000_u32 as i32));
-            [V::from_bits(V::shl(x, 16)), V::from_bits(high)]
-        }
+        let high = V::and(x, V::splat(0xffff_0000_u32 as i32));
+        [V::from_bits(V::shl(x, 16)), V::from_bits(high)]
     }
 }
 
 /// Float weights: one fused multiply-add per value, in order.
+///
+/// # Safety
+/// As for [`StripFn`].
 #[inline(always)]
 pub(super) unsafe fn floats<V: Vector, C: CodecFloat<V>, const R: usize>(
     mut p: *const u8,
@@ -263,19 +281,17 @@ pub(super) unsafe fn floats<V: Vector, C: CodecFloat<V>, const R: usize>(
     stride: usize,
     rows: usize,
 ) {
-    unsafe {
-        let mut x = panel.cast::<f32>();
-        let mut acc = [V::splat_f(0.0); R];
-        for _ in 0..cols / C::VALUES {
-            let weights = C::weights(V::load(p));
-            for weight in &weights[..C::VALUES] {
-                for r in 0..R {
-                    acc[r] = V::fma(*weight, V::splat_f(x.add(r).read_unaligned()), acc[r]);
-                }
-                x = x.add(R);
+    let mut x = panel.cast::<f32>();
+    let mut acc = [V::splat_f(0.0); R];
+    for _ in 0..cols / C::VALUES {
+        let weights = C::weights(V::load(p));
+        for weight in &weights[..C::VALUES] {
+            for r in 0..R {
+                acc[r] = V::fma(*weight, V::splat_f(x.add(r).read_unaligned()), acc[r]);
             }
-            p = p.add(64);
+            x = x.add(R);
         }
-        store::<V, R>(acc, out, stride, rows);
+        p = p.add(64);
     }
+    store::<V, R>(acc, out, stride, rows);
 }

@@ -4,15 +4,27 @@
 //! it here and in the kernels is therefore the same arithmetic everywhere, bit
 //! for bit.
 #![allow(unsafe_code)]
-// SAFETY (of every block in this file): the caller is compiled for `V`; pointers are to local arrays.
-#![allow(clippy::undocumented_unsafe_blocks)]
+// Kernels are unsafe through and through, each for the one reason given at `Vector`.
+#![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
+
+/// Declares the methods of [`Vector`], which are all unsafe for the same reasons.
+macro_rules! methods {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $result:ty;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Safety
+            /// The caller is compiled for the instruction set; pointers are valid for what is
+            /// loaded or stored (prefetches excepted), at any alignment.
+            unsafe fn $name($($arg: $type),*) -> $result;
+        )*
+    };
+}
 
 /// 16 lanes of 32 bits, as integers (`I`) or floats (`F`).
 ///
-/// Every method is `#[inline(always)]` and must be called from code compiled
-/// for the instruction set, which is why all are unsafe; pointers need no
-/// alignment. Integer operations wrap. A dword of "bytes" or "pairs" is read
+/// Every method is `#[inline(always)]`. Integer operations wrap. A dword of "bytes" or "pairs" is read
 /// in little-endian order.
 pub(super) trait Vector: Copy + 'static {
     /// 16 integers.
@@ -23,106 +35,115 @@ pub(super) trait Vector: Copy + 'static {
     /// What [`Vector::signed`] adds to each weight byte; the caller takes it off again.
     const SIGNED_OFFSET: i32;
 
-    /// Asks for the cache line at `p`, which may be anywhere.
-    unsafe fn prefetch(p: *const u8);
-    /// 16 dwords.
-    unsafe fn load(p: *const u8) -> Self::I;
-    /// Dword i of each of 16 rows, `stride` bytes apart, for i < 4.
-    unsafe fn load_columns(p: *const u8, stride: usize) -> [Self::I; 4];
-    /// Stores 16 dwords.
-    unsafe fn store(a: Self::I, p: *mut u8);
-    /// `x` in every lane.
-    unsafe fn splat(x: i32) -> Self::I;
-    /// Bitwise and.
-    unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
-    /// Bitwise or.
-    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
-    /// Bitwise exclusive or.
-    unsafe fn xor(a: Self::I, b: Self::I) -> Self::I;
-    /// Each lane shifted left by `n` < 32.
-    unsafe fn shl(a: Self::I, n: u32) -> Self::I;
-    /// Each lane shifted right by `n` < 32, zeros moving in.
-    unsafe fn shr(a: Self::I, n: u32) -> Self::I;
-    /// Sum of lanes.
-    unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
-    /// Difference of lanes.
-    unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I;
-    /// Low 32 bits of the product of lanes.
-    unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
-    /// Sum of 16 bit halves.
-    unsafe fn add_pairs(a: Self::I, b: Self::I) -> Self::I;
-    /// `acc` + the dot product of each lane's 4 bytes (0..=127) with the same 4 signed bytes at `a` (-127..=127).
-    unsafe fn dot(acc: Self::I, weights: Self::I, a: *const i8) -> Self::I;
-    /// Signed weight bytes as [`Vector::dot_signed`] wants them.
-    unsafe fn signed(weights: Self::I) -> Self::I;
-    /// As [`Vector::dot`], for weights from [`Vector::signed`], each too large by `SIGNED_OFFSET`.
-    unsafe fn dot_signed(acc: Self::I, weights: Self::I, a: *const i8) -> Self::I;
-    /// `acc` + the dot product of each lane's 2 signed halves with the same 2 signed halves at `a`.
-    unsafe fn dot_pairs(acc: Self::I, weights: Self::I, a: *const i16) -> Self::I;
-    /// The 16 low bytes.
-    unsafe fn store_bytes(a: Self::I, p: *mut i8);
+    methods! {
+        /// Asks for the cache line at `p`, which may be anywhere.
+        fn prefetch(p: *const u8) -> ();
+        /// 16 dwords.
+        fn load(p: *const u8) -> Self::I;
+        /// Dword i of each of 16 rows, `stride` bytes apart, for i < 4.
+        fn load_columns(p: *const u8, stride: usize) -> [Self::I; 4];
+        /// Stores 16 dwords.
+        fn store(a: Self::I, p: *mut u8) -> ();
+        /// `x` in every lane.
+        fn splat(x: i32) -> Self::I;
+        /// Bitwise and.
+        fn and(a: Self::I, b: Self::I) -> Self::I;
+        /// Bitwise or.
+        fn or(a: Self::I, b: Self::I) -> Self::I;
+        /// Bitwise exclusive or.
+        fn xor(a: Self::I, b: Self::I) -> Self::I;
+        /// Each lane shifted left by `n` < 32.
+        fn shl(a: Self::I, n: u32) -> Self::I;
+        /// Each lane shifted right by `n` < 32, zeros moving in.
+        fn shr(a: Self::I, n: u32) -> Self::I;
+        /// Sum of lanes.
+        fn add_i(a: Self::I, b: Self::I) -> Self::I;
+        /// Difference of lanes.
+        fn sub_i(a: Self::I, b: Self::I) -> Self::I;
+        /// Low 32 bits of the product of lanes.
+        fn mul_i(a: Self::I, b: Self::I) -> Self::I;
+        /// Sum of 16 bit halves.
+        fn add_pairs(a: Self::I, b: Self::I) -> Self::I;
+        /// `acc` + the dot product of each lane's 4 bytes (0..=127) with the same 4 signed bytes at `a` (-127..=127).
+        fn dot(acc: Self::I, weights: Self::I, a: *const i8) -> Self::I;
+        /// Signed weight bytes as [`Vector::dot_signed`] wants them.
+        fn signed(weights: Self::I) -> Self::I;
+        /// As [`Vector::dot`], for weights from [`Vector::signed`], each too large by `SIGNED_OFFSET`.
+        fn dot_signed(acc: Self::I, weights: Self::I, a: *const i8) -> Self::I;
+        /// `acc` + the dot product of each lane's 2 signed halves with the same 2 signed halves at `a`.
+        fn dot_pairs(acc: Self::I, weights: Self::I, a: *const i16) -> Self::I;
+        /// The 16 low bytes.
+        fn store_bytes(a: Self::I, p: *mut i8) -> ();
 
-    /// Integers to floats, to nearest even.
-    unsafe fn to_f(a: Self::I) -> Self::F;
-    /// Floats to integers, to nearest even. The floats fit.
-    unsafe fn round(a: Self::F) -> Self::I;
-    /// The bits of integers as floats.
-    unsafe fn from_bits(a: Self::I) -> Self::F;
-    /// The bits of floats as integers.
-    unsafe fn to_bits(a: Self::F) -> Self::I;
+        /// Integers to floats, to nearest even.
+        fn to_f(a: Self::I) -> Self::F;
+        /// Floats to integers, to nearest even. The floats fit.
+        fn round(a: Self::F) -> Self::I;
+        /// The bits of integers as floats.
+        fn from_bits(a: Self::I) -> Self::F;
+        /// The bits of floats as integers.
+        fn to_bits(a: Self::F) -> Self::I;
 
-    /// 16 floats.
-    unsafe fn load_f(p: *const f32) -> Self::F;
-    /// Stores 16 floats.
-    unsafe fn store_f(a: Self::F, p: *mut f32);
-    /// 16 f16 values, 32 bytes.
-    unsafe fn load_half(p: *const u8) -> Self::F;
-    /// Stores 16 floats as f16, to nearest even.
-    unsafe fn store_half(a: Self::F, p: *mut u8);
-    /// The f16 in each lane's low half.
-    unsafe fn low_half(a: Self::I) -> Self::F;
-    /// The f16 in each lane's high half.
-    unsafe fn high_half(a: Self::I) -> Self::F;
-    /// Each float rounded to the nearest f16.
-    unsafe fn through_half(a: Self::F) -> Self::F;
-    /// `x` in every lane.
-    unsafe fn splat_f(x: f32) -> Self::F;
-    /// Sum.
-    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
-    /// Difference.
-    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
-    /// Product.
-    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
-    /// Quotient.
-    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
-    /// `a * b + c`, rounded once.
-    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger; `b` if either is NaN.
-    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller; `b` if either is NaN.
-    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
-    /// Lanes `from..to` of `a`, the other lanes of `other`.
-    unsafe fn select_range(from: usize, to: usize, a: Self::F, other: Self::F) -> Self::F;
+        /// 16 floats.
+        fn load_f(p: *const f32) -> Self::F;
+        /// Stores 16 floats.
+        fn store_f(a: Self::F, p: *mut f32) -> ();
+        /// 16 f16 values, 32 bytes.
+        fn load_half(p: *const u8) -> Self::F;
+        /// Stores 16 floats as f16, to nearest even.
+        fn store_half(a: Self::F, p: *mut u8) -> ();
+        /// The f16 in each lane's low half.
+        fn low_half(a: Self::I) -> Self::F;
+        /// The f16 in each lane's high half.
+        fn high_half(a: Self::I) -> Self::F;
+        /// `x` in every lane.
+        fn splat_f(x: f32) -> Self::F;
+        /// Sum.
+        fn add(a: Self::F, b: Self::F) -> Self::F;
+        /// Difference.
+        fn sub(a: Self::F, b: Self::F) -> Self::F;
+        /// Product.
+        fn mul(a: Self::F, b: Self::F) -> Self::F;
+        /// Quotient.
+        fn div(a: Self::F, b: Self::F) -> Self::F;
+        /// `a * b + c`, rounded once.
+        fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+        /// The larger; `b` if either is NaN.
+        fn max(a: Self::F, b: Self::F) -> Self::F;
+        /// The smaller; `b` if either is NaN.
+        fn min(a: Self::F, b: Self::F) -> Self::F;
+        /// Lanes `from..to` of `a`, the other lanes of `other`.
+        fn select_range(from: usize, to: usize, a: Self::F, other: Self::F) -> Self::F;
+    }
 }
 
 /// The lanes as an array.
+///
+/// # Safety
+/// As for [`Vector`].
 #[inline(always)]
 pub(super) unsafe fn lanes<V: Vector>(a: V::F) -> [f32; 16] {
     let mut out = [0.0; 16];
-    unsafe { V::store_f(a, out.as_mut_ptr()) };
+    V::store_f(a, out.as_mut_ptr());
     out
 }
 
 /// The sum of the lanes, in halves: (0 + 8) + (4 + 12) and so on.
+///
+/// # Safety
+/// As for [`Vector`].
 #[inline(always)]
 pub(super) unsafe fn sum<V: Vector>(a: V::F) -> f32 {
-    fold(unsafe { lanes::<V>(a) }, |a, b| a + b)
+    fold(lanes::<V>(a), |a, b| a + b)
 }
 
 /// The largest lane.
+///
+/// # Safety
+/// As for [`Vector`].
 #[inline(always)]
 pub(super) unsafe fn max<V: Vector>(a: V::F) -> f32 {
-    fold(unsafe { lanes::<V>(a) }, |a, b| if a > b { a } else { b })
+    fold(lanes::<V>(a), |a, b| if a > b { a } else { b })
 }
 
 /// Folds the upper half onto the lower one until one value is left.
@@ -142,46 +163,51 @@ fn fold(x: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// Without the sign.
+///
+/// # Safety
+/// As for [`Vector`].
 #[inline(always)]
 pub(super) unsafe fn abs<V: Vector>(a: V::F) -> V::F {
-    unsafe { V::from_bits(V::and(V::to_bits(a), V::splat(0x7fff_ffff))) }
+    V::from_bits(V::and(V::to_bits(a), V::splat(0x7fff_ffff)))
 }
 
 /// e to the power of each lane, within 2 units in the last place; arguments are clamped to -87..=88.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2; a Taylor polynomial of degree 7 for e^r, then n goes into the exponent.
+///
+/// # Safety
+/// As for [`Vector`].
 #[inline(always)]
 pub(super) unsafe fn exp<V: Vector>(x: V::F) -> V::F {
-    unsafe {
-        let x = V::min(V::max(x, V::splat_f(-87.0)), V::splat_f(88.0));
-        let n = V::round(V::mul(x, V::splat_f(std::f32::consts::LOG2_E)));
-        let n_f = V::to_f(n);
-        // ln 2 in two parts, the first with enough trailing zeros for n * part to be exact.
-        let r = V::fma(n_f, V::splat_f(-0.693_359_4), x);
-        let r = V::fma(n_f, V::splat_f(2.121_944_4e-4), r);
-        let mut e = V::splat_f(1.0 / 5040.0);
-        for c in [
-            1.0 / 720.0,
-            1.0 / 120.0,
-            1.0 / 24.0,
-            1.0 / 6.0,
-            0.5,
-            1.0,
-            1.0,
-        ] {
-            e = V::fma(e, r, V::splat_f(c));
-        }
-        // Adding n to the exponent is exact: -126 <= n <= 127 and e is about 1.
-        V::from_bits(V::add_i(V::to_bits(e), V::shl(n, 23)))
+    let x = V::min(V::max(x, V::splat_f(-87.0)), V::splat_f(88.0));
+    let n = V::round(V::mul(x, V::splat_f(std::f32::consts::LOG2_E)));
+    let n_f = V::to_f(n);
+    // ln 2 in two parts, the first with enough trailing zeros for n * part to be exact.
+    let r = V::fma(n_f, V::splat_f(-0.693_359_4), x);
+    let r = V::fma(n_f, V::splat_f(2.121_944_4e-4), r);
+    let mut e = V::splat_f(1.0 / 5040.0);
+    for c in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        e = V::fma(e, r, V::splat_f(c));
     }
+    // Adding n to the exponent is exact: -126 <= n <= 127 and e is about 1.
+    V::from_bits(V::add_i(V::to_bits(e), V::shl(n, 23)))
 }
 
 /// tanh of each lane: 1 - 2 / (e^2x + 1).
+///
+/// # Safety
+/// As for [`Vector`].
 #[inline(always)]
 pub(super) unsafe fn tanh<V: Vector>(x: V::F) -> V::F {
-    unsafe {
-        let one = V::splat_f(1.0);
-        let e = exp::<V>(V::add(x, x));
-        V::sub(one, V::div(V::splat_f(2.0), V::add(e, one)))
-    }
+    let one = V::splat_f(1.0);
+    let e = exp::<V>(V::add(x, x));
+    V::sub(one, V::div(V::splat_f(2.0), V::add(e, one)))
 }

@@ -186,8 +186,8 @@ fn bench_attention_and_small_ops() {
             let time = |f: &mut dyn FnMut()| fastest(20, || (0..10).for_each(|_| f())) * 1e5;
             println!(
                 "{threads} threads, {n} values in us: quantize 32 {:.2}, 256 {:.2}, norm {:.2}, add {:.2}, silu {:.2}",
-                time(&mut || cpu.quantize(&x, cols, Kinds::Q8_32, &mut view)),
-                time(&mut || cpu.quantize(&x, cols, Kinds::Q8_256, &mut view)),
+                time(&mut || cpu.quantize(&x, cols, Kinds::Q12_32, &mut view)),
+                time(&mut || cpu.quantize(&x, cols, Kinds::Q12_256, &mut view)),
                 time(&mut || cpu.rms_norm(&x, &y[..cols], 1e-5, &mut out)),
                 time(&mut || cpu.add(&mut out, &y)),
                 time(&mut || cpu.silu_mul(&mut out, &y)),

@@ -152,43 +152,23 @@ struct Quantized {
     scaled_sum: f32,
 }
 
-fn quantize_32(x: &[f32]) -> Quantized {
+fn quantize(x: &[f32]) -> Quantized {
     let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-    let factor = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+    let factor = if largest == 0.0 {
+        0.0
+    } else {
+        2032.0 / largest
+    };
     let q: Vec<i32> = x
         .iter()
         .map(|x| (x * factor).round_ties_even() as i32)
         .collect();
-    let scale = largest / 127.0;
-    let sum = q.iter().sum::<i32>() as f32;
-    let through_half = |x| f16::from_f32(x).to_f32();
+    let scale = largest / 2032.0;
+    let scaled_sum = scale * q.iter().sum::<i32>() as f32;
     Quantized {
         q,
-        scale: through_half(scale),
-        scaled_sum: through_half(scale * sum),
-    }
-}
-
-fn quantize_256(x: &[f32]) -> Quantized {
-    let mut largest = 0.0_f32;
-    for &x in x {
-        if x.abs() > largest.abs() {
-            largest = x;
-        }
-    }
-    let factor = if largest == 0.0 {
-        0.0
-    } else {
-        -127.0 / largest
-    };
-    let q = x
-        .iter()
-        .map(|x| ((x * factor).round_ties_even() as i32).min(127))
-        .collect();
-    Quantized {
-        q,
-        scale: if largest == 0.0 { 0.0 } else { 1.0 / factor },
-        scaled_sum: 0.0,
+        scale,
+        scaled_sum,
     }
 }
 
@@ -205,11 +185,7 @@ pub(super) fn dot(qtype: QuantType, row: &[u8], x: &[f32]) -> f32 {
         .chunks_exact(qtype.block_bytes())
         .map(|b| block(qtype, b));
     for (weights, x) in blocks.zip(x.chunks_exact(qtype.block_values())) {
-        let act = if x.len() == 32 {
-            quantize_32(x)
-        } else {
-            quantize_256(x)
-        };
+        let act = quantize(x);
         let sub = weights.q.len() / weights.scales.len();
         let (mut integer, mut minimum) = (0_i32, 0_i32);
         for i in 0..x.len() {
