@@ -4,6 +4,8 @@
 //! memory is being read into and which is in use. So the two invariants are asserted from outside.
 #![allow(unsafe_code)]
 
+#[path = "support/random.rs"]
+mod random;
 #[path = "support/store.rs"]
 mod support;
 
@@ -18,7 +20,8 @@ use airstream::io::sim::{Content, Fault, FaultAt, Faults, Options, Sim, Timing};
 use airstream::io::{Completion, FileId, Full, Io, Read};
 use airstream::store::integrity::Integrity;
 use airstream::store::{RowBytes, Store};
-use support::{Random, byte_at, matrices, slots};
+use random::Random;
+use support::{byte_at, matrices, slots};
 
 const SLOT_BYTES: usize = 8 << 10;
 const ROWS: [usize; 5] = [16, 300, 112, 500, 64];

@@ -2,11 +2,14 @@
 //! clear error and works again when the fault is gone. Tokens are right or do not come.
 #![allow(unsafe_code)]
 
+#[path = "support/broken.rs"]
+mod broken;
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "support/greedy.rs"]
+mod greedy;
 #[path = "support/restrict.rs"]
 mod restrict;
-#[allow(dead_code)] // Each test binary uses its part.
 mod support;
 
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
@@ -19,17 +22,20 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use airstream::engine::{Engine, Options, Spent};
-use airstream::format::quant::QuantType;
 use airstream::io::Backend;
-use engine::{argmax, greedy, open};
-use support::synth::{self, Arch, SynthSpec};
+use engine::open;
+use greedy::{argmax, greedy};
+use support::synth;
 
 const TOKENS: usize = 24;
 const PROMPT: [u32; 5] = [3, 141, 59, 26, 5];
 
 /// A model of some MiB with random weights, of which about half streams.
 fn write_model(path: &Path) {
-    let mut spec = SynthSpec::new(Arch::Llama, QuantType::Q4_0, 9);
+    let (_, mut spec) = synth::all_specs()
+        .into_iter()
+        .find(|(name, _)| name == "llama-q4_0")
+        .expect("there is one");
     (spec.layers, spec.embd, spec.ffn) = (8, 512, 1536);
     (spec.heads, spec.kv_heads, spec.head_dim) = (8, 2, 64);
     synth::write(&spec, path).expect("space for a model");
@@ -324,11 +330,8 @@ fn child_answers_with_what_it_gets() {
     if asked("NOBODY") {
         const NOBODY: libc::uid_t = 65534;
         // SAFETY: plain values.
-        assert_eq!(
-            unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) },
-            0,
-            "only root asks for it"
-        );
+        let rc = unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) };
+        assert_eq!(rc, 0, "only root asks for it");
     }
     if asked("STORM") {
         restrict::start_signal_storm();
@@ -433,7 +436,7 @@ fn without_lockable_memory_the_answer_is_the_same() {
 
 #[test]
 fn where_nothing_can_be_written_the_answer_is_the_same() {
-    check_restricted(restrict::forbid_writing, "io: ", "cannot keep checksums");
+    check_restricted(broken::forbid_writing, "io: ", "cannot keep checksums");
 }
 
 #[test]
@@ -546,7 +549,7 @@ fn permissions_revoked_in_mid_run_matter_to_the_next_run() {
             return;
         }
     }
-    fs::set_permissions(place.model(), Permissions::from_mode(0)).expect("our own");
+    fs::set_permissions(place.model(), Permissions::from_mode(0o000)).expect("our own");
     child
         .stdin
         .take()
@@ -570,7 +573,7 @@ fn bad_sectors_are_named() {
     let place = Place::new();
     let mut child = child(&place, &[]);
     // SAFETY: system calls only.
-    unsafe { child.pre_exec(restrict::break_disk) };
+    unsafe { child.pre_exec(broken::break_disk) };
     let (said, _) = run(child);
     assert!(
         said.contains("failed: cannot read ") && said.contains("model.gguf"),
@@ -581,7 +584,7 @@ fn bad_sectors_are_named() {
         .expect("the tensor is named");
     let offset: String = rest.chars().take_while(char::is_ascii_digit).collect();
     let offset: u32 = offset.parse().expect("the offset is named");
-    let near = restrict::BROKEN.start - (1 << 20)..restrict::BROKEN.end;
+    let near = broken::BROKEN.start - (1 << 20)..broken::BROKEN.end;
     assert!(
         near.contains(&offset) && said.contains("I/O error"),
         "{said}"

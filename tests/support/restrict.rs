@@ -1,12 +1,12 @@
 //! What a system may refuse or disturb, for child processes (`CommandExt::pre_exec`): system calls only, as a
 //! forked child may make.
-#![allow(dead_code)] // Each test binary uses its part.
 #![allow(unsafe_code)]
 
 use std::io::{Error, Result};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-fn answer(rc: libc::c_int) -> Result<()> {
+/// What the system said.
+pub fn answer(rc: libc::c_int) -> Result<()> {
     if rc == 0 {
         Ok(())
     } else {
@@ -15,7 +15,7 @@ fn answer(rc: libc::c_int) -> Result<()> {
 }
 
 /// One step of a filter of system calls.
-const fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+pub const fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter {
         code: code as u16,
         jt,
@@ -24,15 +24,14 @@ const fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     }
 }
 
-const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-const IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-const IF_AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
-const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-/// Where the filter finds the number of the system call, and the low half of its fourth argument.
-const CALL: u32 = 0;
-const FOURTH_ARGUMENT: u32 = 16 + 3 * 8;
+pub const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+pub const IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+pub const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+/// Where the filter finds the number of the system call.
+pub const CALL: u32 = 0;
 
-fn filter(steps: &mut [libc::sock_filter]) -> Result<()> {
+/// Installs a filter of system calls, for good.
+pub fn filter(steps: &mut [libc::sock_filter]) -> Result<()> {
     let program = libc::sock_fprog {
         len: steps.len() as u16,
         filter: steps.as_mut_ptr(),
@@ -54,24 +53,6 @@ pub fn forbid_io_uring() -> Result<()> {
     ])
 }
 
-/// The bad sectors of [`break_disk`]: offsets in any file.
-pub const BROKEN: std::ops::Range<u32> = 4_400_000..4_650_000;
-
-/// Has pread(2) fail with EIO in the range [`BROKEN`] of offsets, and io_uring forbidden so that pread is used.
-pub fn break_disk() -> Result<()> {
-    filter(&mut [
-        step(LOAD, 0, 0, CALL),
-        step(IF_EQUAL, 5, 0, libc::SYS_io_uring_setup as u32),
-        step(IF_EQUAL, 0, 3, libc::SYS_pread64 as u32),
-        step(LOAD, 0, 0, FOURTH_ARGUMENT),
-        step(IF_AT_LEAST, 0, 1, BROKEN.start),
-        step(IF_AT_LEAST, 0, 2, BROKEN.end),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EIO as u32),
-    ])
-}
-
 /// Leaves 64 KiB of memory that may be locked, as many systems have it.
 pub fn forbid_locking() -> Result<()> {
     const CAP_IPC_LOCK: libc::c_ulong = 14;
@@ -83,19 +64,6 @@ pub fn forbid_locking() -> Result<()> {
     answer(unsafe {
         libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0);
         libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit)
-    })
-}
-
-/// Lets no file grow, as on a full disk: writing fails with EFBIG.
-pub fn forbid_writing() -> Result<()> {
-    let limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: plain values; the signal that would end the process is ignored.
-    answer(unsafe {
-        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
-        libc::setrlimit(libc::RLIMIT_FSIZE, &limit)
     })
 }
 
