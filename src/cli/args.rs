@@ -22,6 +22,10 @@ pub struct EngineArgs {
     /// Threads that compute. Default: as many as this process may use.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
+    /// Whether weights must agree with their checksums each time they are read. The checksums are learnt from the
+    /// first read, and kept in the cache folder for later runs.
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
+    verify: bool,
     /// Instruction set to use (scalar, avx2, avx512, neon), for tests.
     #[arg(long, hide = true, value_name = "ISA")]
     cpu: Option<Isa>,
@@ -43,6 +47,7 @@ impl EngineArgs {
             threads: self.threads.map(usize::from),
             isa: self.cpu,
             backend: self.backend,
+            verify: self.verify,
             ..Options::default()
         }
     }
@@ -71,6 +76,14 @@ impl TraceArgs {
             Some(path) => engine.write_trace(path),
             None => Ok(()),
         }
+    }
+}
+
+fn parse_switch(text: &str) -> std::result::Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("one of on, off".into()),
     }
 }
 

@@ -22,7 +22,8 @@ use crate::model::config::Config;
 use crate::model::forward::Model;
 use crate::model::kv::Session;
 use crate::model::weights::MatrixPlan;
-use crate::store::{Counters, Store};
+use crate::store::integrity::Integrity;
+use crate::store::{Counters, Store, sidecar};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::trace::Trace;
 
@@ -48,6 +49,10 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// How to read; the best there is if none.
     pub backend: Option<Backend>,
+    /// Whether tiles must agree with their checksums each time they are read.
+    pub verify: bool,
+    /// The folder that keeps checksums between runs; the user's cache folder if none.
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -61,6 +66,8 @@ impl Default for Options {
             threads: None,
             isa: None,
             backend: None,
+            verify: true,
+            cache: None,
         }
     }
 }
@@ -225,7 +232,9 @@ impl Engine {
         let files = Arc::new(io::open_model(&paths, Access::Direct)?);
         let io = io::choose(&files, &regions, plan.depth(), options.backend)?;
         let cut = tile::cut(&list, plan.slot_bytes);
-        let store = Store::new(list, cut, paths, slots, io, plan.window);
+        let cache = options.cache.clone().or_else(sidecar::cache_folder);
+        let integrity = Integrity::new(files, &cut.0, options.verify, cache.as_deref());
+        let store = Store::new(list, cut, paths, slots, io, plan.window).with_integrity(integrity);
         let sessions = (0..options.sessions)
             .map(|_| Session::new(layers, plan.layout, plan.context))
             .collect();
@@ -320,9 +329,10 @@ impl Engine {
         self.sessions[session].len()
     }
 
-    /// Forgets a session's conversation.
+    /// Forgets a session's conversation, and remembers for later runs what was learnt of the files meanwhile.
     pub fn clear(&mut self, session: usize) {
         self.sessions[session].clear(&mut self.store);
+        self.store.save_checksums();
     }
 
     /// Runs one sweep over `rows`, at most as many as the plan's limits; adds to `spent` what it took.

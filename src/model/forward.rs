@@ -201,7 +201,7 @@ impl Model {
     /// Runs one sweep. Rows of one session must stand in the order of their positions.
     ///
     /// # Errors
-    /// A read failed, or a session's context is full. No session has advanced then, and the sweep may be tried again.
+    /// A read failed, a file was changed, or a session's context is full. No session has advanced then, and the sweep may be tried again.
     pub fn sweep(
         &mut self,
         rows: &[Row],
@@ -224,6 +224,7 @@ impl Model {
             self.feed_forward(layer, count, store, cpu)?;
         }
         self.head(rows, store, cpu)?;
+        store.finish_sweep()?;
         for (index, session) in sessions.iter_mut().enumerate() {
             session.advance(rows.iter().filter(|row| row.session == index).count());
         }

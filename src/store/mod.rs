@@ -8,10 +8,16 @@
 //!
 //! Two invariants, asserted here: *a slot being read is never handed out*, and
 //! *a slot handed out is never read into*.
+//!
+//! What arrives is compared with its checksum before anyone sees it
+//! ([`integrity`]). A read that fails matters only if the pass at hand needs
+//! its tile; ahead of that it is forgotten, and the tile read when its turn comes.
 #![allow(unsafe_code)]
 
+pub mod integrity;
 mod reads;
 mod rows;
+pub mod sidecar;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -25,6 +31,7 @@ use crate::io::{Completion, Io};
 use crate::residency::Residency;
 use crate::trace::{Trace, What};
 
+use integrity::Integrity;
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
 
@@ -51,6 +58,10 @@ struct TileState {
     slot: SlotId,
     /// Its rows lie in the kernels' packed order (only kept tiles do).
     packed: bool,
+    /// Reads so far that brought nothing, while reading.
+    tries: u8,
+    /// It was read already and did not agree with its checksum, while reading.
+    doubted: bool,
     /// Bytes of its aligned range that have arrived, while reading.
     arrived: u32,
     /// The pass in which it was last handed out.
@@ -75,6 +86,8 @@ pub struct Counters {
     pub read_bytes: u64,
     /// Reads that finished.
     pub reads: u64,
+    /// Tiles that did not agree with their checksums and were read again.
+    pub doubted: u64,
     /// Time in which the caller waited for a read with nothing to compute.
     pub stalled: Duration,
 }
@@ -103,6 +116,11 @@ pub struct Store {
     pass: u32,
     row_reads: [RowRead; ROWS_MAX],
     rows_pending: usize,
+    /// Why a row of the batch could not be read.
+    rows_failed: Option<Error>,
+    integrity: Integrity,
+    /// [`Counters::reads`] when the files were last looked at.
+    reads_looked_at: u64,
     done: [Completion; REAP_MAX],
     counters: Counters,
     /// An error met while the device computed; the next `acquire` reports it.
@@ -131,6 +149,8 @@ impl Store {
             phase: Phase::Absent,
             slot: 0,
             packed: false,
+            tries: 0,
+            doubted: false,
             arrived: 0,
             pass: 0,
         };
@@ -154,6 +174,9 @@ impl Store {
             pass: 0,
             row_reads: [RowRead::default(); ROWS_MAX],
             rows_pending: 0,
+            rows_failed: None,
+            integrity: Integrity::default(),
+            reads_looked_at: 0,
             done: [Completion::NONE; REAP_MAX],
             counters: Counters::default(),
             failed: None,
@@ -161,10 +184,20 @@ impl Store {
         }
     }
 
+    /// The same store, which from now on verifies what it reads.
+    pub fn with_integrity(mut self, integrity: Integrity) -> Self {
+        self.integrity = integrity;
+        self
+    }
+
     /// Bytes of the tables that a store keeps for `tiles` tiles.
     pub const fn table_bytes(tiles: usize) -> usize {
-        // Tile, state, acquired list, and the policy's queue, ranks and rates.
-        tiles * (size_of::<Tile>() + size_of::<TileState>() + 4 * size_of::<u32>())
+        // Tile, state, checksum, acquired list, and the policy's queue, ranks and rates.
+        tiles
+            * (size_of::<Tile>()
+                + size_of::<TileState>()
+                + Integrity::TILE_BYTES
+                + 4 * size_of::<u32>())
     }
 
     /// The matrices, in the order of the sweep.
@@ -347,6 +380,50 @@ impl Store {
         self.acquired.clear();
     }
 
+    /// Ends a sweep; until then its results do not count.
+    ///
+    /// # Errors
+    /// A file was changed, so what this sweep read of it may be anything. All tiles are forgotten; later sweeps
+    /// fail too, unless the file is put back as it was.
+    pub fn finish_sweep(&mut self) -> Result<()> {
+        if self.counters.reads == self.reads_looked_at {
+            return Ok(());
+        }
+        self.reads_looked_at = self.counters.reads;
+        let looked = self.integrity.look();
+        if looked.is_err() {
+            self.forget();
+        }
+        looked
+    }
+
+    /// Drops every tile, and all that is known of their contents.
+    fn forget(&mut self) {
+        assert!(
+            self.acquired.is_empty(),
+            "files are looked at between passes"
+        );
+        while self.io.in_flight() > 0 {
+            if let Err(error) = self.reap(true) {
+                log::debug!("while all tiles are forgotten: {error}");
+                break;
+            }
+        }
+        for tile in 0..self.tiles.len() as u32 {
+            if self.states[tile as usize].phase == Phase::Ready {
+                self.give_up(tile);
+            }
+        }
+        self.integrity.forget();
+        self.restart_ahead();
+    }
+
+    /// Writes checksums that were learnt into the user's cache folder; not for the hot path. Dropping the store
+    /// does it too.
+    pub fn save_checksums(&mut self) {
+        self.integrity.save();
+    }
+
     /// Takes a slot away from the weights, for a KV page.
     ///
     /// Must be called between passes, when no tile is handed out.
@@ -407,6 +484,13 @@ impl Store {
         (to + tiles - from) % tiles.max(1)
     }
 
+    /// Whether the pass at hand needs the tile and has not had it yet.
+    fn waits_for(&self, tile: u32) -> bool {
+        self.waiting > 0
+            && self.current.contains(&tile)
+            && self.states[tile as usize].pass != self.pass
+    }
+
     /// Drops a tile that is in memory and not in use; its slot is free.
     fn give_up(&mut self, tile: u32) {
         let state = &mut self.states[tile as usize];
@@ -427,14 +511,20 @@ impl Store {
         for back in 1..=tiles {
             let tile = (self.current.end + tiles - back) % tiles;
             let state = &self.states[tile as usize];
-            let needed_now = self.current.contains(&tile) && state.pass != self.pass;
-            if state.phase == Phase::Ready && !self.residency.keeps(tile) && !needed_now {
+            let ready = state.phase == Phase::Ready;
+            if ready && !self.residency.keeps(tile) && !self.waits_for(tile) {
                 self.give_up(tile);
                 self.restart_ahead();
                 return true;
             }
         }
         false
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.integrity.save();
     }
 }
 
