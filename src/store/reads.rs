@@ -36,6 +36,8 @@ pub(super) fn queue_full() -> Error {
 impl Store {
     /// Takes in finished reads and submits the next ones; never blocks.
     pub(super) fn poll(&mut self) -> Result<()> {
+        // Slots that were released wait for reads: those go out before time is spent on checking what arrived.
+        self.read_ahead()?;
         self.reap(false)?;
         self.read_ahead()
     }

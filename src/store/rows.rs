@@ -89,6 +89,7 @@ impl Store {
                 self.counters.stalled += start.elapsed();
                 self.trace.end(begun, What::Stall);
                 if let Some(error) = self.rows_failed.take() {
+                    self.forget_if_changed();
                     return Err(error);
                 }
             }
