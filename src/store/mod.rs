@@ -16,6 +16,7 @@
 
 pub mod integrity;
 mod reads;
+mod resize;
 mod rows;
 pub mod sidecar;
 
@@ -104,6 +105,8 @@ pub struct Store {
     io: Box<dyn Io>,
     slots: Slots,
     free: Vec<SlotId>,
+    /// Slots that are out of use while the budget is smaller than the arena.
+    withdrawn: Vec<SlotId>,
     /// The slot that single rows are read into.
     rows_slot: SlotId,
     /// The begun range, and how many of its tiles were not handed out yet.
@@ -165,6 +168,7 @@ impl Store {
             residency,
             io,
             slots,
+            withdrawn: Vec::new(),
             free,
             rows_slot,
             current: 0..0,
