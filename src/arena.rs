@@ -54,6 +54,8 @@ unsafe impl Plain for u8 {}
 unsafe impl Plain for f32 {}
 // SAFETY: plain numbers.
 unsafe impl Plain for u32 {}
+// SAFETY: plain numbers.
+unsafe impl Plain for u64 {}
 
 /// The arena while fixed spans are still being carved from it.
 pub struct Reservation {

@@ -23,6 +23,8 @@ pub mod sidecar;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::arena::{SlotId, Slots};
@@ -126,6 +128,8 @@ pub struct Store {
     reads_looked_at: u64,
     done: [Completion; REAP_MAX],
     counters: Counters,
+    /// [`Counters::read_bytes`], for another thread to watch.
+    arrived_bytes: Arc<AtomicU64>,
     /// An error met while the device computed; the next `acquire` reports it.
     failed: Option<Error>,
     trace: Trace,
@@ -183,6 +187,7 @@ impl Store {
             reads_looked_at: 0,
             done: [Completion::NONE; REAP_MAX],
             counters: Counters::default(),
+            arrived_bytes: Arc::default(),
             failed: None,
             trace: Trace::default(),
         }
@@ -232,6 +237,11 @@ impl Store {
     /// What was done so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Bytes that arrived from disk so far, for another thread to watch a long sweep by.
+    pub fn arrived_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.arrived_bytes)
     }
 
     /// What performs the reads.
