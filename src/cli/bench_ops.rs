@@ -9,6 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::report;
+use crate::arena::Reservation;
 use crate::device::cpu::{
     Activations, AttentionRow, Cpu, Isa, Kinds, KvLayout, RopePairing, TileView, fastest,
 };
@@ -60,7 +61,9 @@ pub fn run(file: &Path, options: &Options, json: bool) -> Result<()> {
     let row_bytes = QuantType::F32.row_bytes(config.dim.max(config.ff).max(config.q_dim()));
     let isa = options.isa.unwrap_or_else(Isa::detect);
     let cpu = Cpu::new(threads(options), isa, row_bytes)?;
-    let mut buffer = vec![u64::from_le_bytes([FILL; 8]); BUFFER_BYTES / 8];
+    // Of huge pages, as the engine's arena is.
+    let mut buffer = Reservation::new(BUFFER_BYTES)?.carve::<u64>(BUFFER_BYTES / 8)?;
+    buffer.fill(u64::from_le_bytes([FILL; 8]));
     let (read, dot) = (cpu.read_rate(&buffer), cpu.dot_rate());
     let sweep_s = loaded.matrices.sweep_bytes() as f64 / read;
     let layers = config.layers.len();

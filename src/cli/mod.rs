@@ -10,6 +10,7 @@ pub mod fetch;
 mod inspect;
 mod perplexity;
 mod plan;
+mod progress;
 mod report;
 mod run;
 mod stop;

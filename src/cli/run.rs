@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::args::{EngineArgs, TraceArgs};
 use super::stop::Stop;
-use super::{fetch, report};
+use super::{fetch, progress, report};
 use crate::engine::{Engine, Spent};
 use crate::error::{Error, Kind, Result};
 use crate::text::{Message, Sampler, SamplerOptions, Utf8Stream};
@@ -234,18 +234,10 @@ impl Conversation<'_> {
             &tokens[..]
         };
         let stop = self.stop.clone();
-        let progress = new.len() > 512 && io::stderr().is_terminal();
-        let whole = self
-            .engine
-            .prefill(0, new, &mut self.total.prefill, |done| {
-                if progress {
-                    eprint!("\rread {done} of {} tokens", new.len());
-                }
-                !stop.asked()
-            })?;
-        if progress {
-            eprint!("\r\x1b[K");
-        }
+        let whole = progress::while_reading(self.engine.store().arrived_bytes(), || {
+            self.engine
+                .prefill(0, new, &mut self.total.prefill, |_| !stop.asked())
+        })?;
         if !whole {
             self.forget();
             return Ok(End::Stopped);

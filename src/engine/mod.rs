@@ -17,7 +17,7 @@ use crate::device::cpu::{Cpu, Isa};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 use crate::format::tile;
-use crate::io::{self, Access, Backend, Region};
+use crate::io::{self, Access, Backend, Files, Region};
 use crate::model::config::Config;
 use crate::model::forward::Model;
 use crate::model::kv::Session;
@@ -175,6 +175,8 @@ pub struct Engine {
     cpu: Cpu,
     plan: Plan,
     batch: Vec<Row>,
+    files: Arc<Files>,
+    backend: Option<Backend>,
 }
 
 impl Engine {
@@ -225,7 +227,7 @@ impl Engine {
         drop(gguf);
         let slots = arena.seal(plan.slot_bytes);
         let regions: Vec<Region> = slots
-            .regions()
+            .regions(|_| true)
             .into_iter()
             .map(|(start, len)| Region { start, len })
             .collect();
@@ -233,7 +235,8 @@ impl Engine {
         let io = io::choose(&files, &regions, plan.depth(), options.backend)?;
         let cut = tile::cut(&list, plan.slot_bytes);
         let cache = options.cache.clone().or_else(sidecar::cache_folder);
-        let integrity = Integrity::new(files, &cut.0, options.verify, cache.as_deref());
+        let integrity =
+            Integrity::new(Arc::clone(&files), &cut.0, options.verify, cache.as_deref());
         let store = Store::new(list, cut, paths, slots, io, plan.window).with_integrity(integrity);
         let sessions = (0..options.sessions)
             .map(|_| Session::new(layers, plan.layout, plan.context))
@@ -247,12 +250,30 @@ impl Engine {
             store,
             cpu,
             plan,
+            files,
+            backend: options.backend,
         })
     }
 
     /// How the budget was divided.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Changes the memory budget between sweeps, down or up to what the engine was opened with.
+    ///
+    /// Conversations go on, and their contexts can still grow to what was planned. Fewer or more weights stay in
+    /// memory from the next sweep on.
+    ///
+    /// # Errors
+    /// The budget cannot hold the buffers, the full context and a window of reads; nothing has changed then.
+    pub fn set_memory(&mut self, memory: u64) -> Result<()> {
+        let plan = self.plan.resized(memory)?;
+        let (files, backend) = (&self.files, self.backend);
+        let reopen = |regions: &[Region]| io::choose(files, regions, plan.depth(), backend);
+        self.store.resize(plan.slots as u32, reopen)?;
+        self.plan = plan;
+        Ok(())
     }
 
     /// The model's shape.

@@ -74,6 +74,8 @@ pub struct Plan {
     pub slot_bytes: usize,
     /// Slots of the pool that weights and KV pages share.
     pub slots: usize,
+    /// Slots that there is address space for: the budget may grow to them.
+    pub slots_reserved: usize,
     /// Slots that all KV pages take when every session's context is full.
     pub pages_full: usize,
     /// Layout of a page.
@@ -259,14 +261,7 @@ impl Plan {
             capacity as u32,
             window,
         );
-        lines.push(Line {
-            what: "slots: KV pages (context full)",
-            bytes: (pages_full * slot_bytes) as u64,
-        });
-        lines.push(Line {
-            what: "slots: weights",
-            bytes: ((slots - pages_full) * slot_bytes) as u64,
-        });
+        lines.extend(slot_lines(slots, pages_full, slot_bytes));
         Some(Plan {
             memory: request.memory,
             lines,
@@ -274,6 +269,7 @@ impl Plan {
             limits,
             slot_bytes,
             slots,
+            slots_reserved: slots,
             pages_full,
             layout,
             window,
@@ -281,6 +277,38 @@ impl Plan {
             tiles,
             residency,
         })
+    }
+
+    /// The same division of another budget: only the number of slots in use differs.
+    ///
+    /// # Errors
+    /// The budget cannot hold the minimum; the error says what the minimum is.
+    pub fn resized(&self, memory: u64) -> Result<Plan> {
+        let slot_bytes = self.slot_bytes as u64;
+        let others = self.total_bytes() - self.slots as u64 * slot_bytes;
+        let least = 1 + self.pages_full + self.window as usize;
+        let slots =
+            (memory.saturating_sub(others) / slot_bytes).min(self.slots_reserved as u64) as usize;
+        if slots < least {
+            let minimum = (others + least as u64 * slot_bytes).div_ceil(1 << 20);
+            return Err(Error::new(
+                Kind::Budget,
+                format!(
+                    "a budget of {} MiB cannot hold what is in use",
+                    memory >> 20
+                ),
+                format!(
+                    "leave at least {minimum} MiB, or open the model again with a smaller context"
+                ),
+            ));
+        }
+        let mut plan = self.clone();
+        (plan.memory, plan.slots) = (memory, slots);
+        plan.lines.truncate(self.lines.len() - 2);
+        plan.lines
+            .extend(slot_lines(slots, self.pages_full, self.slot_bytes));
+        plan.residency.set_capacity(slots as u32 - 1);
+        Ok(plan)
     }
 
     /// Reads in flight at most.
@@ -316,4 +344,16 @@ impl Plan {
             .map(|t| self.tiles[t as usize].read_bytes() as u64)
             .sum()
     }
+}
+
+/// The last two lines of a budget: the pool.
+fn slot_lines(slots: usize, pages_full: usize, slot_bytes: usize) -> [Line; 2] {
+    let line = |what, slots: usize| Line {
+        what,
+        bytes: (slots * slot_bytes) as u64,
+    };
+    [
+        line("slots: KV pages (context full)", pages_full),
+        line("slots: weights", slots - pages_full),
+    ]
 }

@@ -168,7 +168,7 @@ fn measure_from(
     // An arena as the engine has it: its huge pages make for fewer requests to the disk than small ones.
     let slots = Reservation::new(read_bytes as usize * depth)?.seal(read_bytes as usize);
     let regions: Vec<Region> = slots
-        .regions()
+        .regions(|_| true)
         .into_iter()
         .map(|(start, len)| Region { start, len })
         .collect();

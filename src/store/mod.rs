@@ -16,12 +16,15 @@
 
 pub mod integrity;
 mod reads;
+mod resize;
 mod rows;
 pub mod sidecar;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::arena::{SlotId, Slots};
@@ -104,6 +107,8 @@ pub struct Store {
     io: Box<dyn Io>,
     slots: Slots,
     free: Vec<SlotId>,
+    /// Slots that are out of use while the budget is smaller than the arena.
+    withdrawn: Vec<SlotId>,
     /// The slot that single rows are read into.
     rows_slot: SlotId,
     /// The begun range, and how many of its tiles were not handed out yet.
@@ -123,6 +128,8 @@ pub struct Store {
     reads_looked_at: u64,
     done: [Completion; REAP_MAX],
     counters: Counters,
+    /// [`Counters::read_bytes`], for another thread to watch.
+    arrived_bytes: Arc<AtomicU64>,
     /// An error met while the device computed; the next `acquire` reports it.
     failed: Option<Error>,
     trace: Trace,
@@ -165,6 +172,7 @@ impl Store {
             residency,
             io,
             slots,
+            withdrawn: Vec::new(),
             free,
             rows_slot,
             current: 0..0,
@@ -179,6 +187,7 @@ impl Store {
             reads_looked_at: 0,
             done: [Completion::NONE; REAP_MAX],
             counters: Counters::default(),
+            arrived_bytes: Arc::default(),
             failed: None,
             trace: Trace::default(),
         }
@@ -228,6 +237,11 @@ impl Store {
     /// What was done so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Bytes that arrived from disk so far, for another thread to watch a long sweep by.
+    pub fn arrived_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.arrived_bytes)
     }
 
     /// What performs the reads.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use std::sync::atomic::Ordering;
+
 use nix::errno::Errno;
 
 use super::{Phase, REAP_MAX, Store};
@@ -180,6 +182,14 @@ impl Store {
         result
     }
 
+    /// Counts a read that brought `bytes`.
+    pub(super) fn count_read(&mut self, bytes: u32) {
+        self.counters.read_bytes += u64::from(bytes);
+        self.counters.reads += 1;
+        self.arrived_bytes
+            .fetch_add(u64::from(bytes), Ordering::Relaxed);
+    }
+
     fn tile_done(&mut self, completion: &Completion) -> Result<()> {
         let tile = completion.token as u32;
         let what = self.tiles[tile as usize];
@@ -194,8 +204,7 @@ impl Store {
             Err(errno) => self.failed(tile, errno.desc()),
             Ok(0) => self.failed(tile, FILE_ENDS),
             Ok(bytes) => {
-                self.counters.read_bytes += u64::from(bytes);
-                self.counters.reads += 1;
+                self.count_read(bytes);
                 let arrived = arrived_before + bytes;
                 if arrived as usize >= what.lead() + what.bytes as usize {
                     return self.arrived(tile);

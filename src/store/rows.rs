@@ -217,8 +217,7 @@ impl Store {
             Err(errno) => Some(errno.desc()),
             Ok(0) => Some(FILE_ENDS),
             Ok(bytes) => {
-                self.counters.read_bytes += u64::from(bytes);
-                self.counters.reads += 1;
+                self.count_read(bytes);
                 if u64::from(arrived + bytes) >= needed {
                     return Ok(());
                 }
