@@ -218,6 +218,10 @@ fn a_prompt_is_one_pass_over_the_disk_and_both_sides_are_busy() {
             let seconds = machine.sweep(rows);
             let streamed = plan.streamed_bytes(plan.pages_at(&shape.config, rows + 1));
             let share = roofline(&shape, streamed, speed) / seconds;
+            assert!(
+                share >= 0.97,
+                "{disk} GB/s, {compute} GB/s: {share:.3} of the roofline"
+            );
             let read = machine.read_bytes() - before;
             // One sweep may end with a window more or less read ahead than it began with.
             let window = u64::from(plan.window) * plan.slot_bytes as u64;
