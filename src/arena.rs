@@ -54,6 +54,8 @@ unsafe impl Plain for u8 {}
 unsafe impl Plain for f32 {}
 // SAFETY: plain numbers.
 unsafe impl Plain for u32 {}
+// SAFETY: plain numbers.
+unsafe impl Plain for u64 {}
 
 /// The arena while fixed spans are still being carved from it.
 pub struct Reservation {
@@ -232,18 +234,30 @@ impl Slots {
         }
     }
 
-    /// The slots as few long regions of whole slots, none longer than io_uring takes as one buffer.
-    pub fn regions(&self) -> Vec<(NonNull<u8>, usize)> {
-        let per_region = (REGION_BYTES_MAX / self.slot_bytes) as u32;
-        (0..self.count)
-            .step_by(per_region.max(1) as usize)
-            .map(|slot| {
-                (
-                    self.ptr(slot),
-                    per_region.min(self.count - slot) as usize * self.slot_bytes,
-                )
-            })
-            .collect()
+    /// Gives the memory of a slot back to the system; it reads as zeros when it is used again.
+    ///
+    /// Nobody may use the slot meanwhile, the kernel's registered buffers included (those keep the memory).
+    pub fn discard(&self, slot: SlotId) {
+        let start = self.ptr(slot).cast::<c_void>();
+        // SAFETY: the range is one slot of the mapping, which nobody uses.
+        let discarded = unsafe { madvise(start, self.slot_bytes, MmapAdvise::MADV_DONTNEED) };
+        debug_assert!(discarded.is_ok());
+    }
+
+    /// The slots that are `live` as few long regions, none longer than io_uring takes as one buffer.
+    pub fn regions(&self, live: impl Fn(SlotId) -> bool) -> Vec<(NonNull<u8>, usize)> {
+        let per_region = (REGION_BYTES_MAX / self.slot_bytes).max(1);
+        let mut regions: Vec<(SlotId, usize)> = Vec::new();
+        for slot in (0..self.count).filter(|&slot| live(slot)) {
+            match regions.last_mut() {
+                Some((first, len)) if *first + *len as u32 == slot && *len < per_region => {
+                    *len += 1
+                }
+                _ => regions.push((slot, 1)),
+            }
+        }
+        let region = |(first, len): (SlotId, usize)| (self.ptr(first), len * self.slot_bytes);
+        regions.into_iter().map(region).collect()
     }
 }
 
@@ -266,7 +280,9 @@ mod tests {
             slots.ptr(1).as_ptr() as usize - slots.ptr(0).as_ptr() as usize,
             8192
         );
-        assert_eq!(slots.regions().len(), 1);
+        assert_eq!(slots.regions(|_| true), [(slots.ptr(0), 7 * 8192)]);
+        let split = slots.regions(|slot| slot != 2);
+        assert_eq!(split, [(slots.ptr(0), 2 * 8192), (slots.ptr(3), 4 * 8192)]);
         assert_eq!(a[99], 1.0);
     }
 

@@ -8,6 +8,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`error`] | operating errors, each with its remedy |
+//! | [`trace`] | what happened when, for a viewer |
 //! | [`arena`] | one reservation: carve, seal, then only slots |
 //! | [`mod@io`] | submit reads, reap completions: io_uring, positioned reads, simulation |
 //! | [`mod@format`] | GGUF files, quant block layouts, and how matrices become tiles |
@@ -33,5 +34,6 @@ pub mod model;
 pub mod residency;
 pub mod store;
 pub mod text;
+pub mod trace;
 
 pub use error::{Error, Result};

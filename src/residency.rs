@@ -95,6 +95,11 @@ impl Residency {
         self.rank[tile as usize] >= self.given_up().min(self.by_row)
     }
 
+    /// Whether any tile passes through the window in every sweep.
+    pub fn streams(&self) -> bool {
+        self.given_up() > self.by_row
+    }
+
     /// Tiles that pass through the window in every sweep.
     pub fn streamed(&self) -> impl Iterator<Item = u32> + '_ {
         let places = self.given_up().min(self.by_row) as usize..self.given_up() as usize;

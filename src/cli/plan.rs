@@ -18,12 +18,8 @@ pub struct PlanArgs {
     file: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Read bandwidth of the disk in GB/s. Default: a short measurement.
-    #[arg(long, value_name = "X")]
-    nvme_gbps: Option<f64>,
-    /// Read bandwidth of memory in GB/s. Default: a short measurement.
-    #[arg(long, value_name = "Y")]
-    dram_gbps: Option<f64>,
+    #[command(flatten)]
+    machine: report::MachineArgs,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -59,8 +55,7 @@ impl PlanArgs {
         let loaded = Loaded::read(&self.file)?;
         let options = self.engine.options();
         let plan = loaded.plan(&options)?;
-        let threads = crate::engine::threads(&options);
-        let machine = report::measure_machine(&self.file, threads, self.nvme_gbps, self.dram_gbps)?;
+        let machine = self.machine.measure(&self.file, &plan, &options)?;
         let sweep_bytes = loaded.matrices.sweep_bytes();
         let predict = |context: usize| {
             let sweep = roofline::decode(&plan, &loaded.config, sweep_bytes, context, &machine);

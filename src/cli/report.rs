@@ -4,17 +4,17 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use clap::Args;
+
 use crate::engine::roofline::Machine;
-use crate::engine::{Plan, Spent};
+use crate::engine::{self, Options, Plan, Spent};
 use crate::error::Result;
 use crate::io;
 
 /// Long enough to fill the disk's queue, short enough to wait for.
 const DISK_MEASURED_FOR: Duration = Duration::from_millis(500);
-const DISK_READ_BYTES: u32 = 1 << 20;
-const DISK_DEPTH: usize = 8;
-/// Larger than any cache.
-const DRAM_MEASURED_BYTES: usize = 256 << 20;
+/// Larger than any cache, where the budget allows.
+const DRAM_MEASURED_BYTES: std::ops::RangeInclusive<usize> = 32 << 20..=256 << 20;
 
 /// Bytes with a binary unit.
 pub fn bytes(bytes: u64) -> String {
@@ -69,31 +69,48 @@ pub fn disk_rate(spent: &Spent) -> f64 {
     spent.read_bytes as f64 / spent.time.as_secs_f64().max(1e-9)
 }
 
-/// Measures how fast the disk under `path` and the DRAM are, unless the user says.
-pub fn measure_machine(
-    path: &Path,
-    threads: usize,
+/// How fast the machine is, where the user says so.
+#[derive(Args, Clone, Copy)]
+pub struct MachineArgs {
+    /// Read bandwidth of the disk in GB/s. Default: a short measurement.
+    #[arg(long, value_name = "X")]
     nvme_gbps: Option<f64>,
+    /// Read bandwidth of memory in GB/s. Default: a short measurement.
+    #[arg(long, value_name = "Y")]
     dram_gbps: Option<f64>,
-) -> Result<Machine> {
-    let nvme_bytes_per_s = match nvme_gbps {
-        Some(gbps) => gbps * 1e9,
-        None => io::measure::measure(path, DISK_READ_BYTES, DISK_DEPTH, DISK_MEASURED_FOR, None)?
-            .bytes_per_second(),
-    };
-    let dram_bytes_per_s = match dram_gbps {
-        Some(gbps) => gbps * 1e9,
-        None => dram_bandwidth(threads),
-    };
-    Ok(Machine {
-        nvme_bytes_per_s,
-        dram_bytes_per_s,
-    })
 }
 
-/// Bytes per second that `threads` threads read from DRAM together: the best of some passes.
-fn dram_bandwidth(threads: usize) -> f64 {
-    let words = vec![1u64; DRAM_MEASURED_BYTES / 8];
+impl MachineArgs {
+    /// Measures how fast the disk under `path` and the DRAM are, unless the user says.
+    ///
+    /// The disk is read as the engine would by this plan: reads of a slot's size, as many in flight. Takes some memory
+    /// of its own, so no engine should be open under a tight limit.
+    pub fn measure(&self, path: &Path, plan: &Plan, options: &Options) -> Result<Machine> {
+        let (nvme_bytes_per_s, nvme_cpu_ms_per_gb) = match self.nvme_gbps {
+            Some(gbps) => (gbps * 1e9, None),
+            None => {
+                let (size, depth) = (plan.slot_bytes as u32, plan.depth());
+                let found =
+                    io::measure::measure(path, size, depth, DISK_MEASURED_FOR, options.backend)?;
+                (found.bytes_per_second(), Some(found.cpu_ms_per_gb()))
+            }
+        };
+        let dram_bytes_per_s = match self.dram_gbps {
+            Some(gbps) => gbps * 1e9,
+            None => dram_bandwidth(engine::threads(options), plan.total_bytes() as usize),
+        };
+        Ok(Machine {
+            nvme_bytes_per_s,
+            dram_bytes_per_s,
+            nvme_cpu_ms_per_gb,
+        })
+    }
+}
+
+/// Bytes per second that `threads` threads read from DRAM together: the best of some passes over at most `bytes`.
+fn dram_bandwidth(threads: usize, bytes: usize) -> f64 {
+    let bytes = bytes.clamp(*DRAM_MEASURED_BYTES.start(), *DRAM_MEASURED_BYTES.end());
+    let words = vec![1u64; bytes / 8];
     let mut best = f64::INFINITY;
     for _ in 0..4 {
         let start = Instant::now();
@@ -113,5 +130,5 @@ fn dram_bandwidth(threads: usize) -> f64 {
         });
         best = best.min(start.elapsed().as_secs_f64());
     }
-    DRAM_MEASURED_BYTES as f64 / best
+    bytes as f64 / best
 }

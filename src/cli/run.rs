@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::EngineArgs;
+use super::args::{EngineArgs, TraceArgs};
 use super::stop::Stop;
-use super::{fetch, report};
+use super::{fetch, progress, report};
 use crate::engine::{Engine, Spent};
 use crate::error::{Error, Kind, Result};
 use crate::text::{Message, Sampler, SamplerOptions, Utf8Stream};
+use crate::trace::What;
 
 /// Answer a prompt, or chat.
 ///
@@ -23,6 +24,8 @@ pub struct Run {
     model: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    trace: TraceArgs,
     /// Tokens to answer with at most. Default: until the model ends or the context is full.
     #[arg(short = 'n', long, value_name = "MAX")]
     max_tokens: Option<usize>,
@@ -88,7 +91,8 @@ impl Run {
             Some(path) => path.clone(),
             None => fetch::fetch(&fetch::SMOLLM2_135M)?,
         };
-        let engine = Engine::open(&model, &self.engine.options())?;
+        let mut engine = Engine::open(&model, &self.engine.options())?;
+        self.trace.start(&mut engine);
         let sampler = Sampler::new(self.sampling(), engine.config().vocab);
         let messages = self
             .system
@@ -112,6 +116,7 @@ impl Run {
             None => conversation.chat()?,
         }
         eprint!("{}", conversation.summary());
+        self.trace.finish(&mut conversation.engine)?;
         Ok(())
     }
 
@@ -229,18 +234,10 @@ impl Conversation<'_> {
             &tokens[..]
         };
         let stop = self.stop.clone();
-        let progress = new.len() > 512 && io::stderr().is_terminal();
-        let whole = self
-            .engine
-            .prefill(0, new, &mut self.total.prefill, |done| {
-                if progress {
-                    eprint!("\rread {done} of {} tokens", new.len());
-                }
-                !stop.asked()
-            })?;
-        if progress {
-            eprint!("\r\x1b[K");
-        }
+        let whole = progress::while_reading(self.engine.store().arrived_bytes(), || {
+            self.engine
+                .prefill(0, new, &mut self.total.prefill, |_| !stop.asked())
+        })?;
         if !whole {
             self.forget();
             return Ok(End::Stopped);
@@ -292,8 +289,10 @@ impl Conversation<'_> {
             if self.stop.asked() || gone {
                 break End::Stopped;
             }
+            let begun = self.engine.trace().begin();
             let token = self.sampler.sample(self.engine.logits(0));
             self.sampler.accept(token);
+            self.engine.trace().end(begun, What::Sample);
             let tokenizer = self.engine.tokenizer()?;
             if tokenizer.is_eog(token) {
                 break End::Token;

@@ -7,6 +7,7 @@
 pub mod plan;
 pub mod roofline;
 
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,19 +17,18 @@ use crate::device::cpu::{Cpu, Isa};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 use crate::format::tile;
-use crate::io::{self, Access, Backend, Region};
+use crate::io::{self, Access, Backend, Files, Region};
 use crate::model::config::Config;
 use crate::model::forward::Model;
 use crate::model::kv::Session;
 use crate::model::weights::MatrixPlan;
-use crate::store::{Counters, Store};
+use crate::store::integrity::Integrity;
+use crate::store::{Counters, Store, sidecar};
 use crate::text::{ChatTemplate, Tokenizer};
+use crate::trace::Trace;
 
 pub use crate::model::forward::Row;
 pub use plan::{Line, Plan, Request};
-
-/// Reads in flight at least, whatever the window: single rows are read in batches.
-const DEPTH_MIN: usize = 8;
 
 /// How to open a model.
 #[derive(Debug, Clone)]
@@ -49,6 +49,10 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// How to read; the best there is if none.
     pub backend: Option<Backend>,
+    /// Whether tiles must agree with their checksums each time they are read.
+    pub verify: bool,
+    /// The folder that keeps checksums between runs; the user's cache folder if none.
+    pub cache: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -62,6 +66,8 @@ impl Default for Options {
             threads: None,
             isa: None,
             backend: None,
+            verify: true,
+            cache: None,
         }
     }
 }
@@ -169,6 +175,8 @@ pub struct Engine {
     cpu: Cpu,
     plan: Plan,
     batch: Vec<Row>,
+    files: Arc<Files>,
+    backend: Option<Backend>,
 }
 
 impl Engine {
@@ -219,15 +227,17 @@ impl Engine {
         drop(gguf);
         let slots = arena.seal(plan.slot_bytes);
         let regions: Vec<Region> = slots
-            .regions()
+            .regions(|_| true)
             .into_iter()
             .map(|(start, len)| Region { start, len })
             .collect();
         let files = Arc::new(io::open_model(&paths, Access::Direct)?);
-        let depth = (plan.window as usize).max(DEPTH_MIN);
-        let io = io::choose(&files, &regions, depth, options.backend)?;
+        let io = io::choose(&files, &regions, plan.depth(), options.backend)?;
         let cut = tile::cut(&list, plan.slot_bytes);
-        let store = Store::new(list, cut, paths, slots, io, plan.window);
+        let cache = options.cache.clone().or_else(sidecar::cache_folder);
+        let integrity =
+            Integrity::new(Arc::clone(&files), &cut.0, options.verify, cache.as_deref());
+        let store = Store::new(list, cut, paths, slots, io, plan.window).with_integrity(integrity);
         let sessions = (0..options.sessions)
             .map(|_| Session::new(layers, plan.layout, plan.context))
             .collect();
@@ -240,12 +250,30 @@ impl Engine {
             store,
             cpu,
             plan,
+            files,
+            backend: options.backend,
         })
     }
 
     /// How the budget was divided.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Changes the memory budget between sweeps, down or up to what the engine was opened with.
+    ///
+    /// Conversations go on, and their contexts can still grow to what was planned. Fewer or more weights stay in
+    /// memory from the next sweep on.
+    ///
+    /// # Errors
+    /// The budget cannot hold the buffers, the full context and a window of reads; nothing has changed then.
+    pub fn set_memory(&mut self, memory: u64) -> Result<()> {
+        let plan = self.plan.resized(memory)?;
+        let (files, backend) = (&self.files, self.backend);
+        let reopen = |regions: &[Region]| io::choose(files, regions, plan.depth(), backend);
+        self.store.resize(plan.slots as u32, reopen)?;
+        self.plan = plan;
+        Ok(())
     }
 
     /// The model's shape.
@@ -261,6 +289,39 @@ impl Engine {
     /// The weights in memory and on their way.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Where what happens is recorded; off until [`start_trace`](Self::start_trace).
+    pub fn trace(&mut self) -> &mut Trace {
+        self.store.trace()
+    }
+
+    /// Records reads, stalls and ops from now on, in [`Trace::BYTES`] of memory beside the budget.
+    pub fn start_trace(&mut self) {
+        *self.store.trace() = Trace::on();
+    }
+
+    /// Writes what was recorded as Chrome trace-event JSON.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_trace(&mut self, path: &Path) -> Result<()> {
+        let trace = std::mem::take(self.store.trace());
+        let store = &self.store;
+        let written = std::fs::File::create(path).and_then(|file| {
+            let mut out = BufWriter::new(file);
+            let name = |matrix: u32| store.matrices()[matrix as usize].name.clone();
+            let gone = trace.write(&mut out, |tile| store.tile(tile).matrix, name)?;
+            out.flush().map(|()| gone)
+        });
+        let gone = written.map_err(|e| Error::file(path, "write", &e))?;
+        if gone > 0 {
+            log::warn!(
+                "{}: the first {gone} events are left out, only the newest had room",
+                path.display()
+            );
+        }
+        Ok(())
     }
 
     /// The device.
@@ -289,9 +350,10 @@ impl Engine {
         self.sessions[session].len()
     }
 
-    /// Forgets a session's conversation.
+    /// Forgets a session's conversation, and remembers for later runs what was learnt of the files meanwhile.
     pub fn clear(&mut self, session: usize) {
         self.sessions[session].clear(&mut self.store);
+        self.store.save_checksums();
     }
 
     /// Runs one sweep over `rows`, at most as many as the plan's limits; adds to `spent` what it took.

@@ -10,6 +10,22 @@ pub struct Machine {
     pub nvme_bytes_per_s: f64,
     /// Bytes per second from DRAM.
     pub dram_bytes_per_s: f64,
+    /// Processor time that reading takes, in milliseconds per GB; none if it was not measured.
+    pub nvme_cpu_ms_per_gb: Option<f64>,
+}
+
+impl Machine {
+    /// What two measurements say together.
+    pub fn mean(&self, other: &Machine) -> Machine {
+        Machine {
+            nvme_bytes_per_s: (self.nvme_bytes_per_s + other.nvme_bytes_per_s) / 2.0,
+            dram_bytes_per_s: (self.dram_bytes_per_s + other.dram_bytes_per_s) / 2.0,
+            nvme_cpu_ms_per_gb: self
+                .nvme_cpu_ms_per_gb
+                .zip(other.nvme_cpu_ms_per_gb)
+                .map(|(a, b)| (a + b) / 2.0),
+        }
+    }
 }
 
 /// The time of one decode sweep by the roofline, and what bounds it.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
+use crate::arena::{PAGE_BYTES, Reservation, SlotId};
 use crate::error::{Error, Kind, Result};
 
-use super::buffer::Buffer;
-use super::{Access, Backend, Completion, FileId, Files, Read, choose, open_model};
+use super::{Access, Backend, Completion, FileId, Files, Read, Region, choose, open_model};
 
 /// Rounds of a sweep. A disk with a quota of bursts serves whoever comes first
 /// best, so every point gets a turn in each round.
@@ -35,6 +35,11 @@ impl Bandwidth {
     /// The rate.
     pub fn bytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.seconds
+    }
+
+    /// Processor time for a GB, in milliseconds.
+    pub fn cpu_ms_per_gb(&self) -> f64 {
+        self.cpu_seconds * 1e3 / (self.bytes as f64 / 1e9)
     }
 
     /// The share of one core that the reads took.
@@ -145,7 +150,7 @@ fn measure_from(
     backend: Option<Backend>,
 ) -> Result<Bandwidth> {
     let file = files.get(FileId(0));
-    let align = file.align();
+    let align = file.align().max(PAGE_BYTES as u32);
     let read_bytes = read_bytes
         .next_multiple_of(align)
         .min(u32::MAX / align * align);
@@ -160,12 +165,18 @@ fn measure_from(
             "measure with a larger file or with shorter reads",
         ));
     }
-    let buffer = Buffer::new(read_bytes as usize * depth);
-    let mut io = choose(files, &[buffer.region()], depth, backend)?;
+    // An arena as the engine has it: its huge pages make for fewer requests to the disk than small ones.
+    let slots = Reservation::new(read_bytes as usize * depth)?.seal(read_bytes as usize);
+    let regions: Vec<Region> = slots
+        .regions(|_| true)
+        .into_iter()
+        .map(|(start, len)| Region { start, len })
+        .collect();
+    let mut io = choose(files, &regions, depth, backend)?;
     let mut submit = |io: &mut dyn super::Io, place: u64| {
         let offset = *at % reads_in_file * u64::from(read_bytes);
         *at += 1;
-        let into = buffer.at(place as usize * read_bytes as usize);
+        let into = slots.ptr(place as SlotId);
         let read = Read {
             file: FileId(0),
             offset,
@@ -173,8 +184,8 @@ fn measure_from(
             into,
             token: place,
         };
-        // SAFETY: each place in the buffer has one read in flight at a time, nothing looks at the
-        // bytes, and `io` is dropped before the buffer.
+        // SAFETY: each slot has one read in flight at a time, nothing looks at the bytes, and `io`
+        // is dropped before the slots.
         unsafe { io.submit(read) }.expect("there are as many places as the depth");
     };
     let mut done = vec![Completion::NONE; depth];

@@ -14,6 +14,7 @@ use crate::model::kv::Session;
 use crate::model::rope;
 use crate::model::weights::{MatrixPlan, Vectors};
 use crate::store::{RowBytes, Store};
+use crate::trace::What;
 
 /// One token position of one session in a sweep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,7 +201,7 @@ impl Model {
     /// Runs one sweep. Rows of one session must stand in the order of their positions.
     ///
     /// # Errors
-    /// A read failed, or a session's context is full. No session has advanced then, and the sweep may be tried again.
+    /// A read failed, a file was changed, or a session's context is full. No session has advanced then, and the sweep may be tried again.
     pub fn sweep(
         &mut self,
         rows: &[Row],
@@ -213,16 +214,21 @@ impl Model {
             count > 0 && count <= self.limits.rows,
             "a sweep of {count} rows"
         );
+        let begun = store.trace().begin();
         self.place_rows(rows, sessions, store)?;
+        let embed_begun = store.trace().begin();
         self.embed(store, cpu)?;
+        store.trace().end(embed_begun, What::Embed);
         for layer in 0..self.config.layers.len() {
             self.attend(layer, rows, sessions, store, cpu)?;
             self.feed_forward(layer, count, store, cpu)?;
         }
         self.head(rows, store, cpu)?;
+        store.finish_sweep()?;
         for (index, session) in sessions.iter_mut().enumerate() {
             session.advance(rows.iter().filter(|row| row.session == index).count());
         }
+        store.trace().end(begun, What::Sweep(count as u32));
         Ok(())
     }
 
@@ -351,6 +357,7 @@ impl Model {
         cpu.rope(q, count, head_dim, cos, sin, config.pairing);
         cpu.rope(k, count, head_dim, cos, sin, config.pairing);
 
+        let begun = store.trace().begin();
         let out = &mut self.h[..count * q_dim];
         self.kv_rows.clear();
         self.attention_rows.clear();
@@ -386,6 +393,7 @@ impl Model {
                 None,
             );
         }
+        store.trace().end(begun, What::Attention(layer as u32));
 
         let kinds = self::kinds(&self.plan, matrices.o..matrices.o + 1);
         cpu.quantize(out, q_dim, kinds, &mut self.activations);
@@ -549,6 +557,7 @@ fn matmul(
     store: &mut Store,
     cpu: &Cpu,
 ) -> Result<()> {
+    let begun = store.trace().begin();
     store.begin(store.tiles_of(first).start..store.tiles_of(first + outs.len() - 1).end);
     while store.acquire()? > 0 {
         tiles.clear();
@@ -569,10 +578,17 @@ fn matmul(
                 out_stride,
             });
         }
+        let computed = store.trace().begin();
         // SAFETY: acquired tiles are the device's until they are released, tiles have disjoint rows, and each
         // buffer holds `out_stride` values for every row.
         unsafe { cpu.matmul(tiles, activations, &mut || store.feed()) };
+        store
+            .trace()
+            .end(computed, What::Compute(tiles.len() as u32));
         store.release();
     }
+    store
+        .trace()
+        .end(begun, What::Matrices(first as u32, outs.len() as u32));
     Ok(())
 }

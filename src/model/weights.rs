@@ -45,16 +45,6 @@ impl MatrixPlan {
             Ok(matrices.len() - 1)
         };
         let tied = gguf.tensor("output.weight").is_none();
-        let embed = if tied {
-            None
-        } else {
-            Some(add(
-                "token_embd.weight",
-                config.vocab,
-                config.dim,
-                Use::ByRow,
-            )?)
-        };
         let mut layers = Vec::with_capacity(config.layers.len());
         for layer in 0..config.layers.len() {
             let mut part = |name: &str, rows, cols| {
@@ -80,10 +70,16 @@ impl MatrixPlan {
             "output.weight"
         };
         let head = add(head_name, config.vocab, config.dim, Use::EverySweep)?;
+        // Last of all: where there is room for a table of which single rows are used, it is read when all else is in
+        // memory, and the first token does not wait for it.
+        let embed = match tied {
+            true => head,
+            false => add("token_embd.weight", config.vocab, config.dim, Use::ByRow)?,
+        };
         Ok(MatrixPlan {
             matrices,
             layers,
-            embed: embed.unwrap_or(head),
+            embed,
             head,
         })
     }

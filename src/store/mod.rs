@@ -8,14 +8,23 @@
 //!
 //! Two invariants, asserted here: *a slot being read is never handed out*, and
 //! *a slot handed out is never read into*.
+//!
+//! What arrives is compared with its checksum before anyone sees it
+//! ([`integrity`]). A read that fails matters only if the pass at hand needs
+//! its tile; ahead of that it is forgotten, and the tile read when its turn comes.
 #![allow(unsafe_code)]
 
+pub mod integrity;
 mod reads;
+mod resize;
 mod rows;
+pub mod sidecar;
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::arena::{SlotId, Slots};
@@ -23,7 +32,9 @@ use crate::error::{Error, Kind, Result};
 use crate::format::tile::{Matrix, Tile};
 use crate::io::{Completion, Io};
 use crate::residency::Residency;
+use crate::trace::{Trace, What};
 
+use integrity::Integrity;
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
 
@@ -50,6 +61,10 @@ struct TileState {
     slot: SlotId,
     /// Its rows lie in the kernels' packed order (only kept tiles do).
     packed: bool,
+    /// Reads so far that brought nothing, while reading.
+    tries: u8,
+    /// It was read already and did not agree with its checksum, while reading.
+    doubted: bool,
     /// Bytes of its aligned range that have arrived, while reading.
     arrived: u32,
     /// The pass in which it was last handed out.
@@ -74,6 +89,8 @@ pub struct Counters {
     pub read_bytes: u64,
     /// Reads that finished.
     pub reads: u64,
+    /// Tiles that did not agree with their checksums and were read again.
+    pub doubted: u64,
     /// Time in which the caller waited for a read with nothing to compute.
     pub stalled: Duration,
 }
@@ -90,6 +107,8 @@ pub struct Store {
     io: Box<dyn Io>,
     slots: Slots,
     free: Vec<SlotId>,
+    /// Slots that are out of use while the budget is smaller than the arena.
+    withdrawn: Vec<SlotId>,
     /// The slot that single rows are read into.
     rows_slot: SlotId,
     /// The begun range, and how many of its tiles were not handed out yet.
@@ -102,10 +121,18 @@ pub struct Store {
     pass: u32,
     row_reads: [RowRead; ROWS_MAX],
     rows_pending: usize,
+    /// Why a row of the batch could not be read.
+    rows_failed: Option<Error>,
+    integrity: Integrity,
+    /// [`Counters::reads`] when the files were last looked at.
+    reads_looked_at: u64,
     done: [Completion; REAP_MAX],
     counters: Counters,
+    /// [`Counters::read_bytes`], for another thread to watch.
+    arrived_bytes: Arc<AtomicU64>,
     /// An error met while the device computed; the next `acquire` reports it.
     failed: Option<Error>,
+    trace: Trace,
 }
 
 impl Store {
@@ -129,6 +156,8 @@ impl Store {
             phase: Phase::Absent,
             slot: 0,
             packed: false,
+            tries: 0,
+            doubted: false,
             arrived: 0,
             pass: 0,
         };
@@ -143,6 +172,7 @@ impl Store {
             residency,
             io,
             slots,
+            withdrawn: Vec::new(),
             free,
             rows_slot,
             current: 0..0,
@@ -152,16 +182,31 @@ impl Store {
             pass: 0,
             row_reads: [RowRead::default(); ROWS_MAX],
             rows_pending: 0,
+            rows_failed: None,
+            integrity: Integrity::default(),
+            reads_looked_at: 0,
             done: [Completion::NONE; REAP_MAX],
             counters: Counters::default(),
+            arrived_bytes: Arc::default(),
             failed: None,
+            trace: Trace::default(),
         }
+    }
+
+    /// The same store, which from now on verifies what it reads.
+    pub fn with_integrity(mut self, integrity: Integrity) -> Self {
+        self.integrity = integrity;
+        self
     }
 
     /// Bytes of the tables that a store keeps for `tiles` tiles.
     pub const fn table_bytes(tiles: usize) -> usize {
-        // Tile, state, acquired list, and the policy's queue, ranks and rates.
-        tiles * (size_of::<Tile>() + size_of::<TileState>() + 4 * size_of::<u32>())
+        // Tile, state, checksum, acquired list, and the policy's queue, ranks and rates.
+        tiles
+            * (size_of::<Tile>()
+                + size_of::<TileState>()
+                + Integrity::TILE_BYTES
+                + 4 * size_of::<u32>())
     }
 
     /// The matrices, in the order of the sweep.
@@ -184,9 +229,19 @@ impl Store {
         &self.residency
     }
 
+    /// Where what happens is recorded; off unless another trace is put there.
+    pub fn trace(&mut self) -> &mut Trace {
+        &mut self.trace
+    }
+
     /// What was done so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Bytes that arrived from disk so far, for another thread to watch a long sweep by.
+    pub fn arrived_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.arrived_bytes)
     }
 
     /// What performs the reads.
@@ -248,37 +303,60 @@ impl Store {
         if result.is_err() {
             self.waiting = 0;
             self.restart_ahead();
+            self.forget_if_changed();
         }
         result
     }
 
     fn acquire_some(&mut self) -> Result<usize> {
-        let mut waited: Option<Instant> = None;
+        let mut waited: Option<(Instant, u64)> = None;
         loop {
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
             self.poll()?;
-            for tile in self.current.clone() {
-                let state = &mut self.states[tile as usize];
-                if state.phase == Phase::Ready && state.pass != self.pass {
-                    state.phase = Phase::InUse;
-                    state.pass = self.pass;
-                    self.acquired.push(tile);
-                }
-            }
+            self.hand_out();
             if !self.acquired.is_empty() {
                 self.waiting -= self.acquired.len() as u32;
-                if let Some(since) = waited {
+                if let Some((since, begun)) = waited {
                     self.counters.stalled += since.elapsed();
+                    self.trace.end(begun, What::Stall);
                 }
                 return Ok(self.acquired.len());
             }
-            waited.get_or_insert_with(Instant::now);
+            waited.get_or_insert_with(|| (Instant::now(), self.trace.begin()));
             if self.io.in_flight() == 0 {
                 self.read_urgent()?;
             }
             self.reap(true)?;
+        }
+    }
+
+    /// Hands out idle tiles of the current range, those that stream first.
+    ///
+    /// While any stream, no more than half of the window's number goes out at a time: the slots of streamed tiles
+    /// are free again only when all are computed with, and the other half must keep the disk busy until then.
+    fn hand_out(&mut self) {
+        let streaming = self.residency.streams();
+        let tiles_max = match streaming {
+            true => (self.residency.window() as usize / 2).max(1),
+            false => usize::MAX,
+        };
+        for kept in [false, true] {
+            for tile in self.current.clone() {
+                let state = &mut self.states[tile as usize];
+                if state.phase == Phase::Ready
+                    && state.pass != self.pass
+                    && self.residency.keeps(tile) == kept
+                {
+                    state.phase = Phase::InUse;
+                    state.pass = self.pass;
+                    self.acquired.push(tile);
+                    if self.acquired.len() == tiles_max {
+                        return;
+                    }
+                }
+            }
         }
     }
 
@@ -315,6 +393,57 @@ impl Store {
             }
         }
         self.acquired.clear();
+    }
+
+    /// Ends a sweep; until then its results do not count.
+    ///
+    /// # Errors
+    /// A file was changed, so what this sweep read of it may be anything. All tiles are forgotten; later sweeps
+    /// fail too, unless the file is put back as it was.
+    pub fn finish_sweep(&mut self) -> Result<()> {
+        if self.counters.reads == self.reads_looked_at {
+            return Ok(());
+        }
+        self.reads_looked_at = self.counters.reads;
+        let looked = self.integrity.look();
+        if looked.is_err() {
+            self.forget();
+        }
+        looked
+    }
+
+    /// After an error: if a file was changed, nothing that was read of it meanwhile may stay.
+    fn forget_if_changed(&mut self) {
+        if self.integrity.look().is_err() {
+            self.forget();
+        }
+    }
+
+    /// Drops every tile, and all that is known of their contents.
+    fn forget(&mut self) {
+        assert!(
+            self.acquired.is_empty(),
+            "files are looked at between passes"
+        );
+        while self.io.in_flight() > 0 {
+            if let Err(error) = self.reap(true) {
+                log::debug!("while all tiles are forgotten: {error}");
+                break;
+            }
+        }
+        for tile in 0..self.tiles.len() as u32 {
+            if self.states[tile as usize].phase == Phase::Ready {
+                self.give_up(tile);
+            }
+        }
+        self.integrity.forget();
+        self.restart_ahead();
+    }
+
+    /// Writes checksums that were learnt into the user's cache folder; not for the hot path. Dropping the store
+    /// does it too.
+    pub fn save_checksums(&mut self) {
+        self.integrity.save();
     }
 
     /// Takes a slot away from the weights, for a KV page.
@@ -377,6 +506,13 @@ impl Store {
         (to + tiles - from) % tiles.max(1)
     }
 
+    /// Whether the pass at hand needs the tile and has not had it yet.
+    fn waits_for(&self, tile: u32) -> bool {
+        self.waiting > 0
+            && self.current.contains(&tile)
+            && self.states[tile as usize].pass != self.pass
+    }
+
     /// Drops a tile that is in memory and not in use; its slot is free.
     fn give_up(&mut self, tile: u32) {
         let state = &mut self.states[tile as usize];
@@ -397,14 +533,20 @@ impl Store {
         for back in 1..=tiles {
             let tile = (self.current.end + tiles - back) % tiles;
             let state = &self.states[tile as usize];
-            let needed_now = self.current.contains(&tile) && state.pass != self.pass;
-            if state.phase == Phase::Ready && !self.residency.keeps(tile) && !needed_now {
+            let ready = state.phase == Phase::Ready;
+            if ready && !self.residency.keeps(tile) && !self.waits_for(tile) {
                 self.give_up(tile);
                 self.restart_ahead();
                 return true;
             }
         }
         false
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.integrity.save();
     }
 }
 

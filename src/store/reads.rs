@@ -1,13 +1,30 @@
 //! Reads of tiles: what to read next, where to, and what became of it.
 
+use std::time::Duration;
+
+use std::sync::atomic::Ordering;
+
 use nix::errno::Errno;
 
 use super::{Phase, REAP_MAX, Store};
+use crate::arena::{PAGE_BYTES, SlotId};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Completion, FileId, Read};
+use crate::trace::What;
 
 /// Tokens from here on are reads of single rows.
 pub(super) const ROW_TOKEN: u64 = 1 << 32;
+
+/// Why a read has failed, where it is not the kernel that says so.
+pub(super) const FILE_ENDS: &str = "the file ends before it";
+const WRONG_BYTES: &str =
+    "its checksum was wrong twice, so these are not the bytes that were there before";
+
+/// Reads of one tile that may bring nothing, one after the other, before it is given up.
+const TRIES_MAX: u8 = 200;
+/// After so many of them the store pauses before each: the kernel is short of something.
+const TRIES_AT_ONCE: u8 = 40;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The error that cannot happen: reads are only submitted while fewer than the queue's depth are in flight.
 pub(super) fn queue_full() -> Error {
@@ -21,6 +38,8 @@ pub(super) fn queue_full() -> Error {
 impl Store {
     /// Takes in finished reads and submits the next ones; never blocks.
     pub(super) fn poll(&mut self) -> Result<()> {
+        // Slots that were released wait for reads: those go out before time is spent on checking what arrived.
+        self.read_ahead()?;
         self.reap(false)?;
         self.read_ahead()
     }
@@ -50,9 +69,7 @@ impl Store {
                 self.current.contains(&tile) && self.states[tile as usize].pass == self.pass;
             if absent && !used_up && self.residency.reads(tile) {
                 let Some(slot) = self.free.pop() else { break };
-                self.states[tile as usize].slot = slot;
-                self.states[tile as usize].arrived = 0;
-                self.submit(tile)?;
+                self.read_into(tile, slot)?;
                 submitted = true;
             }
             self.ahead = (tile + 1) % self.tiles.len() as u32;
@@ -82,9 +99,7 @@ impl Store {
             ));
         }
         let slot = self.free.pop().expect("just made");
-        self.states[tile as usize].slot = slot;
-        self.states[tile as usize].arrived = 0;
-        self.submit(tile)?;
+        self.read_into(tile, slot)?;
         self.io.flush()
     }
 
@@ -99,6 +114,14 @@ impl Store {
         self.give_up(tile);
         self.restart_ahead();
         true
+    }
+
+    /// Submits the first read of a tile into a slot that is its own from now on.
+    fn read_into(&mut self, tile: u32, slot: SlotId) -> Result<()> {
+        let state = &mut self.states[tile as usize];
+        (state.slot, state.arrived) = (slot, 0);
+        (state.tries, state.doubted) = (0, false);
+        self.submit(tile)
     }
 
     /// Submits the read of what is still missing of a tile into its slot.
@@ -120,6 +143,7 @@ impl Store {
             into,
             token: u64::from(tile),
         };
+        self.trace.submitted(read.token, What::Tile(tile));
         // SAFETY: the slot belongs to this tile until the read is reaped: `Reading` tiles are not handed out, and
         // their slots are not in the free list.
         let submitted = unsafe { self.io.submit(read) };
@@ -139,6 +163,8 @@ impl Store {
             // Every completion is taken in even if one of them is an error: no read may be forgotten.
             let mut failed = None;
             for completion in &done[..count] {
+                self.trace
+                    .completed(completion.token, completion.result.unwrap_or(0));
                 let taken = if completion.token >= ROW_TOKEN {
                     self.row_done(completion)
                 } else {
@@ -156,6 +182,14 @@ impl Store {
         result
     }
 
+    /// Counts a read that brought `bytes`.
+    pub(super) fn count_read(&mut self, bytes: u32) {
+        self.counters.read_bytes += u64::from(bytes);
+        self.counters.reads += 1;
+        self.arrived_bytes
+            .fetch_add(u64::from(bytes), Ordering::Relaxed);
+    }
+
     fn tile_done(&mut self, completion: &Completion) -> Result<()> {
         let tile = completion.token as u32;
         let what = self.tiles[tile as usize];
@@ -164,50 +198,114 @@ impl Store {
             Phase::Reading,
             "a completion for a tile that is not being read"
         );
+        let arrived_before = self.states[tile as usize].arrived;
         match completion.result {
-            Err(Errno::EINTR | Errno::EAGAIN) => {
-                self.submit(tile)?;
-                self.io.flush()
-            }
-            Err(errno) => Err(self.failed(tile, &format!("{errno}"))),
-            Ok(0) => Err(self.failed(tile, "the file ends before it")),
+            Err(errno @ (Errno::EINTR | Errno::EAGAIN)) => self.try_again(tile, errno.desc()),
+            Err(errno) => self.failed(tile, errno.desc()),
+            Ok(0) => self.failed(tile, FILE_ENDS),
             Ok(bytes) => {
-                self.counters.read_bytes += u64::from(bytes);
-                self.counters.reads += 1;
-                let state = &mut self.states[tile as usize];
-                let arrived = state.arrived + bytes;
+                self.count_read(bytes);
+                let arrived = arrived_before + bytes;
                 if arrived as usize >= what.lead() + what.bytes as usize {
-                    state.phase = Phase::Ready;
-                    return Ok(());
+                    return self.arrived(tile);
                 }
                 // A short read goes on from the last whole block, as direct reads must.
-                state.arrived =
-                    arrived / crate::arena::PAGE_BYTES as u32 * crate::arena::PAGE_BYTES as u32;
+                let whole = arrived / PAGE_BYTES as u32 * PAGE_BYTES as u32;
+                self.states[tile as usize].arrived = whole;
+                if whole == arrived_before {
+                    return self.try_again(tile, FILE_ENDS);
+                }
+                self.states[tile as usize].tries = 0;
                 self.submit(tile)?;
                 self.io.flush()
             }
         }
     }
 
-    /// The error for a read that failed for good; the tile is absent and its slot free again.
-    fn failed(&mut self, tile: u32, why: &str) -> Error {
+    /// Takes in a tile that is in its slot as a whole: if it agrees with its checksum, it may be handed out.
+    fn arrived(&mut self, tile: u32) -> Result<()> {
+        let what = self.tiles[tile as usize];
+        let slot = self.states[tile as usize].slot;
+        // SAFETY: the tile's reads are all reaped, and nobody else has its slot.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(
+                self.slots.ptr(slot).add(what.lead()).as_ptr(),
+                what.bytes as usize,
+            )
+        };
+        let agrees = self.integrity.agrees(tile, bytes);
+        let state = &mut self.states[tile as usize];
+        if agrees {
+            state.phase = Phase::Ready;
+            return Ok(());
+        }
+        if state.doubted {
+            return self.failed(tile, WRONG_BYTES);
+        }
+        (state.doubted, state.arrived, state.tries) = (true, 0, 0);
+        self.counters.doubted += 1;
+        log::warn!(
+            "{} at offset {} of {} came with a wrong checksum; reading it again",
+            self.matrices[what.matrix as usize].name,
+            what.offset,
+            self.paths[what.file as usize].display()
+        );
+        self.submit(tile)?;
+        self.io.flush()
+    }
+
+    /// Repeats a read that brought nothing, unless that happened too often.
+    fn try_again(&mut self, tile: u32, why: &str) -> Result<()> {
+        let state = &mut self.states[tile as usize];
+        state.tries += 1;
+        if state.tries == TRIES_MAX {
+            return self.failed(tile, why);
+        }
+        if state.tries > TRIES_AT_ONCE {
+            std::thread::sleep(PAUSE);
+        }
+        self.submit(tile)?;
+        self.io.flush()
+    }
+
+    /// Gives up a read that failed for good: the tile is absent and its slot free again.
+    ///
+    /// It is an error only if the pass at hand needs the tile. If not, the disk may be well again by the time the
+    /// tile is needed, and it is read then.
+    fn failed(&mut self, tile: u32, why: &str) -> Result<()> {
         let state = &mut self.states[tile as usize];
         state.phase = Phase::Absent;
         self.free.push(state.slot);
-        self.restart_ahead();
         let what = self.tiles[tile as usize];
-        self.read_error(what.matrix as usize, what.file, what.offset, why)
+        if self.waits_for(tile) {
+            self.restart_ahead();
+            return Err(self.read_error(what.matrix as usize, what.file, what.offset, why));
+        }
+        log::debug!("reading tile {tile} ahead failed ({why})");
+        Ok(())
     }
 
+    /// The error for bytes that cannot be had or relied on. If the file was changed, that is the reason.
     pub(super) fn read_error(&self, matrix: usize, file: u16, offset: u64, why: &str) -> Error {
+        let changed = self.integrity.changed(file);
+        let remedy = match (changed, why) {
+            (Some(_), _) => {
+                "put the file back as it was, or start again to use it as it is now".to_owned()
+            }
+            (None, WRONG_BYTES) => self.integrity.remedy(),
+            (None, _) => {
+                "check the disk (dmesg) and that the file is whole, then ask again".to_owned()
+            }
+        };
         Error::new(
             Kind::Io,
             format!(
-                "cannot read {} at offset {offset} of {}: {why}",
+                "cannot read {} at offset {offset} of {}: {}",
                 self.matrices[matrix].name,
-                self.paths[file as usize].display()
+                self.paths[file as usize].display(),
+                changed.unwrap_or(why)
             ),
-            "check the disk (dmesg) and that the file is whole and unchanged, then ask again",
+            remedy,
         )
     }
 }

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use super::reads::ROW_TOKEN;
-use super::reads::queue_full;
+use super::reads::{FILE_ENDS, ROW_TOKEN, queue_full};
 use super::{Phase, Store};
 use crate::arena::PAGE_BYTES;
 use crate::error::Result;
 use crate::format::tile::STRIP_ROWS;
 use crate::io::{Completion, FileId, Read};
+use crate::trace::What;
 
 /// The bytes of one row of a matrix, as found.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +29,9 @@ pub enum RowBytes<'a> {
 /// The most rows read at a time.
 pub(super) const ROWS_MAX: usize = 32;
 
+/// Reads of one row that may bring nothing before it is given up.
+const TRIES_MAX: u32 = 1000;
+
 /// A row on its way into its piece of the rows' slot.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RowRead {
@@ -36,6 +39,8 @@ pub(super) struct RowRead {
     row: u32,
     /// Bytes of a piece; the row's is the one of its place in the table.
     piece_bytes: u32,
+    /// Reads so far that brought nothing.
+    tries: u32,
     /// Bytes of its aligned range that have arrived.
     arrived: u32,
 }
@@ -57,7 +62,9 @@ impl Store {
             (self.matrices[matrix].row_bytes() + PAGE_BYTES).next_multiple_of(PAGE_BYTES);
         let batch = (self.slots.slot_bytes() / piece_bytes).min(ROWS_MAX);
         assert!(batch > 0, "a slot holds a strip, so it holds a row");
+        // What is left of a batch that failed does not matter any more.
         self.wait_for_rows()?;
+        self.rows_failed = None;
         for (number, rows) in rows.chunks(batch).enumerate() {
             // First all the reads of the batch go out together, then the rows are used.
             let mut missing: u32 = 0;
@@ -68,6 +75,7 @@ impl Store {
                         matrix: matrix as u32,
                         row,
                         piece_bytes: piece_bytes as u32,
+                        tries: 0,
                         arrived: 0,
                     };
                     self.row_reads[place] = read;
@@ -76,9 +84,14 @@ impl Store {
             }
             if missing != 0 {
                 self.io.flush()?;
-                let start = Instant::now();
+                let (start, begun) = (Instant::now(), self.trace.begin());
                 self.wait_for_rows()?;
                 self.counters.stalled += start.elapsed();
+                self.trace.end(begun, What::Stall);
+                if let Some(error) = self.rows_failed.take() {
+                    self.forget_if_changed();
+                    return Err(error);
+                }
             }
             for (place, &row) in rows
                 .iter()
@@ -158,6 +171,7 @@ impl Store {
             row,
             piece_bytes,
             arrived,
+            ..
         } = self.row_reads[place];
         let row_bytes = self.matrices[matrix as usize].row_bytes() as u64;
         let offset = self.row_offset(matrix as usize, row);
@@ -176,6 +190,7 @@ impl Store {
             into,
             token: ROW_TOKEN | place as u64,
         };
+        self.trace.submitted(read.token, What::Row(matrix));
         // SAFETY: the piece is this read's own until it is reaped: `rows` begins nothing new before all are.
         let submitted = unsafe { self.io.submit(read) };
         submitted.map_err(|_| queue_full())?;
@@ -191,35 +206,34 @@ impl Store {
             matrix,
             row,
             arrived,
+            tries,
             ..
         } = self.row_reads[place];
         let offset = self.row_offset(matrix as usize, row);
         let needed = offset % PAGE_BYTES as u64 + self.matrices[matrix as usize].row_bytes() as u64;
         let file = self.matrices[matrix as usize].file;
-        match completion.result {
-            Err(Errno::EINTR | Errno::EAGAIN) => {}
-            Err(errno) => {
-                return Err(self.read_error(matrix as usize, file, offset, &errno.to_string()));
-            }
-            Ok(0) => {
-                return Err(self.read_error(
-                    matrix as usize,
-                    file,
-                    offset,
-                    "the file ends before it",
-                ));
-            }
+        let failed = match completion.result {
+            Err(Errno::EINTR | Errno::EAGAIN) if tries < TRIES_MAX => None,
+            Err(errno) => Some(errno.desc()),
+            Ok(0) => Some(FILE_ENDS),
             Ok(bytes) => {
-                self.counters.read_bytes += u64::from(bytes);
-                self.counters.reads += 1;
+                self.count_read(bytes);
                 if u64::from(arrived + bytes) >= needed {
                     return Ok(());
                 }
                 // A short read goes on from the last whole block, as direct reads must.
                 self.row_reads[place].arrived =
                     (arrived + bytes) / PAGE_BYTES as u32 * PAGE_BYTES as u32;
+                (tries == TRIES_MAX).then_some(FILE_ENDS)
             }
+        };
+        if let Some(why) = failed {
+            if self.rows_failed.is_none() {
+                self.rows_failed = Some(self.read_error(matrix as usize, file, offset, why));
+            }
+            return Ok(());
         }
+        self.row_reads[place].tries += 1;
         self.submit_row(place)?;
         self.io.flush()
     }

@@ -23,16 +23,23 @@ VERSION = llama_cpp.__version__
 class Model:
     """One model with one context of n_ctx positions; a batch of up to n_batch positions is one ubatch.
 
-    exact=False lets llama.cpp choose its fastest attention, for timing.
+    exact=False lets llama.cpp choose its fastest attention, for timing. mapped=True reads the weights where mmap
+    puts them, without a repacked copy: what is best where they do not fit in memory.
     """
 
-    def __init__(self, path, n_ctx=512, n_batch=None, threads=2, exact=True):
+    def __init__(self, path, n_ctx=512, n_batch=None, threads=2, exact=True, mapped=False):
         # llama.cpp logs to stderr through this callback; keep it alive as long as the model.
         self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        if mapped:
+            params.use_extra_bufts = False
+            if hasattr(params, "load_mode"):
+                params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP
+            else:
+                params.use_mmap = True
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::attend::AttendFn;
+use super::measure::DotsFn;
 use super::pack::PackFn;
 use super::quantize::QuantizeFn;
 use super::small_ops::{BinaryFn, KvFn, NormFn, RopeFn, UnaryFn};
@@ -23,6 +24,7 @@ pub(super) struct Kernels {
     pub rope: RopeFn,
     pub kv_head: KvFn,
     pub attend: AttendFn,
+    pub dots: DotsFn,
 }
 
 /// Compiles one function with some attributes: its body is a generic one, inlined.
@@ -88,7 +90,7 @@ macro_rules! kernels {
             use crate::device::cpu::codec_256::{self as c256, Codec256};
             use crate::device::cpu::kernels::{Kernels, compiled, compiled_strip};
             use crate::device::cpu::strip::{self, CodecFloat};
-            use crate::device::cpu::{pack, quantize, small_ops};
+            use crate::device::cpu::{measure, pack, quantize, small_ops};
             use crate::format::quant::QuantType;
 
             compiled_strip! { $(#[$attribute])* fn blocks_32[Codec32; $($part),+] }
@@ -157,6 +159,11 @@ macro_rules! kernels {
                 fn attend[](queries: &[Query], shared: &Shared) = attend::attend::<$vector>
             }
 
+            compiled! {
+                $(#[$attribute])*
+                fn dots[](rounds: usize, a: *const i8, out: *mut u8) = measure::dots::<$vector>
+            }
+
             /// The kernels of one codec for 1, 2, 4 and 8 rows.
             macro_rules! rows {
                 ($kernel:ident, $codec:ty) => {
@@ -193,6 +200,7 @@ macro_rules! kernels {
                 rope,
                 kv_head,
                 attend,
+                dots,
             };
         }
         pub(in crate::device::cpu) use table::KERNELS;

@@ -23,6 +23,7 @@ mod isa;
 mod kernels;
 mod kv;
 mod matmul;
+mod measure;
 mod ops;
 mod pack;
 mod pool;
@@ -40,6 +41,7 @@ pub use activations::{Activations, Kinds};
 pub use isa::Isa;
 pub use kv::{AttentionRow, KvLayout, KvRow};
 pub use matmul::TileView;
+pub use measure::fastest;
 pub use ops::RopePairing;
 pub use pack::unpack_row;
 

@@ -1,7 +1,6 @@
 //! Every kernel of every instruction set at hand against plain scalar code.
 
 mod attention;
-mod bench;
 mod matmul;
 mod oracle;
 mod small_ops;

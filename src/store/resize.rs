@@ -1,0 +1,90 @@
+//! Slots that leave the pool and come back: the budget changes while the engine runs.
+
+use super::{Phase, Store};
+use crate::error::{Error, Kind, Result};
+use crate::io::{Io, Region};
+
+impl Store {
+    /// Slots in use: by tiles, pages, single rows, and free ones.
+    pub fn slots_in_use(&self) -> u32 {
+        self.slots.count() - self.withdrawn.len() as u32
+    }
+
+    /// Changes the number of slots in use, between sweeps; the memory of those that leave goes back to the system.
+    ///
+    /// Reads in flight are waited for, since the kernel holds on to registered memory: `reopen` gives an [`Io`] over
+    /// the regions that stay, and the old one ends. Tiles and pages in slots that stay are not touched.
+    ///
+    /// # Errors
+    /// The pages and a window of reads need more slots, a read failed, or `reopen` did; nothing has changed then.
+    pub fn resize(
+        &mut self,
+        slots: u32,
+        reopen: impl FnOnce(&[Region]) -> Result<Box<dyn Io>>,
+    ) -> Result<()> {
+        assert!(
+            self.acquired.is_empty() && self.waiting == 0,
+            "the pool is resized between sweeps"
+        );
+        let (before, slots) = (self.slots_in_use(), slots.min(self.slots.count()));
+        if slots == before {
+            return Ok(());
+        }
+        let leaving = before.saturating_sub(slots);
+        if leaving > self.pages_free() {
+            let least = before - self.pages_free();
+            return Err(Error::new(
+                Kind::Budget,
+                format!("{slots} slots cannot hold the pages in use and a window of reads"),
+                format!(
+                    "leave at least {least} slots of {} bytes",
+                    self.slot_bytes()
+                ),
+            ));
+        }
+        while self.io.in_flight() > 0 {
+            self.reap(true)?;
+        }
+        let withdrawn = self.withdrawn.len();
+        let capacity = self.residency.capacity();
+        if leaving > 0 {
+            self.residency.set_capacity(capacity - leaving);
+            for tile in 0..self.tiles.len() as u32 {
+                if self.states[tile as usize].phase == Phase::Ready && !self.residency.keeps(tile) {
+                    self.give_up(tile);
+                }
+            }
+            // The last slots leave, so that the others stay few long regions.
+            self.free.sort_unstable();
+            let stay = self.free.len() - leaving as usize;
+            self.withdrawn.extend(self.free.drain(stay..));
+        } else {
+            self.residency.set_capacity(capacity + (slots - before));
+            let back = withdrawn - (slots - before) as usize;
+            self.free.extend(self.withdrawn.drain(back..));
+        }
+        self.restart_ahead();
+        match reopen(&self.regions()) {
+            Ok(io) => self.io = io,
+            Err(error) => {
+                // Slots that were about to leave can stay; slots that came back are good without registration.
+                self.residency
+                    .set_capacity(self.residency.capacity() + leaving);
+                self.free
+                    .extend(self.withdrawn.drain(withdrawn.min(self.withdrawn.len())..));
+                return Err(error);
+            }
+        }
+        for &slot in &self.withdrawn[withdrawn.min(self.withdrawn.len())..] {
+            self.slots.discard(slot);
+        }
+        Ok(())
+    }
+
+    /// The slots in use, as regions to register.
+    fn regions(&self) -> Vec<Region> {
+        let live = |slot| !self.withdrawn.contains(&slot);
+        let regions = self.slots.regions(live).into_iter();
+        regions.map(|(start, len)| Region { start, len }).collect()
+    }
+}

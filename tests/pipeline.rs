@@ -1,0 +1,277 @@
+//! The whole pipeline on a virtual clock: the plan, the policy and the store that a run uses, with a disk and a
+//! processor of chosen speeds. What it reaches is compared with the roofline: a sweep takes as long as the disk needs
+//! for the streamed bytes or the processor for the weights, whichever is longer.
+//!
+//! `tests/pipeline/grid.txt` holds the shares of the roofline, so that a change of policy shows as a diff. To write it
+//! anew: `UPDATE_GRID=1 cargo test --release --test pipeline`, then look at what git says has changed.
+
+#[path = "pipeline/machine.rs"]
+mod machine;
+
+use std::fmt::Write;
+use std::path::Path;
+
+use airstream::engine::plan::Plan;
+use airstream::format::quant::QuantType;
+use airstream::format::tile::Use;
+use machine::{Llama, Machine, Shape, Speed};
+
+const BUDGETS_PERCENT: [u64; 6] = [25, 40, 60, 80, 95, 100];
+const DISKS_GB_S: [f64; 5] = [0.5, 1.0, 2.0, 4.0, 7.0];
+const COMPUTES_GB_S: [f64; 4] = [10.0, 20.0, 60.0, 200.0];
+/// The least share of the roofline that is good enough.
+const SHARE_MIN: f64 = 0.97;
+/// Sweeps until all is as it stays, and sweeps that are timed.
+const SWEEPS: (usize, usize) = (2, 4);
+
+fn smollm2() -> Shape {
+    Shape::llama(
+        "SmolLM2 135M Q4_1",
+        Llama {
+            layers: 30,
+            dim: 576,
+            ff: 1536,
+            heads: 9,
+            kv_heads: 3,
+            vocab: 49152,
+            weights: QuantType::Q4_1,
+            table: QuantType::Q8_0,
+            tied: true,
+        },
+    )
+}
+
+fn llama_8b() -> Shape {
+    Shape::llama(
+        "Llama 8B Q4_0",
+        Llama {
+            layers: 32,
+            dim: 4096,
+            ff: 14336,
+            heads: 32,
+            kv_heads: 8,
+            vocab: 49152,
+            weights: QuantType::Q4_0,
+            table: QuantType::Q4_0,
+            tied: false,
+        },
+    )
+}
+
+fn llama_70b() -> Shape {
+    Shape::llama(
+        "Llama 70B Q4_0",
+        Llama {
+            layers: 80,
+            dim: 8192,
+            ff: 28672,
+            heads: 64,
+            kv_heads: 8,
+            vocab: 128256,
+            weights: QuantType::Q4_0,
+            table: QuantType::Q4_0,
+            tied: false,
+        },
+    )
+}
+
+impl Speed {
+    fn gb_s(disk: f64, compute: f64) -> Speed {
+        Speed {
+            disk_bytes_per_s: disk * 1e9,
+            compute_bytes_per_s: compute * 1e9,
+        }
+    }
+}
+
+/// The least time of a sweep that streams `streamed` bytes, in seconds.
+fn roofline(shape: &Shape, streamed: u64, speed: Speed) -> f64 {
+    (streamed as f64 / speed.disk_bytes_per_s)
+        .max(shape.matrices.sweep_bytes() as f64 / speed.compute_bytes_per_s)
+}
+
+/// Share of the roofline that decoding reaches in steady state; the bytes it reads must be those planned.
+fn steady(shape: &Shape, plan: &Plan, speed: Speed) -> f64 {
+    let mut machine = Machine::new(shape, plan, speed);
+    for _ in 0..SWEEPS.0 {
+        machine.sweep(1);
+    }
+    let before = machine.read_bytes();
+    let seconds: f64 = (0..SWEEPS.1).map(|_| machine.sweep(1)).sum();
+    let read = machine.read_bytes() - before;
+    let streamed = plan.streamed_bytes(plan.pages_at(&shape.config, 1));
+    let planned = SWEEPS.1 as u64 * streamed;
+    // Reads ahead differ by a window at most from one sweep's end to another's; embeddings are read by row.
+    let window = u64::from(plan.window) * plan.slot_bytes as u64;
+    assert!(
+        read.abs_diff(planned) <= window + planned / 100,
+        "{}: read {read}, planned {planned}",
+        shape.name
+    );
+    roofline(shape, streamed, speed) * SWEEPS.1 as f64 / seconds
+}
+
+/// One shape's part of the grid; shares that are too low go to `low`.
+fn grid(shape: &Shape, low: &mut String) -> String {
+    let mut text = format!(
+        "\n{}, {:.2} GB\n",
+        shape.name,
+        shape.file_bytes() as f64 / 1e9
+    );
+    for percent in BUDGETS_PERCENT {
+        let plan = shape.plan(percent, 256);
+        let title = format!(
+            "memory {percent}%: {} slots of {} KiB, window {}, {} reads in flight, {:.0}% streamed",
+            plan.slots,
+            plan.slot_bytes >> 10,
+            plan.window,
+            plan.depth(),
+            100.0 * plan.streamed_bytes(0) as f64 / shape.matrices.sweep_bytes() as f64,
+        );
+        text += &format!("{title}\n");
+        for disk in DISKS_GB_S {
+            let shares =
+                COMPUTES_GB_S.map(|compute| steady(shape, &plan, Speed::gb_s(disk, compute)));
+            let cells: String = shares
+                .iter()
+                .map(|s| format!(" {:>6.1}", 100.0 * s))
+                .collect();
+            let line = format!("  {disk:>4} GB/s{cells}\n");
+            if shares.iter().any(|&share| share < SHARE_MIN) {
+                let _ = write!(low, "{}, {title}\n{line}", shape.name);
+            }
+            text += &line;
+        }
+    }
+    text
+}
+
+#[test]
+fn decoding_reaches_the_roofline_whatever_the_machine() {
+    let mut text = String::from(
+        "Share of the roofline in percent: one line for each disk, one column for each processor \
+         (10, 20, 60, 200 GB/s of weights).\n",
+    );
+    let mut low = String::new();
+    for shape in [smollm2(), llama_8b(), llama_70b()] {
+        text += &grid(&shape, &mut low);
+    }
+    assert!(low.is_empty(), "too far from the roofline:\n{low}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pipeline/grid.txt");
+    if std::env::var_os("UPDATE_GRID").is_some() {
+        std::fs::write(&path, &text).expect("the repository can be written");
+    }
+    let before = std::fs::read_to_string(&path).expect("the grid is in the repository");
+    let changed: Vec<(&str, &str)> = before
+        .lines()
+        .zip(text.lines())
+        .filter(|(a, b)| a != b)
+        .collect();
+    assert!(
+        changed.is_empty() && before.lines().count() == text.lines().count(),
+        "the policy's results have changed (see the top of this file for how to accept that):\n{changed:#?}"
+    );
+}
+
+#[test]
+fn a_cold_start_computes_as_the_bytes_arrive() {
+    for (shape, percent) in [
+        (llama_8b(), 40),
+        (llama_8b(), 95),
+        (llama_8b(), 120),
+        (smollm2(), 60),
+        (smollm2(), 200),
+    ] {
+        for disk in DISKS_GB_S {
+            let speed = Speed::gb_s(disk, 20.0);
+            let plan = shape.plan(percent, 256);
+            let seconds = Machine::new(&shape, &plan, speed).sweep(1);
+            // Direct reads end on whole blocks, which counts with the small tiles of a small model.
+            let tiles = plan.tiles.iter();
+            let needed = tiles
+                .filter(|t| shape.matrices.matrices[t.matrix as usize].used == Use::EverySweep)
+                .map(|t| t.read_bytes() as u64)
+                .sum();
+            let least = roofline(&shape, needed, speed);
+            assert!(
+                seconds <= 1.03 * least,
+                "{} at {percent}%, {disk} GB/s: {seconds:.4} s, at least {least:.4} s",
+                shape.name
+            );
+        }
+    }
+}
+
+#[test]
+fn a_prompt_is_one_pass_over_the_disk_and_both_sides_are_busy() {
+    let shape = llama_8b();
+    let plan = shape.plan(60, 2048);
+    for disk in [0.5, 1.0, 2.0, 4.0] {
+        // With hundreds of rows a weight keeps the processor busy for long: 0.1 GB/s of weights for 512 rows of 8B
+        // are some 100 billion multiplications per second.
+        for compute in [0.1, 0.3, 1.0, 3.0] {
+            let speed = Speed::gb_s(disk, compute);
+            let mut machine = Machine::new(&shape, &plan, speed);
+            machine.sweep(1);
+            let before = machine.read_bytes();
+            let rows = plan.limits.rows;
+            let seconds = machine.sweep(rows);
+            let streamed = plan.streamed_bytes(plan.pages_at(&shape.config, rows + 1));
+            let share = roofline(&shape, streamed, speed) / seconds;
+            assert!(
+                share >= 0.97,
+                "{disk} GB/s, {compute} GB/s: {share:.3} of the roofline"
+            );
+            let read = machine.read_bytes() - before;
+            // One sweep may end with a window more or less read ahead than it began with.
+            let window = u64::from(plan.window) * plan.slot_bytes as u64;
+            assert!(
+                read.abs_diff(streamed) <= window + streamed / 100,
+                "read {read}, planned {streamed}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_growing_context_takes_slots_one_by_one_and_its_end_gives_them_back() {
+    let shape = llama_8b();
+    let context = 8192;
+    let plan = shape.plan(60, context);
+    let speed = Speed::gb_s(2.0, 60.0);
+    let mut machine = Machine::new(&shape, &plan, speed);
+    machine.sweep(1);
+    machine.sweep(1);
+    let first = machine.sweep(1);
+    let (mut last, mut before) = (first, machine.read_bytes());
+    while machine.session.len() + 128 < context {
+        last = machine.sweep(128);
+        let streamed = plan.streamed_bytes(plan.pages_at(&shape.config, machine.session.len()));
+        let share = roofline(&shape, streamed, speed) / last;
+        assert!(
+            share >= SHARE_MIN,
+            "{share:.3} of the roofline at {} tokens",
+            machine.session.len()
+        );
+        // What a page took the slot of is read again, and nothing else.
+        let read = machine.read_bytes() - before;
+        before = machine.read_bytes();
+        let window = u64::from(plan.window) * plan.slot_bytes as u64;
+        assert!(
+            read.abs_diff(streamed) < 2 * window,
+            "read {read}, planned {streamed}"
+        );
+    }
+    assert!(
+        last > 1.2 * first,
+        "a long context costs memory, and that costs time"
+    );
+
+    machine.session.clear(&mut machine.store);
+    machine.idle(1.0);
+    let again = machine.sweep(1);
+    assert!(
+        again <= first / SHARE_MIN,
+        "{again:.3} s after the end of the conversation, {first:.3} s before it"
+    );
+}
