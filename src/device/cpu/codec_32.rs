@@ -53,7 +53,10 @@ pub(super) trait Codec32<V: Vector> {
 #[inline(always)]
 unsafe fn nibbles<V: Vector>(p: *const u8, j: usize) -> (V::I, V::I) {
     let x = V::load(p.add(64 * j));
-    (V::and(x, V::splat(0x0f0f_0f0f)), V::field(x, 4, 0x0f0f_0f0f))
+    (
+        V::and(x, V::splat(0x0f0f_0f0f)),
+        V::field(x, 4, 0x0f0f_0f0f),
+    )
 }
 
 /// The nibbles of dword `j` at `p`, with their fifth bits from the dword at `high`.

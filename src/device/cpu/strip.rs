@@ -102,17 +102,15 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
         let q = panel.cast::<i8>();
-        let scales = panel.add(64 * R).cast::<f32>();
-        let scaled_sums = panel.add(68 * R).cast::<f32>();
         let minus_sums = panel.add(72 * R).cast::<i32>();
-
-        let (mut coarse, mut fine) = ([V::splat(0); R], [V::splat(0); R]);
+        let mut fine = [V::splat(0); R];
         if C::OFFSET != 0 {
             for r in 0..R {
                 let minus_sum = V::splat(minus_sums.add(r).read_unaligned());
                 fine[r] = V::shl(minus_sum, C::OFFSET.ilog2());
             }
         }
+        let (scale, min) = (C::scale(p), C::min(p));
         if V::WEIGHTS_FIRST {
             let (mut low, mut high) = ([V::splat(0); 4], [V::splat(0); 4]);
             for j in 0..4 {
@@ -120,11 +118,13 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
             }
             for r in 0..R {
                 let q = q.add(32 * r);
-                coarse[r] = V::dot_16(V::dot_16(coarse[r], low, q), high, q.add(16));
+                let coarse = V::dot_16(V::dot_16(V::splat(0), low, q), high, q.add(16));
                 let q = q.add(32 * R);
-                fine[r] = V::dot_16(V::dot_16(fine[r], low, q), high, q.add(16));
+                let fine = V::dot_16(V::dot_16(fine[r], low, q), high, q.add(16));
+                acc[r] = add_block::<V, C, R>(acc[r], [coarse, fine], [scale, min], panel, r);
             }
         } else {
+            let mut coarse = [V::splat(0); R];
             for j in 0..4 {
                 let (low, high) = C::weights(p, j);
                 for r in 0..R {
@@ -134,18 +134,9 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
                     fine[r] = C::dot(C::dot(fine[r], low, q), high, q.add(16));
                 }
             }
-        }
-        let scale = C::scale(p);
-        for r in 0..R {
-            let dot = V::add_i(V::shl(coarse[r], FINE_BITS), fine[r]);
-            let scale = V::mul(scale, V::splat_f(scales.add(r).read_unaligned()));
-            acc[r] = V::fma(V::to_f(dot), scale, acc[r]);
-        }
-        if C::MIN {
-            let min = C::min(p);
             for r in 0..R {
-                let scaled_sum = V::splat_f(scaled_sums.add(r).read_unaligned());
-                acc[r] = V::fma(min, scaled_sum, acc[r]);
+                let dots = [coarse[r], fine[r]];
+                acc[r] = add_block::<V, C, R>(acc[r], dots, [scale, min], panel, r);
             }
         }
         p = p.add(C::BYTES);
@@ -153,6 +144,29 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     }
     put_back::<V, R>(acc, sums);
     (p, panel)
+}
+
+/// `acc` of row `r` + a block: its coarse and fine dot products, with the weights' scale and minimum.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+unsafe fn add_block<V: Vector, C: Codec32<V>, const R: usize>(
+    acc: V::F,
+    [coarse, fine]: [V::I; 2],
+    [scale, min]: [V::F; 2],
+    panel: *const u8,
+    r: usize,
+) -> V::F {
+    let scales = panel.add(64 * R).cast::<f32>();
+    let scaled_sums = panel.add(68 * R).cast::<f32>();
+    let dot = V::add_i(V::shl(coarse, FINE_BITS), fine);
+    let scale = V::mul(scale, V::splat_f(scales.add(r).read_unaligned()));
+    let acc = V::fma(V::to_f(dot), scale, acc);
+    if !C::MIN {
+        return acc;
+    }
+    V::fma(min, V::splat_f(scaled_sums.add(r).read_unaligned()), acc)
 }
 
 /// Blocks of 256 values.
