@@ -67,11 +67,14 @@ impl Store {
         match reopen(&self.regions()) {
             Ok(io) => self.io = io,
             Err(error) => {
-                // Slots that were about to leave can stay; slots that came back are good without registration.
-                self.residency
-                    .set_capacity(self.residency.capacity() + leaving);
-                self.free
-                    .extend(self.withdrawn.drain(withdrawn.min(self.withdrawn.len())..));
+                // As before: nothing was read since, so the slots that moved are still the last of their list.
+                self.residency.set_capacity(capacity);
+                if leaving > 0 {
+                    self.free.extend(self.withdrawn.drain(withdrawn..));
+                } else {
+                    let stay = self.free.len() - (slots - before) as usize;
+                    self.withdrawn.extend(self.free.drain(stay..));
+                }
                 return Err(error);
             }
         }
