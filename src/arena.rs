@@ -12,7 +12,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
 use crate::error::{Error, Kind, Result};
 
@@ -97,23 +97,6 @@ impl Reservation {
         Ok(Reservation {
             mapping: Arc::new(mapping),
             carved_bytes: 0,
-        })
-    }
-
-    /// Locks the whole reservation in memory, so that a busy robot cannot swap it out.
-    ///
-    /// An error says that the limit on locked memory is too small; all else works without.
-    pub fn lock(&self) -> Result<()> {
-        // SAFETY: the range is the mapping, which lives as long as `self`.
-        unsafe { mlock(self.mapping.base.cast::<c_void>(), self.mapping.bytes) }.map_err(|e| {
-            Error::new(
-                Kind::Io,
-                format!(
-                    "cannot lock {} MiB in memory: {e}",
-                    self.mapping.bytes >> 20
-                ),
-                "raise the limit: `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the unit",
-            )
         })
     }
 
