@@ -11,7 +11,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use airstream::engine::{Engine, Options, Row, Spent};
+use airstream::engine::{Engine, ModelId, ModelOptions, Options, Row, Spent};
 use engine::open;
 use reference::Reference;
 
@@ -21,8 +21,8 @@ fn fixtures() -> PathBuf {
 
 /// The logits after each of `tokens`, row by row.
 fn logits(engine: &mut Engine, tokens: &[u32]) -> Vec<f32> {
-    let mut all = Vec::with_capacity(tokens.len() * engine.config().vocab);
-    let rows_max = engine.plan().limits.logits_rows;
+    let mut all = Vec::with_capacity(tokens.len() * engine.config(ModelId::FIRST).vocab);
+    let rows_max = engine.plan(ModelId::FIRST).limits.logits_rows;
     for chunk in tokens.chunks(rows_max) {
         let rows: Vec<Row> = chunk
             .iter()
@@ -32,9 +32,11 @@ fn logits(engine: &mut Engine, tokens: &[u32]) -> Vec<f32> {
                 logits: true,
             })
             .collect();
-        engine.sweep(&rows, &mut Spent::default()).expect("a sweep");
+        engine
+            .sweep(ModelId::FIRST, &rows, &mut Spent::default())
+            .expect("a sweep");
         for index in 0..chunk.len() {
-            all.extend_from_slice(engine.logits(index));
+            all.extend_from_slice(engine.logits(ModelId::FIRST, index));
         }
     }
     all
@@ -44,8 +46,11 @@ fn logits(engine: &mut Engine, tokens: &[u32]) -> Vec<f32> {
 /// 8 bits and is itself 100 times further from that than we may be (`tests/reference.rs` shows it).
 fn check_real(model: &Path, name: &str) {
     let options = Options {
-        context: Some(512),
-        logits_rows: 32,
+        model: ModelOptions {
+            context: Some(512),
+            logits_rows: 32,
+            ..ModelOptions::default()
+        },
         threads: Some(2),
         ..Options::default()
     };
@@ -93,8 +98,11 @@ fn every_architecture_and_weight_type_agrees() {
         let path = folder.path().join(format!("{name}.gguf"));
         support::synth::write(&spec, &path).expect("a small model");
         let options = Options {
-            context: Some(64),
-            logits_rows: 16,
+            model: ModelOptions {
+                context: Some(64),
+                logits_rows: 16,
+                ..ModelOptions::default()
+            },
             threads: Some(2),
             ..Options::default()
         };

@@ -7,7 +7,7 @@ mod greedy;
 #[path = "support/models.rs"]
 mod models;
 
-use airstream::engine::{Engine, Options, Spent};
+use airstream::engine::{Engine, ModelId, ModelOptions, Options, Spent};
 use engine::open;
 use greedy::{argmax, greedy};
 
@@ -29,10 +29,14 @@ fn resident_mib() -> u64 {
 
 /// Bytes read for each of some tokens once a plan has settled.
 fn bytes_per_token(engine: &mut Engine) -> u64 {
-    engine.decode(0, 7, &mut Spent::default()).expect("decode");
+    engine
+        .decode(ModelId::FIRST, 0, 7, &mut Spent::default())
+        .expect("decode");
     let mut spent = Spent::default();
     for token in 8..16 {
-        engine.decode(0, token, &mut spent).expect("decode");
+        engine
+            .decode(ModelId::FIRST, 0, token, &mut spent)
+            .expect("decode");
     }
     spent.read_bytes / spent.rows
 }
@@ -43,7 +47,10 @@ fn the_budget_changes_in_mid_conversation() {
         return;
     };
     let options = Options {
-        context: Some(256),
+        model: ModelOptions {
+            context: Some(256),
+            ..ModelOptions::default()
+        },
         threads: Some(2),
         ..Options::default()
     };
@@ -51,10 +58,10 @@ fn the_budget_changes_in_mid_conversation() {
     let expected = greedy(&mut open(&model, &options), &prompt, 30);
 
     let mut engine = open(&model, &options);
-    let all = engine.plan().total_bytes();
+    let all = engine.plan(ModelId::FIRST).total_bytes();
     let mut spent = Spent::default();
     engine
-        .prefill(0, &prompt, &mut spent, |_| true)
+        .prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)
         .expect("prefill");
     let before = resident_mib();
     let mut tokens = Vec::new();
@@ -62,11 +69,11 @@ fn the_budget_changes_in_mid_conversation() {
         engine
             .set_memory(memory)
             .expect("a budget that is large enough");
-        assert!(engine.plan().total_bytes() <= memory);
+        assert!(engine.plan(ModelId::FIRST).total_bytes() <= memory);
         for _ in 0..5 {
-            tokens.push(argmax(engine.logits(0)));
+            tokens.push(argmax(engine.logits(ModelId::FIRST, 0)));
             engine
-                .decode(0, tokens[tokens.len() - 1], &mut spent)
+                .decode(ModelId::FIRST, 0, tokens[tokens.len() - 1], &mut spent)
                 .expect("decode");
         }
     }
@@ -77,11 +84,13 @@ fn the_budget_changes_in_mid_conversation() {
         "{before} MiB before, {after} MiB at a budget of 60 MiB"
     );
 
-    let streamed = engine.plan().streamed_bytes(
+    let streamed =
         engine
-            .plan()
-            .pages_at(engine.config(), engine.session_len(0)),
-    );
+            .plan(ModelId::FIRST)
+            .streamed_bytes(engine.plan(ModelId::FIRST).pages_at(
+                engine.config(ModelId::FIRST),
+                engine.session_len(ModelId::FIRST, 0),
+            ));
     let read = bytes_per_token(&mut engine);
     assert!(
         read.abs_diff(streamed) * 50 < streamed,
@@ -100,6 +109,6 @@ fn the_budget_changes_in_mid_conversation() {
         .to_string();
     assert!(refused.contains("at least"), "{refused}");
     engine
-        .decode(0, 7, &mut spent)
+        .decode(ModelId::FIRST, 0, 7, &mut spent)
         .expect("nothing has changed");
 }

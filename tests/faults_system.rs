@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use airstream::engine::{Engine, Options, Spent};
+use airstream::engine::{Engine, ModelId, ModelOptions, Options, Spent};
 use airstream::io::Backend;
 use engine::open;
 use greedy::{argmax, greedy};
@@ -76,7 +76,10 @@ impl Place {
     /// An engine that streams, some tokens into an answer.
     fn engine(&self, options: &Options) -> (Engine, Vec<u32>) {
         let mut engine = open(&self.model(), options);
-        assert!(engine.plan().residency.given_up() > 10, "the model streams");
+        assert!(
+            engine.plan(ModelId::FIRST).residency.given_up() > 10,
+            "the model streams"
+        );
         let tokens = greedy(&mut engine, &PROMPT, TOKENS / 2);
         assert_eq!(tokens, EXPECTED[..TOKENS / 2]);
         (engine, tokens)
@@ -87,8 +90,11 @@ fn options(model: &Path) -> Options {
     let bytes = fs::metadata(model).expect("the model is there").len();
     Options {
         memory: Some(bytes * 6 / 10),
-        context: Some(128),
-        rows: Some(16),
+        model: ModelOptions {
+            context: Some(128),
+            rows: Some(16),
+            ..ModelOptions::default()
+        },
         threads: Some(1),
         ..Options::default()
     }
@@ -108,8 +114,13 @@ static EXPECTED: LazyLock<Vec<u32>> = LazyLock::new(|| {
 /// Goes on with the answer that `tokens` begins; an error leaves what is there.
 fn go_on(engine: &mut Engine, tokens: &mut Vec<u32>) -> airstream::Result<()> {
     while tokens.len() < TOKENS {
-        engine.decode(0, tokens[tokens.len() - 1], &mut Spent::default())?;
-        tokens.push(argmax(engine.logits(0)));
+        engine.decode(
+            ModelId::FIRST,
+            0,
+            tokens[tokens.len() - 1],
+            &mut Spent::default(),
+        )?;
+        tokens.push(argmax(engine.logits(ModelId::FIRST, 0)));
     }
     Ok(())
 }
@@ -118,7 +129,7 @@ fn go_on(engine: &mut Engine, tokens: &mut Vec<u32>) -> airstream::Result<()> {
 fn check_recovery(engine: &mut Engine, mut tokens: Vec<u32>) {
     go_on(engine, &mut tokens).expect("the fault is gone");
     assert_eq!(tokens, *EXPECTED, "the answer that was interrupted");
-    engine.clear(0);
+    engine.clear(ModelId::FIRST, 0);
     assert_eq!(
         greedy(engine, &PROMPT, TOKENS),
         *EXPECTED,
@@ -192,7 +203,7 @@ fn bits_that_rot_between_two_runs_are_noticed() {
     let mut engine = open(&place.model(), &place.options());
     let spent = &mut Spent::default();
     let error = engine
-        .prefill(0, &PROMPT, spent, |_| true)
+        .prefill(ModelId::FIRST, 0, &PROMPT, spent, |_| true)
         .expect_err("wrong bytes")
         .to_string();
     let checksums = place.cache().join("checksums");
@@ -213,7 +224,7 @@ fn bits_that_rot_between_two_runs_are_noticed() {
         }
         let mut engine = open(&place.model(), &place.options());
         engine
-            .prefill(0, &PROMPT, spent, |_| true)
+            .prefill(ModelId::FIRST, 0, &PROMPT, spent, |_| true)
             .expect("the bytes as they are now");
     }
 }
@@ -284,7 +295,7 @@ fn a_file_replaced_or_removed_is_read_to_the_end() {
     fs::rename(other.model(), place.model()).expect("the same file system");
     check_recovery(&mut engine, tokens);
     fs::remove_file(place.model()).expect("our own file");
-    engine.clear(0);
+    engine.clear(ModelId::FIRST, 0);
     assert_eq!(greedy(&mut engine, &PROMPT, TOKENS), *EXPECTED);
     drop(engine);
     let error = Engine::open(&place.model(), &options(&other_model(&place)));
@@ -348,10 +359,10 @@ fn child_answers_with_what_it_gets() {
             .expect("the parent answers");
     }
     let mut answer = || {
-        engine.clear(0);
+        engine.clear(ModelId::FIRST, 0);
         let mut tokens = Vec::new();
-        engine.prefill(0, &PROMPT, &mut Spent::default(), |_| true)?;
-        tokens.push(argmax(engine.logits(0)));
+        engine.prefill(ModelId::FIRST, 0, &PROMPT, &mut Spent::default(), |_| true)?;
+        tokens.push(argmax(engine.logits(ModelId::FIRST, 0)));
         go_on(&mut engine, &mut tokens)?;
         Ok::<_, airstream::Error>(tokens)
     };

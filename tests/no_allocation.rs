@@ -9,7 +9,7 @@ mod models;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use airstream::engine::{Options, Spent};
+use airstream::engine::{ModelId, ModelOptions, Options, Spent};
 use engine::open;
 
 /// Counts every allocation of any thread while `COUNTING` is set.
@@ -51,7 +51,10 @@ fn sixty_four_tokens_without_an_allocation() {
         // Small pages, so that the context crosses into new ones while we count.
         let options = Options {
             memory,
-            context: Some(512),
+            model: ModelOptions {
+                context: Some(512),
+                ..ModelOptions::default()
+            },
             threads: Some(2),
             ..Options::default()
         };
@@ -62,7 +65,7 @@ fn sixty_four_tokens_without_an_allocation() {
         let mut spent = Spent::default();
         let prompt: Vec<u32> = (0..40).map(|i| 700 + i * 13).collect();
         engine
-            .prefill(0, &prompt, &mut spent, |_| true)
+            .prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)
             .expect("prefill");
         // The counter sees every thread, and the harness's own allocate now and then: once in three rounds must be
         // without any, and if tokens took an allocation, none would be.
@@ -74,11 +77,13 @@ fn sixty_four_tokens_without_an_allocation() {
                 "the counter does not count"
             );
             for token in 500..564 {
-                engine.decode(0, token, &mut spent).expect("decode");
+                engine
+                    .decode(ModelId::FIRST, 0, token, &mut spent)
+                    .expect("decode");
             }
             // Prefill obeys the same law.
             engine
-                .prefill(0, &prompt, &mut spent, |_| true)
+                .prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)
                 .expect("prefill");
             COUNTING.store(false, Ordering::SeqCst);
             ALLOCATIONS.load(Ordering::SeqCst)

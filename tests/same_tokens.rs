@@ -7,7 +7,7 @@ mod greedy;
 #[path = "support/models.rs"]
 mod models;
 
-use airstream::engine::{Options, Row, Spent};
+use airstream::engine::{ModelId, ModelOptions, Options, Row, Spent};
 use engine::open;
 use greedy::{argmax, greedy};
 
@@ -19,7 +19,10 @@ fn prompt() -> Vec<u32> {
 
 fn options() -> Options {
     Options {
-        context: Some(256),
+        model: ModelOptions {
+            context: Some(256),
+            ..ModelOptions::default()
+        },
         threads: Some(2),
         ..Options::default()
     }
@@ -56,7 +59,10 @@ fn budget_threads_and_chunks_do_not_change_the_tokens() {
         variants.push((
             format!("chunks of {rows}"),
             Options {
-                rows: Some(rows),
+                model: ModelOptions {
+                    rows: Some(rows),
+                    ..options().model
+                },
                 memory,
                 ..options()
             },
@@ -67,7 +73,11 @@ fn budget_threads_and_chunks_do_not_change_the_tokens() {
         let mut engine = open(&model, &options);
         assert_eq!(greedy(&mut engine, &prompt(), TOKENS), expected, "{name}");
         // With a full context even a budget of the model's size streams a little.
-        assert_eq!(engine.plan().residency.given_up() > 0, limited, "{name}");
+        assert_eq!(
+            engine.plan(ModelId::FIRST).residency.given_up() > 0,
+            limited,
+            "{name}"
+        );
     }
 }
 
@@ -87,7 +97,7 @@ fn neighbours_in_the_batch_do_not_change_the_tokens() {
     let expected: Vec<Vec<u32>> = prompts
         .iter()
         .map(|prompt| {
-            alone.clear(0);
+            alone.clear(ModelId::FIRST, 0);
             greedy(&mut alone, prompt, TOKENS)
         })
         .collect();
@@ -95,8 +105,11 @@ fn neighbours_in_the_batch_do_not_change_the_tokens() {
     let mut together = open(
         &model,
         &Options {
-            sessions: 3,
-            logits_rows: 3,
+            model: ModelOptions {
+                sessions: 3,
+                logits_rows: 3,
+                ..options().model
+            },
             ..options()
         },
     );
@@ -128,9 +141,11 @@ fn neighbours_in_the_batch_do_not_change_the_tokens() {
         if rows.is_empty() {
             break;
         }
-        together.sweep(&rows, &mut spent).expect("a mixed batch");
+        together
+            .sweep(ModelId::FIRST, &rows, &mut spent)
+            .expect("a mixed batch");
         for (index, session) in wants.into_iter().enumerate() {
-            let token = argmax(together.logits(index));
+            let token = argmax(together.logits(ModelId::FIRST, index));
             got[session].push(token);
         }
     }

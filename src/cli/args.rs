@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::device::cpu::Isa;
-use crate::engine::{Engine, Options};
+use crate::engine::{Engine, ModelOptions, Options};
 use crate::error::Result;
 use crate::io::Backend;
 
@@ -42,8 +42,11 @@ impl EngineArgs {
     pub fn options(&self) -> Options {
         Options {
             memory: self.memory,
-            context: self.ctx.map(|c| c as usize),
-            rows: self.rows,
+            model: ModelOptions {
+                context: self.ctx.map(|c| c as usize),
+                rows: self.rows,
+                ..ModelOptions::default()
+            },
             threads: self.threads.map(usize::from),
             isa: self.cpu,
             backend: self.backend,

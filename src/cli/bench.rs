@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args::{EngineArgs, TraceArgs};
 use super::{bench_io, bench_ops, report};
 use crate::engine::roofline::{self, Machine, Sweep};
-use crate::engine::{Engine, Loaded, Spent};
+use crate::engine::{Engine, Loaded, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
 
 /// Measure the speed of prefill (pp) and decode (tg), or of the disk.
@@ -105,6 +105,7 @@ impl Bench {
             ));
         }
         options
+            .model
             .context
             .get_or_insert(self.prompt.max(self.generate) + 1);
         // Right before and right after: disks and shared machines change their speed within seconds.
@@ -114,7 +115,7 @@ impl Bench {
         self.trace.start(&mut engine);
         // One sweep of each kind first: it fills the slots and touches all that is touched once.
         self.prefill(&mut engine, self.prompt.max(1))?;
-        engine.decode(0, 0, &mut Spent::default())?;
+        engine.decode(ModelId::FIRST, 0, 0, &mut Spent::default())?;
         let (mut pp, mut tg) = (Vec::new(), Vec::new());
         for _ in 0..self.repetitions {
             if self.prompt > 0 {
@@ -125,16 +126,19 @@ impl Bench {
             }
         }
         self.trace.finish(&mut engine)?;
-        let weight_bytes = engine.weight_bytes();
+        let weight_bytes = engine.weight_bytes(ModelId::FIRST);
         let series =
             |runs: Vec<Spent>| (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes));
         let (pp, tg) = (series(pp), series(tg));
-        let (config, isa) = (engine.config().clone(), engine.cpu().isa().to_string());
+        let (config, isa) = (
+            engine.config(ModelId::FIRST).clone(),
+            engine.cpu().isa().to_string(),
+        );
         let (threads, io) = (
             engine.cpu().threads(),
             engine.store().io_description().to_owned(),
         );
-        let plan = engine.plan().clone();
+        let plan = engine.plan(ModelId::FIRST).clone();
         // The measurement takes memory of its own, which under a limit is there only without the engine.
         drop(engine);
         let machine_after = self.machine.measure(&self.file, &plan, &options)?;
@@ -172,23 +176,23 @@ impl Bench {
     }
 
     fn prefill(&self, engine: &mut Engine, tokens: usize) -> Result<Spent> {
-        engine.clear(0);
-        let vocab = engine.config().vocab as u32;
+        engine.clear(ModelId::FIRST, 0);
+        let vocab = engine.config(ModelId::FIRST).vocab as u32;
         // Any tokens do: the work is the same for all.
         let prompt: Vec<u32> = (0..tokens as u32)
             .map(|i| (i * 7919 + 13) % vocab)
             .collect();
         let mut spent = Spent::default();
-        engine.prefill(0, &prompt, &mut spent, |_| true)?;
+        engine.prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)?;
         Ok(spent)
     }
 
     fn decode(&self, engine: &mut Engine) -> Result<Spent> {
-        engine.clear(0);
-        let vocab = engine.config().vocab as u32;
+        engine.clear(ModelId::FIRST, 0);
+        let vocab = engine.config(ModelId::FIRST).vocab as u32;
         let mut spent = Spent::default();
         for i in 0..self.generate as u32 {
-            engine.decode(0, (i * 7919 + 13) % vocab, &mut spent)?;
+            engine.decode(ModelId::FIRST, 0, (i * 7919 + 13) % vocab, &mut spent)?;
         }
         Ok(spent)
     }
@@ -207,7 +211,9 @@ fn series(mut runs: Vec<Spent>, engine: &Engine, weight_bytes: u64) -> Series {
         disk_gb_s: report::disk_rate(&median) / 1e9,
         stalled_share: report::stalled_share(&median),
         weight_gb_s: (weight_bytes * median.sweeps) as f64 / seconds / 1e9,
-        gmac_s: (engine.config().multiplications_per_row() * median.rows) as f64 / seconds / 1e9,
+        gmac_s: (engine.config(ModelId::FIRST).multiplications_per_row() * median.rows) as f64
+            / seconds
+            / 1e9,
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::args::EngineArgs;
 use super::report;
-use crate::engine::{Engine, Row, Spent};
+use crate::engine::{Engine, ModelId, Row, Spent};
 use crate::error::{Error, Kind, Result};
 
 /// Logits of one sweep may take this much memory where no budget was given.
@@ -58,7 +58,7 @@ impl Perplexity {
         let mut options = self.engine.options();
         let vocab_bytes = crate::engine::Loaded::read(&self.file)?.config.vocab as u64 * 4;
         let logits_bytes = options.memory.map_or(LOGITS_BYTES, |memory| memory / 8);
-        options.logits_rows = (logits_bytes / vocab_bytes).clamp(1, 64) as usize;
+        options.model.logits_rows = (logits_bytes / vocab_bytes).clamp(1, 64) as usize;
         let mut engine = Engine::open(&self.file, &options)?;
         let tokens = self.read_tokens(&engine)?;
         if tokens.len() < 2 {
@@ -76,16 +76,16 @@ impl Perplexity {
             None => None,
         };
         let (mut nats, mut predicted, mut spent) = (0.0, 0, Spent::default());
-        let limits = engine.plan().limits;
+        let limits = engine.plan(ModelId::FIRST).limits;
         let bos = self
             .text
             .as_ref()
-            .and(engine.tokenizer().ok())
+            .and(engine.tokenizer(ModelId::FIRST).ok())
             .filter(|t| t.add_bos_default())
             .and_then(|t| t.bos());
-        let room = engine.plan().context - usize::from(bos.is_some());
+        let room = engine.plan(ModelId::FIRST).context - usize::from(bos.is_some());
         for window in tokens.chunks(room.max(1)) {
-            engine.clear(0);
+            engine.clear(ModelId::FIRST, 0);
             let window: Vec<u32> = bos.iter().chain(window).copied().collect();
             let mut position = 0;
             for chunk in window.chunks(limits.rows.min(limits.logits_rows)) {
@@ -97,9 +97,9 @@ impl Perplexity {
                         logits: true,
                     })
                     .collect();
-                engine.sweep(&rows, &mut spent)?;
+                engine.sweep(ModelId::FIRST, &rows, &mut spent)?;
                 for index in 0..chunk.len() {
-                    let logits = engine.logits(index);
+                    let logits = engine.logits(ModelId::FIRST, index);
                     if let Some((file, path)) = &mut out {
                         for value in logits.iter() {
                             file.write_all(&value.to_le_bytes())
@@ -155,7 +155,7 @@ impl Perplexity {
         let path = self.text.as_ref().expect("clap asks for one of the two");
         let mut tokens = Vec::new();
         engine
-            .tokenizer()?
+            .tokenizer(ModelId::FIRST)?
             .encode(&read_text(path)?, false, false, &mut tokens);
         Ok(tokens)
     }

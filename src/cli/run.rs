@@ -8,7 +8,7 @@ use clap::Args;
 use super::args::{EngineArgs, TraceArgs};
 use super::stop::Stop;
 use super::{fetch, progress, report};
-use crate::engine::{Engine, Spent};
+use crate::engine::{Engine, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
 use crate::text::{Message, Sampler, SamplerOptions, Utf8Stream};
 use crate::trace::What;
@@ -93,7 +93,7 @@ impl Run {
         };
         let mut engine = Engine::open(&model, &self.engine.options())?;
         self.trace.start(&mut engine);
-        let sampler = Sampler::new(self.sampling(), engine.config().vocab);
+        let sampler = Sampler::new(self.sampling(), engine.config(ModelId::FIRST).vocab);
         let messages = self
             .system
             .iter()
@@ -192,7 +192,7 @@ impl Conversation<'_> {
                     println!();
                     eprintln!(
                         "The context of {} tokens is full: a new conversation begins.",
-                        self.engine.plan().context
+                        self.engine.plan(ModelId::FIRST).context
                     );
                     self.forget();
                 }
@@ -211,7 +211,7 @@ impl Conversation<'_> {
     }
 
     fn forget(&mut self) {
-        self.engine.clear(0);
+        self.engine.clear(ModelId::FIRST, 0);
         self.held.clear();
         self.messages.retain(|m| m.role == "system");
     }
@@ -229,14 +229,16 @@ impl Conversation<'_> {
         let new = if common == self.held.len() && common < tokens.len() {
             &tokens[common..]
         } else {
-            self.engine.clear(0);
+            self.engine.clear(ModelId::FIRST, 0);
             self.held.clear();
             &tokens[..]
         };
         let stop = self.stop.clone();
         let whole = progress::while_reading(self.engine.store().arrived_bytes(), || {
             self.engine
-                .prefill(0, new, &mut self.total.prefill, |_| !stop.asked())
+                .prefill(ModelId::FIRST, 0, new, &mut self.total.prefill, |_| {
+                    !stop.asked()
+                })
         })?;
         if !whole {
             self.forget();
@@ -249,7 +251,7 @@ impl Conversation<'_> {
 
     /// The tokens of the whole conversation with the prompt at its end.
     fn encode(&mut self, prompt: String) -> Result<Vec<u32>> {
-        let tokenizer = self.engine.tokenizer()?;
+        let tokenizer = self.engine.tokenizer(ModelId::FIRST)?;
         let mut tokens = Vec::new();
         if self.run.raw {
             if self.held.is_empty() {
@@ -260,9 +262,12 @@ impl Conversation<'_> {
             }
         } else {
             self.messages.push(Message::new("user", prompt));
-            self.engine
-                .template()?
-                .encode(tokenizer, &self.messages, true, &mut tokens)?;
+            self.engine.template(ModelId::FIRST)?.encode(
+                tokenizer,
+                &self.messages,
+                true,
+                &mut tokens,
+            )?;
         }
         if tokens.is_empty() {
             return Err(Error::new(
@@ -290,10 +295,10 @@ impl Conversation<'_> {
                 break End::Stopped;
             }
             let begun = self.engine.trace().begin();
-            let token = self.sampler.sample(self.engine.logits(0));
+            let token = self.sampler.sample(self.engine.logits(ModelId::FIRST, 0));
             self.sampler.accept(token);
             self.engine.trace().end(begun, What::Sample);
-            let tokenizer = self.engine.tokenizer()?;
+            let tokenizer = self.engine.tokenizer(ModelId::FIRST)?;
             if tokenizer.is_eog(token) {
                 break End::Token;
             }
@@ -305,10 +310,13 @@ impl Conversation<'_> {
                     .is_err();
             });
             count += 1;
-            if self.engine.session_len(0) == self.engine.plan().context {
+            if self.engine.session_len(ModelId::FIRST, 0)
+                == self.engine.plan(ModelId::FIRST).context
+            {
                 break End::Context;
             }
-            self.engine.decode(0, token, &mut self.total.decode)?;
+            self.engine
+                .decode(ModelId::FIRST, 0, token, &mut self.total.decode)?;
             self.held.push(token);
         };
         text.finish(|piece| {
@@ -324,9 +332,9 @@ impl Conversation<'_> {
 
     /// Where memory and time went.
     fn summary(&self) -> String {
-        let plan = self.engine.plan();
+        let plan = self.engine.plan(ModelId::FIRST);
         let store = self.engine.store();
-        let weights = self.engine.weight_bytes();
+        let weights = self.engine.weight_bytes(ModelId::FIRST);
         let resident = store.resident_bytes().min(weights);
         let mut text = format!("\nbudget\n{}", report::budget(plan));
         text += &format!(

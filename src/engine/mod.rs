@@ -1,9 +1,11 @@
-//! The engine: one model, its sessions, and sweeps over batches of their rows.
+//! The engine: models, their sessions, and sweeps over batches of their rows.
 //!
 //! [`Engine::open`] divides the budget, reserves the arena, loads what is
 //! small and starts the reads; after that nothing is allocated between tokens.
+//! Every model has a [`ModelId`], which calls about it take.
 #![allow(unsafe_code)]
 
+mod loaded;
 pub mod plan;
 pub mod roofline;
 
@@ -15,139 +17,27 @@ use std::time::{Duration, Instant};
 use crate::arena::Reservation;
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::{Error, Kind, Result};
-use crate::format::gguf::Gguf;
 use crate::format::tile;
 use crate::io::{self, Access, Backend, Files, Region};
 use crate::model::config::Config;
 use crate::model::forward::Model;
 use crate::model::kv::Session;
-use crate::model::weights::MatrixPlan;
 use crate::store::integrity::Integrity;
 use crate::store::{Counters, Store, sidecar};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::trace::Trace;
 
 pub use crate::model::forward::Row;
+pub use loaded::{Loaded, ModelOptions, Options, threads};
 pub use plan::{Line, Plan, Request};
 
-/// How to open a model.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The memory budget; all the model needs, within what is free, if none.
-    pub memory: Option<u64>,
-    /// Positions of a session; chosen if none.
-    pub context: Option<usize>,
-    /// Sessions at a time.
-    pub sessions: usize,
-    /// The most rows in a sweep; chosen if none.
-    pub rows: Option<usize>,
-    /// Rows that want logits in one sweep.
-    pub logits_rows: usize,
-    /// Threads that compute; all that this process may use if none.
-    pub threads: Option<usize>,
-    /// The instruction set; the best there is if none.
-    pub isa: Option<Isa>,
-    /// How to read; the best there is if none.
-    pub backend: Option<Backend>,
-    /// Whether tiles must agree with their checksums each time they are read.
-    pub verify: bool,
-    /// The folder that keeps checksums between runs; the user's cache folder if none.
-    pub cache: Option<PathBuf>,
-}
+/// Names a model of an engine; never given to another one later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelId(u32);
 
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            memory: None,
-            context: None,
-            sessions: 1,
-            rows: None,
-            logits_rows: 1,
-            threads: None,
-            isa: None,
-            backend: None,
-            verify: true,
-            cache: None,
-        }
-    }
-}
-
-/// A model file as read: everything known of it before memory is taken.
-pub struct Loaded {
-    /// The metadata.
-    pub gguf: Gguf,
-    /// The model's shape.
-    pub config: Config,
-    /// Its matrices in the order of the sweep.
-    pub matrices: MatrixPlan,
-    /// Its tokenizer; none if the file has no vocabulary.
-    pub tokenizer: Option<Tokenizer>,
-}
-
-impl Loaded {
-    /// Reads the metadata of a GGUF.
-    pub fn read(path: &Path) -> Result<Loaded> {
-        let gguf = Gguf::open(path)?;
-        let config = Config::read(&gguf)?;
-        let matrices = MatrixPlan::new(&gguf, &config)?;
-        for matrix in &matrices.matrices {
-            Cpu::check_matrix(matrix.qtype, matrix.cols)?;
-        }
-        let vocabulary = gguf
-            .str("tokenizer.ggml.model")?
-            .filter(|&kind| kind != "no_vocab" && kind != "none");
-        let tokenizer = match vocabulary {
-            Some(_) => Some(Tokenizer::from_gguf(&gguf)?),
-            None => None,
-        };
-        Ok(Loaded {
-            gguf,
-            config,
-            matrices,
-            tokenizer,
-        })
-    }
-
-    /// Divides a budget for this model.
-    pub fn plan(&self, options: &Options) -> Result<Plan> {
-        let request = Request {
-            memory: options.memory.unwrap_or(u64::MAX >> 1),
-            context: options.context,
-            sessions: options.sessions,
-            rows: options.rows,
-            logits_rows: options.logits_rows,
-            threads: threads(options),
-            tokenizer_bytes: self.tokenizer.as_ref().map_or(0, Tokenizer::table_bytes),
-        };
-        let unlimited = options.memory.is_none();
-        let plan = Plan::new(&self.config, &self.matrices, &request)?;
-        if !unlimited {
-            return Ok(plan);
-        }
-        // Nobody gave a budget: take what the model needs, but leave a fifth of the free memory to others.
-        let memory = plan.total_bytes().min(memory_available() / 5 * 4);
-        Plan::new(&self.config, &self.matrices, &Request { memory, ..request })
-    }
-}
-
-/// Threads that compute: as asked, or all that this process may use.
-pub fn threads(options: &Options) -> usize {
-    options
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// `MemAvailable`, or a cautious guess where there is no such line.
-fn memory_available() -> u64 {
-    let kib = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text
-                .lines()
-                .find(|line| line.starts_with("MemAvailable:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        });
-    kib.map_or(1 << 30, |kib| kib << 10)
+impl ModelId {
+    /// The model that the engine was opened with.
+    pub const FIRST: ModelId = ModelId(0);
 }
 
 /// Where the time and the bytes of some sweeps went.
@@ -165,15 +55,24 @@ pub struct Spent {
     pub read_bytes: u64,
 }
 
-/// One model in one arena.
-pub struct Engine {
-    tokenizer: Option<Tokenizer>,
-    template: Option<ChatTemplate>,
+/// A model of the engine: everything that is its own.
+struct Hosted {
+    id: ModelId,
+    tokenizer: Option<Arc<Tokenizer>>,
+    template: Option<Arc<ChatTemplate>>,
     model: Model,
     sessions: Vec<Session>,
+    plan: Plan,
+}
+
+/// Models in one arena.
+///
+/// # Panics
+/// Every call that takes a [`ModelId`] does if the engine has no such model.
+pub struct Engine {
+    hosted: Vec<Hosted>,
     store: Store,
     cpu: Cpu,
-    plan: Plan,
     batch: Vec<Row>,
     files: Arc<Files>,
     backend: Option<Backend>,
@@ -238,26 +137,45 @@ impl Engine {
         let integrity =
             Integrity::new(Arc::clone(&files), &cut.0, options.verify, cache.as_deref());
         let store = Store::new(list, cut, paths, slots, io, plan.window).with_integrity(integrity);
-        let sessions = (0..options.sessions)
+        let sessions = (0..options.model.sessions)
             .map(|_| Session::new(layers, plan.layout, plan.context))
             .collect();
-        Ok(Engine {
-            tokenizer,
-            template,
-            batch: Vec::with_capacity(plan.limits.rows),
+        let batch = Vec::with_capacity(plan.limits.rows);
+        let hosted = Hosted {
+            id: ModelId::FIRST,
+            tokenizer: tokenizer.map(Arc::new),
+            template: template.map(Arc::new),
             model,
             sessions,
+            plan,
+        };
+        Ok(Engine {
+            hosted: vec![hosted],
             store,
             cpu,
-            plan,
+            batch,
             files,
             backend: options.backend,
         })
     }
 
+    /// The models, in the order in which they came.
+    pub fn models(&self) -> impl Iterator<Item = ModelId> + '_ {
+        self.hosted.iter().map(|hosted| hosted.id)
+    }
+
+    fn place(&self, model: ModelId) -> usize {
+        let place = self.hosted.iter().position(|hosted| hosted.id == model);
+        place.unwrap_or_else(|| panic!("there is no {model:?}"))
+    }
+
+    fn hosted(&self, model: ModelId) -> &Hosted {
+        &self.hosted[self.place(model)]
+    }
+
     /// How the budget was divided.
-    pub fn plan(&self) -> &Plan {
-        &self.plan
+    pub fn plan(&self, model: ModelId) -> &Plan {
+        &self.hosted(model).plan
     }
 
     /// Changes the memory budget between sweeps, down or up to what the engine was opened with.
@@ -268,22 +186,23 @@ impl Engine {
     /// # Errors
     /// The budget cannot hold the buffers, the full context and a window of reads; nothing has changed then.
     pub fn set_memory(&mut self, memory: u64) -> Result<()> {
-        let plan = self.plan.resized(memory)?;
+        let place = self.place(ModelId::FIRST);
+        let plan = self.hosted[place].plan.resized(memory)?;
         let (files, backend) = (&self.files, self.backend);
         let reopen = |regions: &[Region]| io::choose(files, regions, plan.depth(), backend);
         self.store.resize(plan.slots as u32, reopen)?;
-        self.plan = plan;
+        self.hosted[place].plan = plan;
         Ok(())
     }
 
     /// The model's shape.
-    pub fn config(&self) -> &Config {
-        self.model.config()
+    pub fn config(&self, model: ModelId) -> &Config {
+        self.hosted(model).model.config()
     }
 
     /// Bytes of all weights that a sweep uses.
-    pub fn weight_bytes(&self) -> u64 {
-        self.model.matrices().sweep_bytes()
+    pub fn weight_bytes(&self, model: ModelId) -> u64 {
+        self.hosted(model).model.matrices().sweep_bytes()
     }
 
     /// The weights in memory and on their way.
@@ -329,52 +248,55 @@ impl Engine {
         &self.cpu
     }
 
-    /// The tokenizer.
+    /// The tokenizer, to be shared with other threads.
     ///
     /// # Errors
     /// The model file has no vocabulary.
-    pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(no_vocabulary)
+    pub fn tokenizer(&self, model: ModelId) -> Result<&Arc<Tokenizer>> {
+        let tokenizer = self.hosted(model).tokenizer.as_ref();
+        tokenizer.ok_or_else(no_vocabulary)
     }
 
-    /// The chat template.
+    /// The chat template, to be shared with other threads.
     ///
     /// # Errors
     /// The model file has no vocabulary.
-    pub fn template(&self) -> Result<&ChatTemplate> {
-        self.template.as_ref().ok_or_else(no_vocabulary)
+    pub fn template(&self, model: ModelId) -> Result<&Arc<ChatTemplate>> {
+        let template = self.hosted(model).template.as_ref();
+        template.ok_or_else(no_vocabulary)
     }
 
     /// Positions that a session has so far.
-    pub fn session_len(&self, session: usize) -> usize {
-        self.sessions[session].len()
+    pub fn session_len(&self, model: ModelId, session: usize) -> usize {
+        self.hosted(model).sessions[session].len()
     }
 
     /// Forgets a session's conversation, and remembers for later runs what was learnt of the files meanwhile.
-    pub fn clear(&mut self, session: usize) {
-        self.sessions[session].clear(&mut self.store);
+    pub fn clear(&mut self, model: ModelId, session: usize) {
+        let place = self.place(model);
+        self.hosted[place].sessions[session].clear(&mut self.store);
         self.store.save_checksums();
     }
 
     /// Runs one sweep over `rows`, at most as many as the plan's limits; adds to `spent` what it took.
-    pub fn sweep(&mut self, rows: &[Row], spent: &mut Spent) -> Result<()> {
+    pub fn sweep(&mut self, model: ModelId, rows: &[Row], spent: &mut Spent) -> Result<()> {
+        let place = self.place(model);
+        let hosted = &mut self.hosted[place];
+        let vocab = hosted.model.config().vocab;
         for row in rows {
-            if row.token as usize >= self.config().vocab {
+            if row.token as usize >= vocab {
                 return Err(Error::new(
                     Kind::Usage,
-                    format!(
-                        "token {} is not in the vocabulary of {}",
-                        row.token,
-                        self.config().vocab
-                    ),
+                    format!("token {} is not in the vocabulary of {vocab}", row.token),
                     "use the tokenizer of this model",
                 ));
             }
         }
         let before: Counters = self.store.counters();
         let start = Instant::now();
-        self.model
-            .sweep(rows, &mut self.sessions, &mut self.store, &self.cpu)?;
+        hosted
+            .model
+            .sweep(rows, &mut hosted.sessions, &mut self.store, &self.cpu)?;
         let after = self.store.counters();
         spent.rows += rows.len() as u64;
         spent.sweeps += 1;
@@ -390,13 +312,14 @@ impl Engine {
     /// so is the answer true.
     pub fn prefill(
         &mut self,
+        model: ModelId,
         session: usize,
         tokens: &[u32],
         spent: &mut Spent,
         mut each: impl FnMut(usize) -> bool,
     ) -> Result<bool> {
         let mut done = 0;
-        for chunk in tokens.chunks(self.plan.limits.rows) {
+        for chunk in tokens.chunks(self.plan(model).limits.rows) {
             let mut batch = std::mem::take(&mut self.batch);
             batch.clear();
             batch.extend(chunk.iter().map(|&token| Row {
@@ -408,7 +331,7 @@ impl Engine {
             if let Some(last) = batch.last_mut() {
                 last.logits = done == tokens.len();
             }
-            let swept = self.sweep(&batch, spent);
+            let swept = self.sweep(model, &batch, spent);
             self.batch = batch;
             swept?;
             if !each(done) {
@@ -419,8 +342,15 @@ impl Engine {
     }
 
     /// Adds one token to a session.
-    pub fn decode(&mut self, session: usize, token: u32, spent: &mut Spent) -> Result<()> {
+    pub fn decode(
+        &mut self,
+        model: ModelId,
+        session: usize,
+        token: u32,
+        spent: &mut Spent,
+    ) -> Result<()> {
         self.sweep(
+            model,
             &[Row {
                 session,
                 token,
@@ -430,9 +360,10 @@ impl Engine {
         )
     }
 
-    /// The logits of the `index`-th row of the last sweep that wanted them; a sampler may change them.
-    pub fn logits(&mut self, index: usize) -> &mut [f32] {
-        self.model.logits(index)
+    /// The logits of the `index`-th row of the model's last sweep that wanted them; a sampler may change them.
+    pub fn logits(&mut self, model: ModelId, index: usize) -> &mut [f32] {
+        let place = self.place(model);
+        self.hosted[place].model.logits(index)
     }
 }
 

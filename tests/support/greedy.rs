@@ -1,21 +1,21 @@
 //! The most likely tokens, one after the other.
 
-use airstream::engine::{Engine, Spent};
+use airstream::engine::{Engine, ModelId, Spent};
 
 /// The `count` most likely tokens after `prompt`, one after the other.
 pub fn greedy(engine: &mut Engine, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut spent = Spent::default();
     engine
-        .prefill(0, prompt, &mut spent, |_| true)
+        .prefill(ModelId::FIRST, 0, prompt, &mut spent, |_| true)
         .expect("prefill");
     let mut tokens = Vec::with_capacity(count);
     loop {
-        tokens.push(argmax(engine.logits(0)));
+        tokens.push(argmax(engine.logits(ModelId::FIRST, 0)));
         if tokens.len() == count {
             return tokens;
         }
         engine
-            .decode(0, tokens[tokens.len() - 1], &mut spent)
+            .decode(ModelId::FIRST, 0, tokens[tokens.len() - 1], &mut spent)
             .expect("decode");
     }
 }
