@@ -118,6 +118,8 @@ pub struct Store {
     /// The next tile in cyclic order to consider for reading, and how many are left until the current one again.
     ahead: u32,
     ahead_left: u32,
+    /// Reads ahead in flight at most, if fewer than the I/O's depth.
+    reads_max: usize,
     pass: u32,
     row_reads: [RowRead; ROWS_MAX],
     rows_pending: usize,
@@ -179,6 +181,7 @@ impl Store {
             waiting: 0,
             ahead: 0,
             ahead_left,
+            reads_max: usize::MAX,
             pass: 0,
             row_reads: [RowRead::default(); ROWS_MAX],
             rows_pending: 0,
@@ -247,6 +250,11 @@ impl Store {
     /// What performs the reads.
     pub fn io_description(&self) -> &str {
         self.io.describe()
+    }
+
+    /// Keeps at most so many reads ahead in flight, at least one, from now on.
+    pub fn set_reads_max(&mut self, reads: usize) {
+        self.reads_max = reads.max(1);
     }
 
     /// Bytes of a slot.

@@ -60,7 +60,8 @@ impl Store {
     /// Submits reads for the coming tiles that are not in memory, in the order of their use.
     fn read_ahead(&mut self) -> Result<()> {
         let mut submitted = false;
-        while self.ahead_left > 0 && self.io.in_flight() < self.io.depth() {
+        let reads_max = self.io.depth().min(self.reads_max);
+        while self.ahead_left > 0 && self.io.in_flight() < reads_max {
             let tile = self.ahead;
             let absent = self.states[tile as usize].phase == Phase::Absent;
             // A tile of the current range that was used and given up in this pass is needed in the next sweep only,

@@ -100,6 +100,16 @@ impl Cpu {
         self.pool.workers()
     }
 
+    /// Threads of the pool that take part in the next ops.
+    pub fn active_threads(&self) -> usize {
+        self.pool.active()
+    }
+
+    /// Lets only so many threads take part from the next op on, at least one; results stay the same.
+    pub fn set_active_threads(&self, threads: usize) {
+        self.pool.set_active(threads);
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa

@@ -51,6 +51,8 @@ struct Shared {
     left: AtomicU32,
     /// Workers asleep, or about to be.
     asleep: AtomicU32,
+    /// Workers that may take units; the others sleep until this changes.
+    active: AtomicU32,
     stop: AtomicBool,
     /// The open job. Written only while the gate is closed and all who joined have left.
     work: UnsafeCell<Option<*const Work<'static>>>,
@@ -92,6 +94,7 @@ impl Pool {
             gate: AtomicU32::new(CLOSED),
             left: AtomicU32::new(0),
             asleep: AtomicU32::new(0),
+            active: AtomicU32::new(threads as u32),
             stop: AtomicBool::new(false),
             work: UnsafeCell::new(None),
             shares: (0..threads).map(|_| Share::default()).collect(),
@@ -132,23 +135,34 @@ impl Pool {
         self.shared.shares.len()
     }
 
+    /// Workers that take part, the caller of `run` among them.
+    pub(super) fn active(&self) -> usize {
+        self.shared.active.load(Ordering::Relaxed) as usize
+    }
+
+    /// Lets only the first `workers` workers take part from the next job on; the others sleep, which saves power.
+    pub(super) fn set_active(&self, workers: usize) {
+        let workers = workers.clamp(1, self.workers()) as u32;
+        if self.shared.active.swap(workers, Ordering::SeqCst) != workers {
+            futex(&self.shared.active, libc::FUTEX_WAKE, i32::MAX as u32);
+        }
+    }
+
     /// Calls `work(worker, unit)` once for every unit below `units`; returns when all are done.
     ///
     /// `work` must not call `run`, and a panic in it ends the process. Worker 0 is the calling thread.
     pub(super) fn run(&self, units: usize, work: &Work<'_>) {
         let shared = &*self.shared;
-        if units <= 1 || shared.shares.len() == 1 {
+        let active = self.active();
+        if units <= 1 || active == 1 {
             (0..units).for_each(|unit| work(0, unit));
             return;
         }
         for (worker, share) in shared.shares.iter().enumerate() {
-            share
-                .next
-                .store(worker * units / shared.shares.len(), Ordering::Relaxed);
-            share.end.store(
-                (worker + 1) * units / shared.shares.len(),
-                Ordering::Relaxed,
-            );
+            // Workers that do not take part have no units of their own.
+            let first = |worker: usize| worker.min(active) * units / active;
+            share.next.store(first(worker), Ordering::Relaxed);
+            share.end.store(first(worker + 1), Ordering::Relaxed);
         }
         shared.left.store(0, Ordering::Relaxed);
         // SAFETY: the gate is closed and all who had joined have left, so nobody reads `work`. The
@@ -180,6 +194,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
+        // Those who sit out wait for this word, and find that they are to stop.
+        self.set_active(self.workers());
         self.shared.gate.fetch_add(JOB, Ordering::SeqCst);
         futex(&self.shared.gate, libc::FUTEX_WAKE, i32::MAX as u32);
         for thread in self.threads.drain(..) {
@@ -194,17 +210,30 @@ impl Shared {
     fn serve(&self, worker: usize) {
         let mut seen = CLOSED;
         loop {
+            self.sit_out(worker);
             seen = self.wait(seen);
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            if self.join(seen) {
+            // Whoever sees a job also sees how many may take part in it, for that is set between jobs.
+            if worker < self.active.load(Ordering::Relaxed) as usize && self.join(seen) {
                 // SAFETY: the job is open and this worker has joined it, so `run` waits for it.
                 let work = unsafe { (*self.work.get()).expect("an open job has work") };
                 // SAFETY: as above: the reference given to `run` is still alive.
                 self.take_units(worker, unsafe { &*work });
                 self.left.fetch_add(1, Ordering::Release);
             }
+        }
+    }
+
+    /// Sleeps while this worker may not take part.
+    fn sit_out(&self, worker: usize) {
+        loop {
+            let active = self.active.load(Ordering::SeqCst);
+            if worker < active as usize || self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            futex(&self.active, libc::FUTEX_WAIT, active);
         }
     }
 
@@ -344,6 +373,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn workers_that_may_not_take_part_do_nothing_and_come_back() {
+        let pool = Pool::new(4).expect("threads start");
+        for (round, active) in [4, 1, 3, 2, 4, 1].into_iter().cycle().take(90).enumerate() {
+            pool.set_active(active);
+            assert_eq!(pool.active(), active);
+            let done: Vec<AtomicU32> = (0..500).map(|_| AtomicU32::new(0)).collect();
+            pool.run(500, &|worker, unit| {
+                assert!(worker < active);
+                done[unit].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(done.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+            if round % 7 == 0 {
+                std::thread::sleep(Duration::from_millis(1)); // Long enough to fall asleep.
+            }
+        }
+        pool.set_active(0);
+        assert_eq!(pool.active(), 1);
+        let own = std::thread::current().id();
+        pool.run(50, &|worker, _| {
+            assert_eq!((worker, std::thread::current().id()), (0, own));
+        });
     }
 
     #[test]
