@@ -6,8 +6,9 @@ use std::path::Path;
 /// The result of everything that can fail in operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What kind of thing went wrong, for callers that act on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What kind of thing went wrong, for callers that act on it and for clients, who are told it by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The model file is damaged, truncated or hostile.
     Format,
@@ -19,6 +20,10 @@ pub enum Kind {
     Io,
     /// The caller asked for something that makes no sense.
     Usage,
+    /// There is more to do already than may wait.
+    Busy,
+    /// The client did not take what it was told for too long.
+    Stalled,
 }
 
 /// An operating error: what happened, and the remedy.
@@ -56,6 +61,11 @@ impl Error {
     /// What kind of error this is.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// What went wrong, a sentence without a full stop.
+    pub fn what(&self) -> &str {
+        &self.what
     }
 
     /// What the user can do about it.

@@ -7,6 +7,7 @@
 
 mod loaded;
 pub mod plan;
+pub mod request;
 pub mod roofline;
 
 use std::io::{BufWriter, Write};
