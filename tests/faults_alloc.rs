@@ -3,6 +3,8 @@
 
 #[path = "support/random.rs"]
 mod random;
+#[path = "support/strips.rs"]
+mod strips;
 #[path = "support/store.rs"]
 mod support;
 
@@ -81,7 +83,7 @@ fn mending_faults_allocates_nothing() {
         },
         log_reads_max: 0,
     });
-    let integrity = Integrity::simulated(tiles.len());
+    let integrity = Integrity::simulated(&matrices, &tiles);
     let all = tiles.len() as u32;
     let paths = vec![PathBuf::from("model.gguf")];
     let slots = slots(SLOTS, SLOT_BYTES);
@@ -90,8 +92,9 @@ fn mending_faults_allocates_nothing() {
     let mut sweep = || {
         store.begin(0..all);
         while store.acquire()? > 0 {
+            strips::inspect_acquired(&store);
             store.feed();
-            store.release();
+            store.release()?;
         }
         store.rows(1, &[5, 999, 40], |_, _| ())?;
         store.finish_sweep()

@@ -135,6 +135,7 @@ fn matmul(
     cpu.quantize(&vec![0.5; batch * cols], cols, kinds, &mut x);
     let mut out = vec![0.0_f32; batch * rows];
     let tile = TileView {
+        id: 0,
         data: buffer.as_mut_ptr().cast(),
         qtype,
         cols,
@@ -145,7 +146,7 @@ fn matmul(
         out_stride: rows,
     };
     // SAFETY: the rows lie within the buffer, and `out` has room for all outputs.
-    let seconds = fastest(|| unsafe { cpu.matmul(&[tile], &x, &mut || {}) });
+    let seconds = fastest(|| unsafe { cpu.matmul(&[tile], &x, &|_, _, _| {}, &mut || {}) });
     let weight_bytes = (rows * qtype.row_bytes(cols)) as f64;
     let dots = if qtype.block_values() == 1 {
         0.0

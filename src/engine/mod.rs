@@ -135,8 +135,13 @@ impl Engine {
         let io = io::choose(&files, &regions, plan.depth(), options.backend)?;
         let cut = tile::cut(&list, plan.slot_bytes);
         let cache = options.cache.clone().or_else(sidecar::cache_folder);
-        let integrity =
-            Integrity::new(Arc::clone(&files), &cut.0, options.verify, cache.as_deref());
+        let integrity = Integrity::new(
+            Arc::clone(&files),
+            &list,
+            &cut.0,
+            options.verify,
+            cache.as_deref(),
+        );
         let store = Store::new(list, cut, paths, slots, io, plan.window).with_integrity(integrity);
         let sessions = (0..options.model.sessions)
             .map(|_| Session::new(layers, plan.layout, plan.context))

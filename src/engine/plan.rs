@@ -179,7 +179,8 @@ impl Plan {
             page_positions: layout_least.page_positions.max(16),
             ..layout_least
         };
-        let tables = Store::table_bytes(2 * weight_bytes.div_ceil(smallest as u64) as usize)
+        let tiles_most = 2 * weight_bytes.div_ceil(smallest as u64) as usize;
+        let tables = Store::table_bytes(&matrices.matrices, tiles_most)
             + request.sessions
                 * Session::table_bytes(config.layers.len(), &layout_least, context_wanted);
         let mut lines = vec![

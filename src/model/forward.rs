@@ -558,6 +558,8 @@ fn matmul(
     cpu: &Cpu,
 ) -> Result<()> {
     let begun = store.trace().begin();
+    let sums = store.sums();
+    let inspect = &|id, strip, bytes: &[u8]| sums.inspect(id, strip, bytes);
     store.begin(store.tiles_of(first).start..store.tiles_of(first + outs.len() - 1).end);
     while store.acquire()? > 0 {
         tiles.clear();
@@ -567,6 +569,7 @@ fn matmul(
             let memory = store.memory(id);
             let (out, out_stride) = outs[tile.matrix as usize - first];
             tiles.push(TileView {
+                id,
                 data: memory.data.as_ptr(),
                 qtype: matrix.qtype,
                 cols: matrix.cols,
@@ -581,11 +584,11 @@ fn matmul(
         let computed = store.trace().begin();
         // SAFETY: acquired tiles are the device's until they are released, tiles have disjoint rows, and each
         // buffer holds `out_stride` values for every row.
-        unsafe { cpu.matmul(tiles, activations, &mut || store.feed()) };
+        unsafe { cpu.matmul(tiles, activations, inspect, &mut || store.feed()) };
         store
             .trace()
             .end(computed, What::Compute(tiles.len() as u32));
-        store.release();
+        store.release()?;
     }
     store
         .trace()

@@ -1,33 +1,23 @@
-//! Whether the bytes that arrive are those that were there before: a checksum for each tile, and an eye on the files.
+//! Whether the bytes that arrive are those that were there before: checksums, and an eye on the files.
 //!
-//! A tile's checksum is learnt when it is first read, by whichever run, and
-//! every later read of it must agree. The checksum is XXH3 (64 bits) over the
-//! tile's own bytes: not a defence against forgers, but against disks, cables
-//! and files that change.
+//! A strip's checksum is learnt when it is first read, by whichever run, and every later read of it must agree
+//! ([`Sums`]).
 
 use std::path::Path;
 use std::sync::Arc;
 
-use twox_hash::XxHash3_64;
-
 use super::sidecar::Sidecar;
+pub use super::sums::Sums;
 use crate::error::{Error, Kind, Result};
-use crate::format::tile::Tile;
+use crate::format::tile::{Matrix, Tile};
 use crate::io::{Fate, FileId, Files};
-
-/// No tile was read yet that would have this checksum; one that really has it gets [`ZERO_STANDS_FOR`].
-const UNKNOWN: u64 = 0;
-const ZERO_STANDS_FOR: u64 = 1;
 
 /// What the store knows of its tiles' contents.
 #[derive(Default)]
 pub struct Integrity {
-    /// For each tile its checksum or [`UNKNOWN`]; empty if nothing is verified.
-    sums: Vec<u64>,
+    sums: Arc<Sums>,
     /// Where they are kept between runs.
     sidecar: Option<Sidecar>,
-    /// Some are not in the sidecar yet.
-    learnt: bool,
     /// The files, unless the disk is simulated.
     files: Option<Arc<Files>>,
     /// It was said that another file is at the path.
@@ -35,9 +25,15 @@ pub struct Integrity {
 }
 
 impl Integrity {
-    /// Verifies `tiles` of `files` if `verify`, with the checksums of earlier runs from the folder `cache`, and
-    /// watches the files in any case.
-    pub fn new(files: Arc<Files>, tiles: &[Tile], verify: bool, cache: Option<&Path>) -> Integrity {
+    /// Verifies `matrices` of `files`, cut into `tiles`, if `verify`, with the checksums of earlier runs from the
+    /// folder `cache`, and watches the files in any case.
+    pub fn new(
+        files: Arc<Files>,
+        matrices: &[Matrix],
+        tiles: &[Tile],
+        verify: bool,
+        cache: Option<&Path>,
+    ) -> Integrity {
         let mut integrity = Integrity {
             files: Some(files.clone()),
             ..Integrity::default()
@@ -45,45 +41,32 @@ impl Integrity {
         if !verify {
             return integrity;
         }
-        integrity.sums = vec![UNKNOWN; tiles.len()];
+        let sums = Sums::new(matrices, tiles);
         match cache {
             Some(cache) => {
-                let sidecar = Sidecar::new(cache, &files, tiles);
-                sidecar.load(&mut integrity.sums);
+                let sidecar = Sidecar::new(cache, &files, matrices);
+                sidecar.load(&sums);
                 integrity.sidecar = Some(sidecar);
             }
             None => log::warn!(
                 "no cache folder (neither XDG_CACHE_HOME nor HOME is set): checksums are kept for this run only"
             ),
         }
+        integrity.sums = Arc::new(sums);
         integrity
     }
 
-    /// Verifies `tiles` tiles of a simulated disk, with checksums of this run only.
-    pub fn simulated(tiles: usize) -> Integrity {
+    /// Verifies `tiles` of a simulated disk, with checksums of this run only.
+    pub fn simulated(matrices: &[Matrix], tiles: &[Tile]) -> Integrity {
         Integrity {
-            sums: vec![UNKNOWN; tiles],
+            sums: Arc::new(Sums::new(matrices, tiles)),
             ..Integrity::default()
         }
     }
 
-    /// Bytes that the table takes for each tile.
-    pub(super) const TILE_BYTES: usize = size_of::<u64>();
-
-    /// Whether `bytes` are those of the tile; remembers them if it was never read before.
-    pub(super) fn agrees(&mut self, tile: u32, bytes: &[u8]) -> bool {
-        let Some(known) = self.sums.get_mut(tile as usize) else {
-            return true;
-        };
-        let sum = match XxHash3_64::oneshot(bytes) {
-            UNKNOWN => ZERO_STANDS_FOR,
-            sum => sum,
-        };
-        if *known == UNKNOWN {
-            *known = sum;
-            self.learnt = true;
-        }
-        *known == sum
+    /// The checksums.
+    pub(super) fn sums(&self) -> &Arc<Sums> {
+        &self.sums
     }
 
     /// Why a file can no longer be relied on, if so.
@@ -129,8 +112,7 @@ impl Integrity {
 
     /// Forgets all checksums, since it is not known which of them are of a file as it should be.
     pub(super) fn forget(&mut self) {
-        self.sums.fill(UNKNOWN);
-        self.learnt = false;
+        self.sums.forget();
         self.sidecar = None;
     }
 
@@ -151,11 +133,10 @@ impl Integrity {
         let unchanged = files
             .is_some_and(|files| (0..files.len() as u16).all(|file| self.changed(file).is_none()));
         if let Some(sidecar) = &self.sidecar
-            && self.learnt
+            && self.sums.learnt()
             && unchanged
         {
             sidecar.save(&self.sums);
-            self.learnt = false;
         }
     }
 }

@@ -9,9 +9,11 @@
 //! Two invariants, asserted here: *a slot being read is never handed out*, and
 //! *a slot handed out is never read into*.
 //!
-//! What arrives is compared with its checksum before anyone sees it
-//! ([`integrity`]). A read that fails matters only if the pass at hand needs
-//! its tile; ahead of that it is forgotten, and the tile read when its turn comes.
+//! The device shows what it is about to use to the checksums ([`Store::sums`]).
+//! A tile that did not agree is handed out once more after another read, so its
+//! results are overwritten before anyone uses them. A read that fails matters
+//! only if the pass at hand needs its tile; ahead of that it is forgotten, and
+//! the tile read when its turn comes.
 #![allow(unsafe_code)]
 
 pub mod integrity;
@@ -19,6 +21,7 @@ mod reads;
 mod resize;
 mod rows;
 pub mod sidecar;
+mod sums;
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -35,6 +38,7 @@ use crate::residency::Residency;
 use crate::trace::{Trace, What};
 
 use integrity::Integrity;
+pub use integrity::Sums;
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
 
@@ -63,7 +67,7 @@ struct TileState {
     packed: bool,
     /// Reads so far that brought nothing, while reading.
     tries: u8,
-    /// It was read already and did not agree with its checksum, while reading.
+    /// It did not agree with its checksums when it was last handed out.
     doubted: bool,
     /// Bytes of its aligned range that have arrived, while reading.
     arrived: u32,
@@ -202,14 +206,16 @@ impl Store {
         self
     }
 
-    /// Bytes of the tables that a store keeps for `tiles` tiles.
-    pub const fn table_bytes(tiles: usize) -> usize {
-        // Tile, state, checksum, acquired list, and the policy's queue, ranks and rates.
-        tiles
-            * (size_of::<Tile>()
-                + size_of::<TileState>()
-                + Integrity::TILE_BYTES
-                + 4 * size_of::<u32>())
+    /// Bytes of the tables that a store keeps for matrices cut into `tiles` tiles.
+    pub fn table_bytes(matrices: &[Matrix], tiles: usize) -> usize {
+        // Tile, state, acquired list, and the policy's queue, ranks and rates; checksums.
+        tiles * (size_of::<Tile>() + size_of::<TileState>() + 4 * size_of::<u32>())
+            + Sums::table_bytes(matrices, tiles)
+    }
+
+    /// The checksums, which whoever computes shows each strip to before it is used.
+    pub fn sums(&self) -> Arc<Sums> {
+        Arc::clone(self.integrity.sums())
     }
 
     /// The matrices, in the order of the sweep.
@@ -308,12 +314,7 @@ impl Store {
             return Ok(0);
         }
         let result = self.acquire_some();
-        if result.is_err() {
-            self.waiting = 0;
-            self.restart_ahead();
-            self.forget_if_changed();
-        }
-        result
+        self.end_pass_if_failed(result)
     }
 
     fn acquire_some(&mut self) -> Result<usize> {
@@ -388,19 +389,43 @@ impl Store {
     }
 
     /// Takes the acquired tiles back after they were computed with; those with `keep` are packed now.
-    pub fn release(&mut self) {
+    ///
+    /// Tiles that did not agree with their checksums are handed out again by the next [`acquire`](Self::acquire):
+    /// what was computed with them does not count.
+    ///
+    /// # Errors
+    /// A tile did not agree twice: the error names file, offset and tensor. The pass is over then.
+    pub fn release(&mut self) -> Result<()> {
+        let mut result = Ok(());
         for index in 0..self.acquired.len() {
             let tile = self.acquired[index];
             let keeps = self.residency.keeps(tile);
+            let agrees = self.integrity.sums().tile_agrees(tile);
             let state = &mut self.states[tile as usize];
             debug_assert_eq!(state.phase, Phase::InUse);
             state.phase = Phase::Ready;
+            if !agrees {
+                result = result.and(self.doubt(tile));
+                continue;
+            }
+            state.doubted = false;
             state.packed |= keeps;
             if !keeps {
                 self.give_up(tile);
             }
         }
         self.acquired.clear();
+        self.end_pass_if_failed(result)
+    }
+
+    /// After an error nothing more is handed out, and nothing is trusted that may be of another file.
+    fn end_pass_if_failed<T>(&mut self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.waiting = 0;
+            self.restart_ahead();
+            self.forget_if_changed();
+        }
+        result
     }
 
     /// Ends a sweep; until then its results do not count.

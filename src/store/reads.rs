@@ -17,7 +17,7 @@ pub(super) const ROW_TOKEN: u64 = 1 << 32;
 
 /// Why a read has failed, where it is not the kernel that says so.
 pub(super) const FILE_ENDS: &str = "the file ends before it";
-const WRONG_BYTES: &str =
+pub(super) const WRONG_BYTES: &str =
     "its checksum was wrong twice, so these are not the bytes that were there before";
 
 /// Reads of one tile that may bring nothing, one after the other, before it is given up.
@@ -38,8 +38,6 @@ pub(super) fn queue_full() -> Error {
 impl Store {
     /// Takes in finished reads and submits the next ones; never blocks.
     pub(super) fn poll(&mut self) -> Result<()> {
-        // Slots that were released wait for reads: those go out before time is spent on checking what arrived.
-        self.read_ahead()?;
         self.reap(false)?;
         self.read_ahead()
     }
@@ -120,8 +118,7 @@ impl Store {
     /// Submits the first read of a tile into a slot that is its own from now on.
     fn read_into(&mut self, tile: u32, slot: SlotId) -> Result<()> {
         let state = &mut self.states[tile as usize];
-        (state.slot, state.arrived) = (slot, 0);
-        (state.tries, state.doubted) = (0, false);
+        (state.slot, state.arrived, state.tries) = (slot, 0, 0);
         self.submit(tile)
     }
 
@@ -208,7 +205,8 @@ impl Store {
                 self.count_read(bytes);
                 let arrived = arrived_before + bytes;
                 if arrived as usize >= what.lead() + what.bytes as usize {
-                    return self.arrived(tile);
+                    self.states[tile as usize].phase = Phase::Ready;
+                    return Ok(());
                 }
                 // A short read goes on from the last whole block, as direct reads must.
                 let whole = arrived / PAGE_BYTES as u32 * PAGE_BYTES as u32;
@@ -223,36 +221,34 @@ impl Store {
         }
     }
 
-    /// Takes in a tile that is in its slot as a whole: if it agrees with its checksum, it may be handed out.
-    fn arrived(&mut self, tile: u32) -> Result<()> {
+    /// Drops a tile that did not agree with its checksums, so that it is read and handed out again.
+    ///
+    /// # Errors
+    /// It is the second time.
+    pub(super) fn doubt(&mut self, tile: u32) -> Result<()> {
+        self.give_up(tile);
         let what = self.tiles[tile as usize];
-        let slot = self.states[tile as usize].slot;
-        // SAFETY: the tile's reads are all reaped, and nobody else has its slot.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(
-                self.slots.ptr(slot).add(what.lead()).as_ptr(),
-                what.bytes as usize,
-            )
-        };
-        let agrees = self.integrity.agrees(tile, bytes);
         let state = &mut self.states[tile as usize];
-        if agrees {
-            state.phase = Phase::Ready;
-            return Ok(());
+        state.doubted = !state.doubted;
+        if !state.doubted {
+            let (matrix, file) = (what.matrix as usize, what.file);
+            return Err(self.read_error(matrix, file, what.offset, WRONG_BYTES));
         }
-        if state.doubted {
-            return self.failed(tile, WRONG_BYTES);
-        }
-        (state.doubted, state.arrived, state.tries) = (true, 0, 0);
+        state.pass = self.pass.wrapping_sub(1);
+        self.waiting += 1;
+        self.restart_ahead();
         self.counters.doubted += 1;
+        self.warn_of_wrong(what.matrix as usize, what.file, what.offset);
+        Ok(())
+    }
+
+    /// Says that bytes are read again because of their checksum.
+    pub(super) fn warn_of_wrong(&self, matrix: usize, file: u16, offset: u64) {
         log::warn!(
-            "{} at offset {} of {} came with a wrong checksum; reading it again",
-            self.matrices[what.matrix as usize].name,
-            what.offset,
-            self.paths[what.file as usize].display()
+            "{} at offset {offset} of {} came with a wrong checksum; reading it again",
+            self.matrices[matrix].name,
+            self.paths[file as usize].display()
         );
-        self.submit(tile)?;
-        self.io.flush()
     }
 
     /// Repeats a read that brought nothing, unless that happened too often.
@@ -275,7 +271,7 @@ impl Store {
     /// tile is needed, and it is read then.
     fn failed(&mut self, tile: u32, why: &str) -> Result<()> {
         let state = &mut self.states[tile as usize];
-        state.phase = Phase::Absent;
+        (state.phase, state.doubted) = (Phase::Absent, false);
         self.free.push(state.slot);
         let what = self.tiles[tile as usize];
         if self.waits_for(tile) {

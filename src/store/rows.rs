@@ -1,10 +1,13 @@
 //! Single rows of a matrix (embeddings), from a tile in memory or straight from the disk.
+//!
+//! Where weights are verified, the strip that holds a row is read for it: that is what there are checksums of, and 16
+//! rows cost hardly more than one.
 
 use std::time::Instant;
 
 use nix::errno::Errno;
 
-use super::reads::{FILE_ENDS, ROW_TOKEN, queue_full};
+use super::reads::{FILE_ENDS, ROW_TOKEN, WRONG_BYTES, queue_full};
 use super::{Phase, Store};
 use crate::arena::PAGE_BYTES;
 use crate::error::Result;
@@ -32,15 +35,19 @@ pub(super) const ROWS_MAX: usize = 32;
 /// Reads of one row that may bring nothing before it is given up.
 const TRIES_MAX: u32 = 1000;
 
-/// A row on its way into its piece of the rows' slot.
+/// A row, or its strip, on its way into its piece of the rows' slot.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RowRead {
     matrix: u32,
-    row: u32,
+    /// The first row that is read, and how many are.
+    first: u32,
+    count: u32,
     /// Bytes of a piece; the row's is the one of its place in the table.
     piece_bytes: u32,
     /// Reads so far that brought nothing.
     tries: u32,
+    /// It was read already and did not agree with its checksum.
+    doubted: bool,
     /// Bytes of its aligned range that have arrived.
     arrived: u32,
 }
@@ -51,15 +58,19 @@ impl Store {
     /// Rows of tiles in memory are taken from there, the others are read: a few KiB each.
     ///
     /// # Errors
-    /// A read failed for good.
+    /// A read failed for good, or a strip did not agree with its checksum twice.
     pub fn rows(
         &mut self,
         matrix: usize,
         rows: &[u32],
         mut with: impl FnMut(usize, RowBytes<'_>),
     ) -> Result<()> {
-        let piece_bytes =
-            (self.matrices[matrix].row_bytes() + PAGE_BYTES).next_multiple_of(PAGE_BYTES);
+        let row_bytes = self.matrices[matrix].row_bytes();
+        let strip_rows = match self.integrity.sums().verify() {
+            true => STRIP_ROWS,
+            false => 1,
+        };
+        let piece_bytes = (strip_rows * row_bytes + PAGE_BYTES).next_multiple_of(PAGE_BYTES);
         let batch = (self.slots.slot_bytes() / piece_bytes).min(ROWS_MAX);
         assert!(batch > 0, "a slot holds a strip, so it holds a row");
         // What is left of a batch that failed does not matter any more.
@@ -71,14 +82,14 @@ impl Store {
             for (place, &row) in rows.iter().enumerate() {
                 if !self.row_from_tile(matrix, row, |bytes| with(number * batch + place, bytes)) {
                     missing |= 1 << place;
-                    let read = RowRead {
+                    let first = row as usize / strip_rows * strip_rows;
+                    self.row_reads[place] = RowRead {
                         matrix: matrix as u32,
-                        row,
+                        first: first as u32,
+                        count: strip_rows.min(self.matrices[matrix].rows - first) as u32,
                         piece_bytes: piece_bytes as u32,
-                        tries: 0,
-                        arrived: 0,
+                        ..RowRead::default()
                     };
-                    self.row_reads[place] = read;
                     self.submit_row(place)?;
                 }
             }
@@ -98,15 +109,8 @@ impl Store {
                 .enumerate()
                 .filter(|(place, _)| missing >> place & 1 == 1)
             {
-                let lead = (self.row_offset(matrix, row) % PAGE_BYTES as u64) as usize;
-                let data = self.slots.ptr(self.rows_slot).as_ptr();
-                // SAFETY: the read of this piece was reaped, and the rows' slot is used for nothing else.
-                let bytes = unsafe {
-                    std::slice::from_raw_parts(
-                        data.add(place * piece_bytes + lead),
-                        self.matrices[matrix].row_bytes(),
-                    )
-                };
+                let within = (row - self.row_reads[place].first) as usize;
+                let bytes = &self.row_read(place)[within * row_bytes..][..row_bytes];
                 with(number * batch + place, RowBytes::Plain(bytes));
             }
         }
@@ -125,7 +129,23 @@ impl Store {
         matrix.offset + u64::from(row) * matrix.row_bytes() as u64
     }
 
-    /// Gives the row to `with` if its tile is in memory.
+    /// What was read for the row at `place`, once it has arrived.
+    fn row_read(&self, place: usize) -> &[u8] {
+        let read = &self.row_reads[place];
+        let matrix = read.matrix as usize;
+        let lead = (self.row_offset(matrix, read.first) % PAGE_BYTES as u64) as usize;
+        // SAFETY: the read of this piece was reaped and its bytes lie within the piece; the rows' slot is used for
+        // nothing else.
+        unsafe {
+            let piece = self.slots.ptr(self.rows_slot).as_ptr();
+            std::slice::from_raw_parts(
+                piece.add(place * read.piece_bytes as usize + lead),
+                read.count as usize * self.matrices[matrix].row_bytes(),
+            )
+        }
+    }
+
+    /// Gives the row to `with` if its tile is in memory, and it is as it should be if nobody has seen to that yet.
     fn row_from_tile(&self, matrix: usize, row: u32, with: impl FnOnce(RowBytes<'_>)) -> bool {
         let range = self.ranges[matrix].clone();
         if range.is_empty() {
@@ -140,6 +160,7 @@ impl Store {
         let row_bytes = self.matrices[matrix].row_bytes();
         let within = (row - what.first_row) as usize;
         let strip_first = within / STRIP_ROWS * STRIP_ROWS;
+        let strip_rows = STRIP_ROWS.min(what.rows as usize - strip_first);
         // SAFETY: the tile is in memory and nobody writes it: packing happens inside a matrix product, never while
         // the store is asked for rows.
         let data = unsafe {
@@ -148,35 +169,36 @@ impl Store {
                 what.bytes as usize,
             )
         };
+        let strip = &data[strip_first * row_bytes..][..strip_rows * row_bytes];
+        let lane = within - strip_first;
         // The last strip of a matrix may be shorter; it stays in plain order.
-        if state.packed && strip_first + STRIP_ROWS <= what.rows as usize {
-            let strip = &data[strip_first * row_bytes..][..STRIP_ROWS * row_bytes];
-            with(RowBytes::Packed {
-                strip,
-                lane: within - strip_first,
-            });
+        if state.packed && strip_rows == STRIP_ROWS {
+            with(RowBytes::Packed { strip, lane });
+        } else if state.packed || self.integrity.sums().row_agrees(matrix, row, strip) {
+            with(RowBytes::Plain(&strip[lane * row_bytes..][..row_bytes]));
         } else {
-            with(RowBytes::Plain(&data[within * row_bytes..][..row_bytes]));
+            return false;
         }
         true
     }
 
-    /// Submits the read of what is still missing of a row into its piece of the rows' slot.
+    /// Submits the read of what is still missing for a row into its piece of the rows' slot.
     fn submit_row(&mut self, place: usize) -> Result<()> {
         while self.io.in_flight() >= self.io.depth() {
             self.reap(true)?;
         }
         let RowRead {
             matrix,
-            row,
+            first,
+            count,
             piece_bytes,
             arrived,
             ..
         } = self.row_reads[place];
         let row_bytes = self.matrices[matrix as usize].row_bytes() as u64;
-        let offset = self.row_offset(matrix as usize, row);
+        let offset = self.row_offset(matrix as usize, first);
         let start = offset / PAGE_BYTES as u64 * PAGE_BYTES as u64 + u64::from(arrived);
-        let end = (offset + row_bytes).next_multiple_of(PAGE_BYTES as u64);
+        let end = (offset + u64::from(count) * row_bytes).next_multiple_of(PAGE_BYTES as u64);
         // SAFETY: there are no more places than pieces in the slot, and arrived is less than a piece.
         let into = unsafe {
             self.slots
@@ -204,27 +226,43 @@ impl Store {
         let place = (completion.token - ROW_TOKEN) as usize;
         let RowRead {
             matrix,
-            row,
+            first,
+            count,
             arrived,
             tries,
+            doubted,
             ..
         } = self.row_reads[place];
-        let offset = self.row_offset(matrix as usize, row);
-        let needed = offset % PAGE_BYTES as u64 + self.matrices[matrix as usize].row_bytes() as u64;
-        let file = self.matrices[matrix as usize].file;
+        let (file, row_bytes) = {
+            let matrix = &self.matrices[matrix as usize];
+            (matrix.file, matrix.row_bytes() as u64)
+        };
+        let offset = self.row_offset(matrix as usize, first);
+        let needed = offset % PAGE_BYTES as u64 + u64::from(count) * row_bytes;
         let failed = match completion.result {
             Err(Errno::EINTR | Errno::EAGAIN) if tries < TRIES_MAX => None,
             Err(errno) => Some(errno.desc()),
             Ok(0) => Some(FILE_ENDS),
-            Ok(bytes) => {
-                self.count_read(bytes);
-                if u64::from(arrived + bytes) >= needed {
-                    return Ok(());
-                }
-                // A short read goes on from the last whole block, as direct reads must.
+            // A short read goes on from the last whole block, as direct reads must.
+            Ok(bytes) if u64::from(arrived + bytes) < needed => {
                 self.row_reads[place].arrived =
                     (arrived + bytes) / PAGE_BYTES as u32 * PAGE_BYTES as u32;
+                self.count_read(bytes);
                 (tries == TRIES_MAX).then_some(FILE_ENDS)
+            }
+            Ok(bytes) => {
+                self.count_read(bytes);
+                let sums = self.integrity.sums();
+                if sums.row_agrees(matrix as usize, first, self.row_read(place)) {
+                    return Ok(());
+                }
+                if !doubted {
+                    self.counters.doubted += 1;
+                    self.warn_of_wrong(matrix as usize, file, offset);
+                }
+                let read = &mut self.row_reads[place];
+                (read.arrived, read.doubted) = (0, true);
+                doubted.then_some(WRONG_BYTES)
             }
         };
         if let Some(why) = failed {

@@ -1,7 +1,7 @@
-//! Checksums between runs: a small file in the user's cache folder for each model file and cut into tiles.
+//! Checksums between runs: a small file in the user's cache folder for each model file.
 //!
-//! The file holds, little-endian: eight bytes that say what it is, the key, the number of tiles, a checksum for
-//! each (0 where none is known) and the checksum of all that. It is a cache: what is damaged is ignored, what
+//! The file holds, little-endian: eight bytes that say what it is, the key, the number of strips, a checksum of four
+//! bytes for each (0 where none is known) and the checksum of all that. It is a cache: what is damaged is ignored, what
 //! cannot be written is said once, and either way the checksums are learnt again.
 
 use std::fs;
@@ -11,13 +11,14 @@ use std::time::SystemTime;
 
 use twox_hash::XxHash3_64;
 
-use crate::format::tile::Tile;
+use super::sums::Sums;
+use crate::format::tile::Matrix;
 use crate::io::Files;
 
-const MAGIC: &[u8; 8] = b"airsums1";
-/// Magic, key and number of tiles.
+const MAGIC: &[u8; 8] = b"airsums2";
+/// Magic, key and number of strips.
 const HEAD_BYTES: usize = 24;
-/// Sidecars kept; the oldest go first. Each budget may cut a model differently, and models come and go.
+/// Sidecars kept; the oldest go first: models come and go.
 const KEPT_MAX: usize = 64;
 
 /// `$XDG_CACHE_HOME/airstream`, or `~/.cache/airstream`; none where neither variable has an absolute path.
@@ -33,16 +34,16 @@ pub fn cache_folder() -> Option<PathBuf> {
     Some(base.join("airstream"))
 }
 
-/// Where the checksums of one model in one cut are kept.
+/// Where the checksums of one model are kept.
 pub(super) struct Sidecar {
     path: PathBuf,
     key: u64,
 }
 
 impl Sidecar {
-    /// The place for `files` cut into `tiles`, in the folder `checksums` of `cache`.
-    pub(super) fn new(cache: &Path, files: &Files, tiles: &[Tile]) -> Sidecar {
-        let key = key(files, tiles);
+    /// The place for `matrices` of `files`, in the folder `checksums` of `cache`.
+    pub(super) fn new(cache: &Path, files: &Files, matrices: &[Matrix]) -> Sidecar {
+        let key = key(files, matrices);
         Sidecar {
             path: cache.join("checksums").join(format!("{key:016x}")),
             key,
@@ -55,7 +56,7 @@ impl Sidecar {
     }
 
     /// Fills `sums` with what an earlier run learnt; leaves it alone if there is nothing sound.
-    pub(super) fn load(&self, sums: &mut [u64]) {
+    pub(super) fn load(&self, sums: &Sums) {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return,
@@ -67,7 +68,7 @@ impl Sidecar {
                 return;
             }
         };
-        let sound = bytes.len() == HEAD_BYTES + 8 * sums.len() + 8
+        let sound = bytes.len() == HEAD_BYTES + 4 * sums.len() + 8
             && bytes[..HEAD_BYTES] == self.head(sums.len())
             && word(&bytes, bytes.len() - 8) == XxHash3_64::oneshot(&bytes[..bytes.len() - 8]);
         if !sound {
@@ -77,15 +78,14 @@ impl Sidecar {
             );
             return;
         }
-        for (index, sum) in sums.iter_mut().enumerate() {
-            *sum = word(&bytes, HEAD_BYTES + 8 * index);
-        }
+        let known = bytes[HEAD_BYTES..].chunks_exact(4).take(sums.len());
+        sums.set_all(known.map(|sum| u32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]])));
     }
 
     /// Writes `sums` for later runs, whole or not at all; a failure is one line in the log.
-    pub(super) fn save(&self, sums: &[u64]) {
+    pub(super) fn save(&self, sums: &Sums) {
         let mut bytes = self.head(sums.len()).to_vec();
-        bytes.extend(sums.iter().flat_map(|sum| sum.to_le_bytes()));
+        bytes.extend(sums.all().flat_map(u32::to_le_bytes));
         let whole = XxHash3_64::oneshot(&bytes);
         bytes.extend(whole.to_le_bytes());
         if let Err(e) = self.write(&bytes) {
@@ -114,18 +114,18 @@ impl Sidecar {
         written
     }
 
-    fn head(&self, tiles: usize) -> [u8; HEAD_BYTES] {
+    fn head(&self, strips: usize) -> [u8; HEAD_BYTES] {
         let mut head = [0; HEAD_BYTES];
         head[..8].copy_from_slice(MAGIC);
         head[8..16].copy_from_slice(&self.key.to_le_bytes());
-        head[16..].copy_from_slice(&(tiles as u64).to_le_bytes());
+        head[16..].copy_from_slice(&(strips as u64).to_le_bytes());
         head
     }
 }
 
-/// What tells one model file and cut from all others: never the path, which may lead to another file by now.
-fn key(files: &Files, tiles: &[Tile]) -> u64 {
-    let mut bytes = Vec::with_capacity(files.len() * 40 + tiles.len() * 16);
+/// What tells one model file and its matrices from all others: never the path, which may lead to another file by now.
+fn key(files: &Files, matrices: &[Matrix]) -> u64 {
+    let mut bytes = Vec::with_capacity(files.len() * 40 + matrices.len() * 32);
     for (_, file) in files.iter() {
         let of = file.identity();
         for number in [
@@ -138,10 +138,11 @@ fn key(files: &Files, tiles: &[Tile]) -> u64 {
             bytes.extend(number.to_le_bytes());
         }
     }
-    for tile in tiles {
-        bytes.extend(tile.offset.to_le_bytes());
-        bytes.extend(tile.bytes.to_le_bytes());
-        bytes.extend(u32::from(tile.file).to_le_bytes());
+    for matrix in matrices {
+        bytes.extend(matrix.offset.to_le_bytes());
+        bytes.extend((matrix.rows as u64).to_le_bytes());
+        bytes.extend((matrix.row_bytes() as u64).to_le_bytes());
+        bytes.extend(u64::from(matrix.file).to_le_bytes());
     }
     XxHash3_64::oneshot(&bytes)
 }

@@ -249,7 +249,7 @@ impl Machine {
                 self.compute(step);
                 self.store.feed();
             }
-            self.store.release();
+            self.store.release().expect("no faults");
         }
     }
 

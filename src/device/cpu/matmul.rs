@@ -14,6 +14,8 @@ use crate::format::quant::QuantType;
 /// rows, except at the matrix's end.
 #[derive(Debug, Clone, Copy)]
 pub struct TileView {
+    /// The caller's number for it.
+    pub id: u32,
     /// The first row's first byte. Any alignment.
     pub data: *mut u8,
     /// How the weights are stored.
@@ -33,6 +35,10 @@ pub struct TileView {
     /// f32s from one batch row's output to the next one's.
     pub out_stride: usize,
 }
+
+/// Looks at a strip (tile's id, strip's number in it, its bytes) as the file has it, before it is packed; called by
+/// whichever worker is about to use it, so the bytes are in its cache anyway.
+pub type Inspect<'a> = dyn Fn(u32, usize, &[u8]) + Sync + 'a;
 
 impl TileView {
     fn strips(&self) -> usize {
@@ -131,12 +137,19 @@ impl Cpu {
 
     /// Multiplies every row of `x` with every tile: `out[row][i] = dot(tile row i, x row)`.
     ///
-    /// `x` has been quantized into the kinds of all tiles ([`Kinds::of`]). `poll` is called on
-    /// this thread at least once, so that reads in flight are served.
+    /// `x` has been quantized into the kinds of all tiles ([`Kinds::of`]). `inspect` sees each strip
+    /// that is not packed yet. `poll` is called on this thread at least once, so that reads in flight
+    /// are served.
     ///
     /// # Safety
     /// Tiles' data and outputs are valid, disjoint, and used by nobody else meanwhile.
-    pub unsafe fn matmul(&self, tiles: &[TileView], x: &Activations, poll: &mut dyn FnMut()) {
+    pub unsafe fn matmul(
+        &self,
+        tiles: &[TileView],
+        x: &Activations,
+        inspect: &Inspect<'_>,
+        poll: &mut dyn FnMut(),
+    ) {
         if x.rows() == 0 {
             return;
         }
@@ -175,6 +188,7 @@ impl Cpu {
             scratch: &self.scratch,
             tiles,
             x,
+            inspect,
         };
         let between = Shared(std::cell::Cell::new(Some(&mut *poll)));
         self.pool.run(strips.div_ceil(run), &|worker, unit| {
@@ -200,6 +214,7 @@ struct Job<'a> {
     scratch: &'a Scratch,
     tiles: &'a [TileView],
     x: &'a Activations,
+    inspect: &'a Inspect<'a>,
 }
 
 // SAFETY: the workers take disjoint strips, and each its own part of the scratch.
@@ -268,6 +283,8 @@ impl Job<'_> {
         // SAFETY: as this function asks.
         unsafe {
             let data = tile.data.add(strip * STRIP_ROWS * row_bytes);
+            let bytes = std::slice::from_raw_parts(data, rows * row_bytes);
+            (self.inspect)(tile.id, strip, bytes);
             (self.kernels.pack_strip)(tile.qtype, row_bytes, rows, data, scratch);
         }
     }

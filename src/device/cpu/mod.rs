@@ -40,7 +40,7 @@ mod tests;
 pub use activations::{Activations, Kinds};
 pub use isa::Isa;
 pub use kv::{AttentionRow, KvLayout, KvRow};
-pub use matmul::TileView;
+pub use matmul::{Inspect, TileView};
 pub use measure::fastest;
 pub use ops::RopePairing;
 pub use pack::unpack_row;

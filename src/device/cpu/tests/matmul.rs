@@ -52,6 +52,7 @@ impl Matrix {
         let first_rows = (0..self.rows).step_by(self.tile_rows);
         first_rows
             .map(|row| TileView {
+                id: row as u32,
                 // SAFETY: the row is within the matrix.
                 data: unsafe { data.add(row * row_bytes) },
                 qtype: self.qtype,
@@ -71,7 +72,7 @@ impl Matrix {
         let mut out = vec![f32::NAN; x.rows() * self.rows];
         let tiles = self.tiles(packed, keep, &mut out);
         // SAFETY: tiles and outputs live and are disjoint.
-        unsafe { cpu.matmul(&tiles, x, &mut || ()) };
+        unsafe { cpu.matmul(&tiles, x, &|_, _, _| (), &mut || ()) };
         out
     }
 }
@@ -251,10 +252,44 @@ fn a_group_of_tiles_of_several_types_is_multiplied_at_once_and_polled() {
         .collect();
     let mut polls = 0;
     // SAFETY: tiles and outputs live and are disjoint.
-    unsafe { cpu.matmul(&tiles, &view, &mut || polls += 1) };
+    unsafe { cpu.matmul(&tiles, &view, &|_, _, _| (), &mut || polls += 1) };
     assert!(polls > 0);
     for ((qtype, _, weights), out) in data.iter().zip(outs) {
         assert_eq!(bits(&out), bits(&expected(*qtype, weights, cols, &x)));
+    }
+}
+
+#[test]
+fn each_strip_is_inspected_once_as_it_is_in_the_file() {
+    let cpu = Cpu::new(
+        2,
+        crate::device::cpu::Isa::detect(),
+        QuantType::Q4_0.row_bytes(256),
+    )
+    .expect("threads start");
+    let mut random = Random(23);
+    let (qtype, rows, cols) = (QuantType::Q4_0, 72, 256);
+    let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
+    let (_memory, mut view) = activations(1, cols, Kinds::ALL);
+    cpu.quantize(&random.floats(cols), cols, Kinds::of(qtype), &mut view);
+    for keep in [false, true] {
+        let mut matrix = Matrix::new(qtype, rows, cols, 32, 0, &weights);
+        for (packed, strips) in [(false, 5), (keep, if keep { 1 } else { 5 })] {
+            let mut out = vec![0.0; rows];
+            let tiles = matrix.tiles(packed, keep, &mut out);
+            let seen = std::sync::Mutex::new(Vec::new());
+            let inspect = |id: u32, strip: usize, bytes: &[u8]| {
+                let at = id as usize + 16 * strip;
+                assert_eq!(bytes, &weights[at * qtype.row_bytes(cols)..][..bytes.len()]);
+                seen.lock().expect("no panic before").push(at);
+            };
+            // SAFETY: tiles and outputs live and are disjoint.
+            unsafe { cpu.matmul(&tiles, &view, &inspect, &mut || ()) };
+            let mut seen = seen.into_inner().expect("no panic before");
+            seen.sort_unstable();
+            // Of packed tiles only the strip that stays as it is: the last one, which is shorter.
+            assert_eq!(seen, [0, 16, 32, 48, 64][5 - strips..]);
+        }
     }
 }
 
