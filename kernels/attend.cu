@@ -1,0 +1,226 @@
+// Attention of a few queries over the pages of one key-value head, split over the context.
+//
+// A split is 256 aligned absolute positions, in blocks of 16, with an online softmax from block to
+// block (Milakov and Gimelshein, 2018): the CPU's arithmetic, bit for bit, as long as a query's
+// positions lie within one split. What several splits found is put together in their order by
+// attend_join, so the order follows from positions alone, never from pages or the batch; there it
+// rounds otherwise than the CPU, which has one softmax over all blocks.
+//
+// The eight queries of a block share what they load: heads of one group, of neighbouring rows of a
+// session.
+//
+// Grid: (split of the unit, key-value head and 8 heads of its group, unit). Block: 256 threads.
+#include "pages.h"
+
+// One row's queries: heads x head_dim.
+struct AttentionRow {
+    // Where its session's pages of this layer are; none where nothing is attended to.
+    const u16 *const *pages;
+    // The first and the last position it attends to.
+    u32 start;
+    u32 position;
+};
+
+// Neighbouring rows of one session, `rows` x 8 heads at most 8 queries.
+struct AttentionUnit {
+    u32 first_row;
+    u32 rows;
+};
+
+struct AttentionShape {
+    KvLayout layout;
+    u32 heads;
+    // Heads of a group that a block takes: at most 8.
+    u32 unit_heads;
+    float scale;
+    // 0 where there is none.
+    float softcap;
+    // Splits that there is room for in `partial`.
+    u32 splits_max;
+};
+
+// What a query found in a split is head_dim sums, then the largest score and the sum of the weights.
+constexpr u32 SPLIT = 256, QUERIES = 8, BEHIND_SUMS = 2;
+
+namespace attention {
+// The splits of a row, the first one and how many.
+DEVICE u32 first_split(const AttentionRow &row) { return row.start / SPLIT; }
+DEVICE u32 splits(const AttentionRow &row) { return row.position / SPLIT - row.start / SPLIT + 1; }
+
+// Where a query's share of `partial` begins; further splits follow.
+DEVICE float *partial_of(float *partial, const AttentionShape &shape, u32 row, u32 head) {
+    return partial + u64(row * shape.heads + head) * shape.splits_max * (shape.layout.head_dim + BEHIND_SUMS);
+}
+} // namespace attention
+
+KERNEL(256)
+attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *rows, const float *q, float *out,
+       float *partial) {
+    __shared__ float queries[QUERIES][256];
+    __shared__ float weights[QUERIES][SPLIT];
+    __shared__ float rescale[QUERIES][SPLIT / 16];
+    __shared__ float largest_of[QUERIES], sum_of[QUERIES];
+    __shared__ u32 from_of[QUERIES], to_of[QUERIES];
+    const u32 head_dim = shape.layout.head_dim, page_positions = shape.layout.page_positions;
+    const u32 group = shape.heads / shape.layout.kv_heads;
+    const u32 parts = (group + shape.unit_heads - 1) / shape.unit_heads;
+    const u32 kv_head = block_y() / parts, first_head = kv_head * group + block_y() % parts * shape.unit_heads;
+    const u32 unit_heads = smaller(shape.unit_heads, group - block_y() % parts * shape.unit_heads);
+    const AttentionUnit unit = units[block_z()];
+    const u32 count = unit.rows * unit_heads;
+    // Rows of a unit stand in the order of their positions.
+    const u32 split = attention::first_split(rows[unit.first_row]) + block_x();
+    const u32 begin = split * SPLIT;
+    if (begin > rows[unit.first_row + unit.rows - 1].position) return;
+
+    if (thread() < count) {
+        const AttentionRow &row = rows[unit.first_row + thread() / unit_heads];
+        u32 from = larger(row.start, begin), to = smaller(row.position + 1, begin + SPLIT);
+        from_of[thread()] = from < to ? from - begin : 0;
+        to_of[thread()] = from < to ? to - begin : 0;
+    }
+    block_sync();
+    // Positions that any query sees.
+    u32 any_from = SPLIT, any_to = 0;
+    for (u32 i = 0; i < count; i++) {
+        if (from_of[i] == to_of[i]) continue;
+        any_from = smaller(any_from, from_of[i]);
+        any_to = larger(any_to, to_of[i]);
+    }
+    const u16 *const *pages = rows[unit.first_row].pages;
+
+    // Scores: a thread is a position. Even and odd dimensions run in two chains.
+    const u32 position = begin + thread();
+    float scores[QUERIES][2] = {};
+    for (u32 piece = 0; piece < head_dim; piece += 256) {
+        u32 dims = smaller(256u, head_dim - piece);
+        for (u32 i = thread(); i < count * dims; i += 256) {
+            u32 query = i / dims, row = unit.first_row + query / unit_heads, head = first_head + query % unit_heads;
+            queries[query][i % dims] = q[u64(row * shape.heads + head) * head_dim + piece + i % dims];
+        }
+        block_sync();
+        if (thread() >= any_from && thread() < any_to) {
+            const u16 *key =
+                key_of(shape.layout, pages[position / page_positions], kv_head, position % page_positions) + 16 * piece;
+            for (u32 d = 0; d < dims; d += 2) {
+                float even = from_half(key[16 * d]), odd = from_half(key[16 * d + 16]);
+#pragma unroll
+                for (u32 i = 0; i < QUERIES; i++) {
+                    if (i >= count) break;
+                    scores[i][0] = fused(even, queries[i][d], scores[i][0]);
+                    scores[i][1] = fused(odd, queries[i][d + 1], scores[i][1]);
+                }
+            }
+        }
+        block_sync();
+    }
+#pragma unroll
+    for (u32 i = 0; i < QUERIES; i++) {
+        if (i >= count) break;
+        float score = (scores[i][0] + scores[i][1]) * shape.scale;
+        if (shape.softcap != 0.0f) score = hyperbolic_tangent(divide(score, shape.softcap)) * shape.softcap;
+        weights[i][thread()] = score;
+    }
+    block_sync();
+
+    // The online softmax: 16 lanes take a query through its blocks.
+    if (thread() < 16 * QUERIES) {
+        u32 query = thread() / 16, l = thread() % 16;
+        bool some = query < count;
+        u32 from = some ? from_of[query] : 0, to = some ? to_of[query] : 0;
+        float largest = from_bits(0xff800000), sum = 0.0f;
+        // All lanes of a warp stay together for the exchanges.
+        for (u32 block = 0; block < SPLIT / 16; block++) {
+            u32 at = 16 * block + l;
+            bool seen = at >= from && at < to;
+            bool any = 16 * block < to && 16 * block + 16 > from;
+            float score = seen ? weights[query][at] : from_bits(0xff800000);
+            float new_largest = larger(max_lanes<16>(score), largest);
+            float weight = seen ? exponential(score - new_largest) : 0.0f;
+            float factor = new_largest != largest ? exponential(largest - new_largest) : 1.0f;
+            if (any) {
+                sum = fused(sum, factor, weight);
+                largest = new_largest;
+                weights[query][at] = weight;
+                if (l == 0) rescale[query][block] = factor;
+            }
+        }
+        sum = fold_16(sum);
+        if (some && l == 0) {
+            largest_of[query] = largest;
+            sum_of[query] = sum;
+        }
+    }
+    block_sync();
+
+    // Values: a thread is a dimension, for some of the queries.
+    const u32 wide = smaller(head_dim, 256u), together = 256 / wide;
+    if (thread() / wide >= together) return;
+    for (u32 d = thread() % wide; d < head_dim; d += wide) {
+        float sums[QUERIES] = {};
+        for (u32 block = any_from / 16; 16 * block < any_to; block++) {
+#pragma unroll
+            for (u32 i = 0; i < QUERIES; i++) {
+                u32 query = thread() / wide + i * together;
+                if (query >= count) break;
+                if (16 * block < to_of[query] && 16 * block + 16 > from_of[query]) sums[i] *= rescale[query][block];
+            }
+            u32 end = smaller(16 * block + 16, any_to);
+            for (u32 at = larger(16 * block, any_from); at < end; at++) {
+                u32 p = begin + at;
+                float value =
+                    from_half(value_of(shape.layout, pages[p / page_positions], kv_head, p % page_positions)[d]);
+#pragma unroll
+                for (u32 i = 0; i < QUERIES; i++) {
+                    u32 query = thread() / wide + i * together;
+                    if (query >= count) break;
+                    if (at >= from_of[query] && at < to_of[query]) sums[i] = fused(value, weights[query][at], sums[i]);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < QUERIES; i++) {
+            u32 query = thread() / wide + i * together;
+            if (query >= count || from_of[query] == to_of[query]) continue;
+            u32 row = unit.first_row + query / unit_heads, head = first_head + query % unit_heads;
+            if (attention::splits(rows[row]) == 1) {
+                out[u64(row * shape.heads + head) * head_dim + d] = sums[i] * divide(1.0f, sum_of[query]);
+                continue;
+            }
+            float *to = attention::partial_of(partial, shape, row, head) +
+                        (split - attention::first_split(rows[row])) * (head_dim + BEHIND_SUMS);
+            to[d] = sums[i];
+            if (d == 0) {
+                to[head_dim] = largest_of[query];
+                to[head_dim + 1] = sum_of[query];
+            }
+        }
+    }
+}
+
+// Puts the splits of each query together. Rows of one split are done already.
+//
+// Grid: (head, row). Block: 128 threads.
+KERNEL(128) attend_join(AttentionShape shape, const AttentionRow *rows, float *out, float *partial) {
+    const u32 head_dim = shape.layout.head_dim, row = block_y(), head = block_x();
+    const u32 splits = attention::splits(rows[row]);
+    if (splits == 1) return;
+    const float *found = attention::partial_of(partial, shape, row, head);
+    float largest = from_bits(0xff800000);
+    for (u32 split = 0; split < splits; split++)
+        largest = larger(largest, found[split * (head_dim + BEHIND_SUMS) + head_dim]);
+    float sum = 0.0f;
+    for (u32 split = 0; split < splits; split++) {
+        const float *behind = found + split * (head_dim + BEHIND_SUMS) + head_dim;
+        sum = fused(behind[1], exponential(behind[0] - largest), sum);
+    }
+    float factor = divide(1.0f, sum);
+    for (u32 d = thread(); d < head_dim; d += 128) {
+        float value = 0.0f;
+        for (u32 split = 0; split < splits; split++) {
+            const float *of = found + split * (head_dim + BEHIND_SUMS);
+            value = fused(of[d], exponential(of[head_dim] - largest), value);
+        }
+        out[u64(row * shape.heads + head) * head_dim + d] = value * factor;
+    }
+}

@@ -1,0 +1,95 @@
+// The host's half of device.h: the threads of a block are fibers that switch where they wait for each
+// other, so barriers and exchanges between lanes are real, and what runs in between is in an order of
+// the caller's choice. Tests alone use it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define __shared__ static
+#define DEVICE_MEMBER inline __attribute__((always_inline))
+#define DEVICE [[maybe_unused]] static DEVICE_MEMBER
+#define KERNEL(threads) extern "C" void
+
+namespace shim {
+// Where the running fiber is.
+struct Place {
+    u32 thread, threads, block[3];
+};
+extern Place place;
+
+// What a lane shows to the other lanes of its warp.
+struct Words {
+    u32 word[6];
+};
+void block_sync();
+void warp_sync();
+// Waits for the whole warp; what each lane showed.
+const Words *exchange(const Words &mine);
+void copy_async(Sixteen *to, const Sixteen *from);
+void copies_end();
+void copies_done(u32 pending);
+float from_half(u32 bits);
+u16 to_half(float a);
+
+// Byte i of a word.
+inline i32 byte(u32 word, u32 i) { return i8(word >> 8 * i); }
+} // namespace shim
+
+DEVICE u32 thread() { return shim::place.thread; }
+DEVICE u32 threads() { return shim::place.threads; }
+DEVICE u32 block_x() { return shim::place.block[0]; }
+DEVICE u32 block_y() { return shim::place.block[1]; }
+DEVICE u32 block_z() { return shim::place.block[2]; }
+
+DEVICE void block_sync() { shim::block_sync(); }
+DEVICE void warp_sync() { shim::warp_sync(); }
+DEVICE u32 lane_xor(u32 value, u32 mask) { return shim::exchange({{value}})[(thread() ^ mask) % 32].word[0]; }
+DEVICE void copy_async(Sixteen *to, const Sixteen *from) { shim::copy_async(to, from); }
+DEVICE void copies_end() { shim::copies_end(); }
+template <u32 pending> DEVICE void copies_done() { shim::copies_done(pending); }
+
+DEVICE i32 dot_4(u32 a, u32 b, i32 acc) {
+    for (u32 i = 0; i < 4; i++) acc += shim::byte(a, i) * shim::byte(b, i);
+    return acc;
+}
+// c += A B over `columns` (16 or 32) columns, from the registers of all lanes: {a0..a3, b0, b1}. Register
+// a[r / 8 + 2 (k / 16)], lane 4 (r % 8) + k % 16 / 4, byte k % 4 is A[r][k]; b[k / 16] of lane 4 n + k % 16 / 4 is
+// B[k][n]; c[i] is row lane / 4 + 8 (i / 2), column 2 (lane % 4) + i % 2.
+inline void mma(i32 (&c)[4], const shim::Words &mine, u32 columns) {
+    const shim::Words *all = shim::exchange(mine);
+    for (u32 i = 0; i < 4; i++) {
+        u32 row = thread() % 32 / 4 + 8 * (i / 2), column = thread() % 4 * 2 + i % 2;
+        for (u32 k = 0; k < columns; k++) {
+            u32 a = all[row % 8 * 4 + k % 16 / 4].word[row / 8 + 2 * (k / 16)];
+            u32 b = all[column * 4 + k % 16 / 4].word[4 + k / 16];
+            c[i] += shim::byte(a, k % 4) * shim::byte(b, k % 4);
+        }
+    }
+}
+DEVICE void mma_32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    mma(c, {{a[0], a[1], a[2], a[3], b[0], b[1]}}, 32);
+}
+DEVICE void mma_16(i32 (&c)[4], u32 a0, u32 a1, u32 b) { mma(c, {{a0, a1, 0, 0, b, 0}}, 16); }
+DEVICE u32 shift_pair(u32 low, u32 high, u32 bits) { return u32((u64(high) << 32 | low) >> bits % 32); }
+
+DEVICE float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
+DEVICE float divide(float a, float b) { return a / b; }
+DEVICE float square_root(float a) { return std::sqrt(a); }
+DEVICE i32 nearest(float a) {
+    if (std::isnan(a)) return 0;
+    if (a >= 2147483648.0f) return INT32_MAX;
+    return a < -2147483648.0f ? INT32_MIN : i32(std::nearbyintf(a));
+}
+DEVICE float from_half(u32 bits) { return shim::from_half(bits); }
+DEVICE u16 to_half(float a) { return shim::to_half(a); }
+DEVICE u32 bits_of(float a) {
+    u32 out;
+    std::memcpy(&out, &a, 4);
+    return out;
+}
+DEVICE float from_bits(u32 a) {
+    float out;
+    std::memcpy(&out, &a, 4);
+    return out;
+}

@@ -1,0 +1,9 @@
+// x = cap * tanh(x / cap).
+//
+// Grid: (256 values). Block: 256 threads.
+#include "device.h"
+
+KERNEL(256) softcap(float *x, u64 n, float cap) {
+    u64 i = u64(block_x()) * 256 + thread();
+    if (i < n) x[i] = hyperbolic_tangent(divide(x[i], cap)) * cap;
+}

@@ -1,0 +1,326 @@
+//! Keys, values and attention: the CPU's within one split, exact arithmetic to compare with beyond.
+
+use super::shim::{Shim, launch};
+use super::weights::Rng;
+use super::{ORDERS, assert_same, cpu, floats};
+use airstream::device::cpu::{AttentionRow, KvLayout, KvRow};
+use half::f16;
+
+/// `SPLIT` of `kernels/attend.cu`.
+const SPLIT: usize = 256;
+const SCALE: f32 = 0.125;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Layout {
+    kv_heads: u32,
+    head_dim: u32,
+    page_positions: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Place {
+    page: *mut u8,
+    index: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Row {
+    pages: *const *const u8,
+    start: u32,
+    position: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Unit {
+    first_row: u32,
+    rows: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Shape {
+    layout: Layout,
+    heads: u32,
+    unit_heads: u32,
+    scale: f32,
+    softcap: f32,
+    splits_max: u32,
+}
+
+/// One session: keys and values of all positions, and a query for each.
+struct Case {
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    positions: usize,
+    window: usize,
+    softcap: Option<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    q: Vec<f32>,
+}
+
+impl Case {
+    fn new(shape: [usize; 4], window: usize, softcap: Option<f32>) -> Case {
+        let [kv_heads, group, head_dim, positions] = shape;
+        let mut random = Rng(positions as u64);
+        let mut three = |n| {
+            floats(&mut random, n)
+                .into_iter()
+                .map(|x| 3.0 * x)
+                .collect::<Vec<f32>>()
+        };
+        let kv = positions * kv_heads * head_dim;
+        let (k, v, q) = (three(kv), three(kv), three(kv * group));
+        Case {
+            kv_heads,
+            group,
+            head_dim,
+            positions,
+            window,
+            softcap,
+            k,
+            v,
+            q,
+        }
+    }
+
+    fn layout(&self, page_positions: usize) -> KvLayout {
+        KvLayout {
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            page_positions,
+        }
+    }
+
+    fn start(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
+    }
+
+    fn row_values(&self) -> usize {
+        self.kv_heads * self.group * self.head_dim
+    }
+
+    /// Pages with every position; what holds none is not a number.
+    fn pages(&self, page_positions: usize) -> Vec<Vec<u16>> {
+        let halves = self.layout(page_positions).page_bytes() / 2;
+        vec![vec![f16::NAN.to_bits(); halves]; self.positions.div_ceil(page_positions)]
+    }
+
+    fn on_cpu(&self, first: usize, page_positions: usize) -> (Vec<Vec<u16>>, Vec<f32>) {
+        let mut pages = self.pages(page_positions);
+        let kv = self.kv_heads * self.head_dim;
+        let rows: Vec<KvRow> = (0..self.positions)
+            .map(|p| KvRow {
+                page: pages[p / page_positions].as_mut_ptr().cast(),
+                index: p % page_positions,
+                k: self.k[p * kv..].as_ptr(),
+                v: self.v[p * kv..].as_ptr(),
+            })
+            .collect();
+        let layout = self.layout(page_positions);
+        let pointers: Vec<*const u8> = pages.iter().map(|p| p.as_ptr().cast()).collect();
+        let mut out = vec![f32::NAN; (self.positions - first) * self.row_values()];
+        let queries: Vec<AttentionRow> = (first..self.positions)
+            .map(|p| AttentionRow {
+                q: self.q[p * self.row_values()..].as_ptr(),
+                out: out[(p - first) * self.row_values()..].as_mut_ptr(),
+                pages: pointers.as_ptr(),
+                position: p as u32,
+                start: self.start(p) as u32,
+            })
+            .collect();
+        // SAFETY: pages and rows live and have the layout's sizes, and outputs are disjoint.
+        unsafe {
+            cpu().kv_append(&layout, &rows);
+            cpu().attention(
+                &queries,
+                &layout,
+                self.kv_heads * self.group,
+                SCALE,
+                self.softcap,
+            );
+        }
+        (pages, out)
+    }
+
+    /// Rows from `first` on, in units of at most `unit_rows` rows.
+    fn on_gpu(
+        &self,
+        shim: &Shim,
+        order: u64,
+        first: usize,
+        page_positions: usize,
+        unit_rows: usize,
+    ) -> (Vec<Vec<u16>>, Vec<f32>) {
+        let mut pages = self.pages(page_positions);
+        let layout = Layout {
+            kv_heads: self.kv_heads as u32,
+            head_dim: self.head_dim as u32,
+            page_positions: page_positions as u32,
+        };
+        let places: Vec<Place> = (0..self.positions)
+            .map(|p| Place {
+                page: pages[p / page_positions].as_mut_ptr().cast(),
+                index: (p % page_positions) as u64,
+            })
+            .collect();
+        let grid = [
+            (self.kv_heads * self.head_dim).div_ceil(256) as u32,
+            self.positions as u32,
+            1,
+        ];
+        launch!(shim, order, "kv_append", grid, 256; layout, places.as_ptr(), self.k.as_ptr(), self.v.as_ptr());
+
+        // Pages that no row sees may be missing.
+        let unseen = self.start(first) / page_positions;
+        let pointers: Vec<*const u8> = pages
+            .iter()
+            .enumerate()
+            .map(|(i, p)| {
+                if i < unseen {
+                    std::ptr::null()
+                } else {
+                    p.as_ptr().cast()
+                }
+            })
+            .collect();
+        let rows: Vec<Row> = (first..self.positions)
+            .map(|p| Row {
+                pages: pointers.as_ptr(),
+                start: self.start(p) as u32,
+                position: p as u32,
+            })
+            .collect();
+        let heads = self.kv_heads * self.group;
+        let unit_heads = self.group.min(8);
+        let unit_rows = unit_rows.min(8 / unit_heads);
+        let units: Vec<Unit> = (0..rows.len())
+            .step_by(unit_rows)
+            .map(|row| Unit {
+                first_row: row as u32,
+                rows: unit_rows.min(rows.len() - row) as u32,
+            })
+            .collect();
+        let splits = |from: u32, to: u32| to as usize / SPLIT - from as usize / SPLIT + 1;
+        let splits_max = rows
+            .iter()
+            .map(|r| splits(r.start, r.position))
+            .max()
+            .expect("rows");
+        let unit_splits = units
+            .iter()
+            .map(|u| {
+                splits(
+                    rows[u.first_row as usize].start,
+                    rows[(u.first_row + u.rows) as usize - 1].position,
+                )
+            })
+            .max()
+            .expect("units");
+        let shape = Shape {
+            layout,
+            heads: heads as u32,
+            unit_heads: unit_heads as u32,
+            scale: SCALE,
+            softcap: self.softcap.unwrap_or(0.0),
+            splits_max: splits_max as u32,
+        };
+        let mut partial = vec![f32::NAN; rows.len() * heads * splits_max * (self.head_dim + 2)];
+        let mut out = vec![f32::NAN; rows.len() * self.row_values()];
+        let q = self.q[first * self.row_values()..].as_ptr();
+        let parts = self.kv_heads * self.group.div_ceil(unit_heads);
+        let grid = [unit_splits as u32, parts as u32, units.len() as u32];
+        launch!(
+            shim, order, "attend", grid, 256;
+            shape, units.as_ptr(), rows.as_ptr(), q, out.as_mut_ptr(), partial.as_mut_ptr()
+        );
+        let grid = [heads as u32, rows.len() as u32, 1];
+        launch!(shim, order, "attend_join", grid, 128; shape, rows.as_ptr(), out.as_mut_ptr(), partial.as_mut_ptr());
+        (pages, out)
+    }
+
+    fn exact(&self, position: usize) -> Vec<f64> {
+        let value = |x: f32| f64::from(f16::from_f32(x).to_f32());
+        let mut out = Vec::new();
+        for head in 0..self.kv_heads * self.group {
+            let kv = |p: usize| (p * self.kv_heads + head / self.group) * self.head_dim;
+            let q = &self.q[position * self.row_values() + head * self.head_dim..][..self.head_dim];
+            let score = |p: usize| {
+                let dot: f64 = (0..self.head_dim)
+                    .map(|d| f64::from(q[d]) * value(self.k[kv(p) + d]))
+                    .sum();
+                let score = dot * f64::from(SCALE);
+                self.softcap
+                    .map_or(score, |c| (score / f64::from(c)).tanh() * f64::from(c))
+            };
+            let scores: Vec<f64> = (self.start(position)..=position).map(score).collect();
+            let largest = scores.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            for d in 0..self.head_dim {
+                let weighted = weights.iter().enumerate();
+                let dot: f64 = weighted
+                    .map(|(i, w)| w * value(self.v[kv(self.start(position) + i) + d]))
+                    .sum();
+                out.push(dot / sum);
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_within_a_split_is_the_cpus_bit_for_bit() {
+    let Some(shim) = Shim::get() else { return };
+    let cases = [
+        (Case::new([3, 3, 64, 70], usize::MAX, None), 50),
+        (Case::new([1, 4, 256, 40], 9, None), 20),
+        (Case::new([2, 7, 80, 37], 17, Some(5.0)), 0),
+        (Case::new([2, 1, 16, 100], 33, None), 80),
+        (Case::new([1, 20, 32, 20], usize::MAX, None), 10),
+        (Case::new([1, 2, 288, 20], usize::MAX, None), 15),
+    ];
+    for (i, (case, first)) in cases.iter().enumerate() {
+        for (page_positions, unit_rows) in [(16, 1), (64, 8)] {
+            let (pages, expected) = case.on_cpu(*first, page_positions);
+            let (got_pages, got) =
+                case.on_gpu(shim, ORDERS[i % 3], *first, page_positions, unit_rows);
+            assert!(pages == got_pages, "case {i}: pages");
+            assert_same(
+                &got,
+                &expected,
+                &format!("case {i} page {page_positions} unit {unit_rows}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn several_splits_are_exact_enough_and_the_same_in_every_batch() {
+    let Some(shim) = Shim::get() else { return };
+    let cases = [
+        (Case::new([1, 2, 32, 700], usize::MAX, None), 697),
+        (Case::new([2, 1, 16, 530], 300, Some(8.0)), 500),
+    ];
+    for (case, first) in cases {
+        let (_, together) = case.on_gpu(shim, 7919, first, 64, 8);
+        let (_, apart) = case.on_gpu(shim, 1, first, 48, 1);
+        assert_same(&together, &apart, "together and apart");
+        let (_, last) = case.on_gpu(shim, 0, case.positions - 1, 128, 1);
+        assert_same(
+            &together[together.len() - case.row_values()..],
+            &last,
+            "alone",
+        );
+        for (i, got) in together.chunks(case.row_values()).enumerate() {
+            for (got, exact) in got.iter().zip(case.exact(first + i)) {
+                assert!((f64::from(*got) - exact).abs() < 2e-5, "{got} {exact}");
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Quantization and products, for every type, width, alignment and batch.
+
+use super::shim::{Shim, launch};
+use super::weights::{Rng, random_blocks};
+use super::{ORDERS, assert_same, cpu, floats};
+use airstream::device::cpu::{Activations, Kinds, TileView};
+use airstream::format::quant::{QuantType, dequantize_row};
+
+/// `Tile` of `kernels/weights.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Tile {
+    data: *const u8,
+    out: *mut f32,
+    rows: u32,
+    stride: u32,
+}
+
+/// `Activations` of `kernels/activations.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Quantized {
+    q: *const i8,
+    scales: *const f32,
+    sums: *const u8,
+}
+
+/// Weights that begin `lead` bytes behind an address aligned to 16, and end where their last 16 bytes end.
+struct Weights {
+    memory: Vec<u128>,
+    lead: usize,
+}
+
+impl Weights {
+    fn new(bytes: &[u8], lead: usize) -> Weights {
+        let mut memory = vec![u128::MAX; (lead + bytes.len()).div_ceil(16)];
+        let base = memory.as_mut_ptr().cast::<u8>();
+        // SAFETY: the bytes fit behind the lead.
+        unsafe {
+            base.add(lead)
+                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
+        };
+        Weights { memory, lead }
+    }
+
+    fn data(&self) -> *const u8 {
+        // SAFETY: the lead is within the memory.
+        unsafe { self.memory.as_ptr().cast::<u8>().add(self.lead) }
+    }
+}
+
+/// What the CPU makes of it.
+fn on_cpu(qtype: QuantType, weights: &[u8], cols: usize, x: &[f32]) -> Vec<f32> {
+    let (rows, batch) = (weights.len() / qtype.row_bytes(cols), x.len() / cols);
+    let cpu = cpu();
+    let mut memory = vec![0_u64; Activations::bytes(batch, cols, Kinds::ALL).div_ceil(8)];
+    // SAFETY: the memory outlives the view and nothing else uses it.
+    let mut view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+    cpu.quantize(x, cols, Kinds::of(qtype), &mut view);
+    let (mut weights, mut out) = (weights.to_vec(), vec![f32::NAN; batch * rows]);
+    let tile = TileView {
+        id: 0,
+        data: weights.as_mut_ptr(),
+        qtype,
+        cols,
+        rows,
+        packed: false,
+        keep: false,
+        out: out.as_mut_ptr(),
+        out_stride: rows,
+    };
+    // SAFETY: weights and outputs live and are the tile's.
+    unsafe { cpu.matmul(&[tile], &view, &|_, _, _| (), &mut || ()) };
+    out
+}
+
+/// The kernels' product, the matrix cut into tiles of `tile_rows` rows, each at another alignment.
+fn on_gpu(
+    shim: &Shim,
+    order: u64,
+    qtype: QuantType,
+    (weights, tile_rows, lead): (&[u8], usize, usize),
+    cols: usize,
+    x: &[f32],
+) -> Vec<f32> {
+    let row_bytes = qtype.row_bytes(cols);
+    let (rows, batch) = (weights.len() / row_bytes, x.len() / cols);
+    let parts: Vec<Weights> = weights
+        .chunks(tile_rows * row_bytes)
+        .enumerate()
+        .map(|(i, tile)| Weights::new(tile, (lead * (i + 1)) % 16))
+        .collect();
+    let mut out = vec![f32::NAN; batch * rows];
+    let tiles: Vec<Tile> = parts
+        .iter()
+        .enumerate()
+        .map(|(i, part)| Tile {
+            data: part.data(),
+            out: out[i * tile_rows..].as_mut_ptr(),
+            rows: tile_rows.min(rows - i * tile_rows) as u32,
+            stride: rows as u32,
+        })
+        .collect();
+    let name = qtype.name().to_lowercase();
+    let grid = |rows_each: usize, batches: usize| {
+        [
+            tile_rows.div_ceil(rows_each) as u32,
+            tiles.len() as u32,
+            batches as u32,
+        ]
+    };
+    if Kinds::of(qtype) == Kinds::F32 {
+        let warps = batch.div_ceil(8).min(8);
+        let grid = grid(32, batch.div_ceil(8 * warps));
+        let name = format!("floats_{name}");
+        launch!(shim, order, &name, grid, 32 * warps as u32; tiles.as_ptr(), cols as u32, x.as_ptr(), batch as u32);
+        return out;
+    }
+    let panel = if batch == 1 { 1 } else { 8 };
+    let padded = batch.next_multiple_of(panel);
+    let block = qtype.block_values();
+    let mut q = vec![0_u128; 2 * padded * cols / 16];
+    let mut scales = vec![f32::NAN; padded * cols / block];
+    let mut sums = vec![0_u32; padded * cols / 32];
+    let quantize = format!("quantize_{block}");
+    launch!(
+        shim, order, &quantize, [cols.div_ceil(4 * block) as u32, padded as u32, 1], 128;
+        x.as_ptr(), batch as u32, cols as u32, panel as u32, q.as_mut_ptr(), scales.as_mut_ptr(), sums.as_mut_ptr()
+    );
+    let x = Quantized {
+        q: q.as_ptr().cast(),
+        scales: scales.as_ptr(),
+        sums: sums.as_ptr().cast(),
+    };
+    if batch == 1 {
+        let name = format!("matvec_{name}");
+        launch!(shim, order, &name, grid(16, 1), 64; tiles.as_ptr(), cols as u32, x);
+    } else {
+        let name = format!("matmul_{name}");
+        let threads = 64 * batch.div_ceil(64).min(8) as u32;
+        let grid = grid(32, batch.div_ceil(512));
+        launch!(shim, order, &name, grid, threads; tiles.as_ptr(), cols as u32, x, batch as u32);
+    }
+    out
+}
+
+/// Activations with blocks of zeros, ties and tiny values among random ones.
+fn hard_rows(random: &mut Rng, count: usize) -> Vec<f32> {
+    let mut x = floats(random, count);
+    for run in x.chunks_mut(16) {
+        match random.next() % 12 {
+            0 => run.fill(0.0),
+            1 => run.iter_mut().for_each(|x| *x *= 1e-6),
+            2 => (run[1], run[5]) = (-4.0, 4.0),
+            3 => (run[2], run[3]) = (3.5, -3.5),
+            4 => run.fill(2.0),
+            _ => {}
+        }
+    }
+    x
+}
+
+#[test]
+fn products_are_the_cpus_bit_for_bit() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(7);
+    for qtype in QuantType::ALL {
+        let step = if qtype.block_values() == 256 { 256 } else { 32 };
+        // (rows, rows of a tile, columns, batch)
+        let cases = [
+            (1, 16, 1, 1),
+            (50, 32, 3, 1),
+            (33, 16, if step == 32 { 67 } else { 9 }, 1),
+            (17, 16, 2, 2),
+            (70, 48, if step == 32 { 19 } else { 3 }, 9),
+            (20, 16, 1, 131),
+        ];
+        for (case, (rows, tile_rows, steps, batch)) in cases.into_iter().enumerate() {
+            let cols = step * steps;
+            let weights = random_blocks(&mut random, qtype, rows * cols, 0.05);
+            let x = hard_rows(&mut random, batch * cols);
+            let expected = on_cpu(qtype, &weights, cols, &x);
+            let matrix = (&weights[..], tile_rows, [0, 2, 7, 14, 1][case % 5]);
+            let got = on_gpu(shim, ORDERS[case % 3], qtype, matrix, cols, &x);
+            let what = format!("{} {rows} rows of {cols}, batch {batch}", qtype.name());
+            assert_same(&got, &expected, &what);
+        }
+    }
+}
+
+#[test]
+fn more_rows_than_a_block_takes_are_the_cpus_too() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(5);
+    for qtype in [QuantType::Q4_0, QuantType::Q2_K] {
+        let (cols, batch) = (256, 521);
+        let weights = random_blocks(&mut random, qtype, 3 * cols, 0.05);
+        let x = hard_rows(&mut random, batch * cols);
+        let got = on_gpu(shim, 1, qtype, (&weights, 3, 2), cols, &x);
+        assert_same(&got, &on_cpu(qtype, &weights, cols, &x), qtype.name());
+    }
+}
+
+#[test]
+fn extreme_weights_and_activations_overflow_nothing() {
+    let Some(shim) = Shim::get() else { return };
+    for qtype in QuantType::ALL.into_iter().filter(|t| t.block_values() > 1) {
+        let cols = 256;
+        for byte in [0xff, 0x80, 0x00] {
+            let mut weights = vec![byte; 2 * qtype.row_bytes(cols)];
+            for block in weights.chunks_exact_mut(qtype.block_bytes()) {
+                for at in halves(qtype) {
+                    block[*at..at + 2].copy_from_slice(&half::f16::MAX.to_le_bytes());
+                }
+            }
+            for batch in [1, 2] {
+                let x: Vec<f32> = (0..batch * cols)
+                    .map(|i| if i / cols == 0 { 1e4 } else { -1e4 })
+                    .collect();
+                let got = on_gpu(shim, 0, qtype, (&weights, 2, 4), cols, &x);
+                let what = format!("{} {byte:#x} batch {batch}", qtype.name());
+                assert_same(&got, &on_cpu(qtype, &weights, cols, &x), &what);
+            }
+        }
+    }
+}
+
+/// Where in a block the f16 scales are.
+fn halves(qtype: QuantType) -> &'static [usize] {
+    match qtype {
+        QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 => &[0],
+        QuantType::Q2_K => &[80, 82],
+        QuantType::Q3_K => &[108],
+        QuantType::Q6_K => &[208],
+        _ => &[0, 2],
+    }
+}
+
+#[test]
+fn embeddings_are_the_loaders_bit_for_bit() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(9);
+    for qtype in QuantType::ALL {
+        let (rows, cols) = (3, 768);
+        let weights = random_blocks(&mut random, qtype, rows * cols, 0.05);
+        let mut expected = vec![0.0; rows * cols];
+        dequantize_row(qtype, &weights, &mut expected);
+        let parts: Vec<Weights> = weights
+            .chunks(qtype.row_bytes(cols))
+            .zip([0, 6, 11])
+            .map(|(row, lead)| Weights::new(row, lead))
+            .collect();
+        let pointers: Vec<*const u8> = parts.iter().map(Weights::data).collect();
+        let mut out = vec![f32::NAN; rows * cols];
+        let name = format!("embed_{}", qtype.name().to_lowercase());
+        let grid = [(cols / 32).div_ceil(64) as u32, rows as u32, 1];
+        launch!(shim, 0, &name, grid, 64; pointers.as_ptr(), cols as u32, out.as_mut_ptr());
+        assert_same(&out, &expected, qtype.name());
+    }
+}

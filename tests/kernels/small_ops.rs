@@ -1,0 +1,156 @@
+//! The ops between the products, and the choice of the largest logits.
+
+use super::shim::{Shim, launch};
+use super::weights::Rng;
+use super::{ORDERS, assert_same, cpu, floats};
+use airstream::device::cpu::RopePairing;
+
+#[test]
+fn norms_are_the_cpus() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(1);
+    for (case, (groups, n)) in [(3, 64), (2, 576), (1, 4096), (2, 2050), (5, 7)]
+        .into_iter()
+        .enumerate()
+    {
+        let (x, weight) = (floats(&mut random, groups * n), floats(&mut random, n));
+        let mut expected = vec![0.0; x.len()];
+        cpu().rms_norm(&x, &weight, 1e-5, &mut expected);
+        let mut out = vec![f32::NAN; x.len()];
+        launch!(
+            shim, ORDERS[case % 3], "rms_norm", [groups as u32, 1, 1], 128;
+            x.as_ptr(), weight.as_ptr(), out.as_mut_ptr(), n as u32, 1e-5_f32
+        );
+        assert_same(&out, &expected, &format!("{groups} x {n}"));
+        out.copy_from_slice(&x);
+        launch!(
+            shim, ORDERS[case % 3], "rms_norm", [groups as u32, 1, 1], 128;
+            out.as_ptr(), weight.as_ptr(), out.as_mut_ptr(), n as u32, 1e-5_f32
+        );
+        assert_same(&out, &expected, &format!("{groups} x {n} in place"));
+    }
+}
+
+#[test]
+fn rotations_are_the_cpus() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(2);
+    for (rows, heads, head_dim, n) in [(1, 3, 64, 32), (4, 9, 64, 32), (3, 2, 80, 20)] {
+        for pairing in [RopePairing::Adjacent, RopePairing::Halves] {
+            let x = floats(&mut random, rows * heads * head_dim);
+            let (cos, sin) = (floats(&mut random, rows * n), floats(&mut random, rows * n));
+            let (mut expected, mut got) = (x.clone(), x);
+            cpu().rope(&mut expected, rows, head_dim, &cos, &sin, pairing);
+            let grid = [(heads * n).div_ceil(256) as u32, rows as u32, 1];
+            launch!(
+                shim, 0, "rope", grid, 256;
+                got.as_mut_ptr(), cos.as_ptr(), sin.as_ptr(), (heads * head_dim) as u32, head_dim as u32, n as u32,
+                u32::from(pairing == RopePairing::Adjacent)
+            );
+            assert_same(
+                &got,
+                &expected,
+                &format!("{rows} x {heads} x {head_dim} {pairing:?}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn ops_on_single_values_are_the_cpus() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(3);
+    for n in [1, 31, 256, 1000] {
+        let mut x = floats(&mut random, n);
+        x.iter_mut()
+            .enumerate()
+            .for_each(|(i, x)| *x *= [0.1, 3.0, 100.0][i % 3]);
+        let y = floats(&mut random, n);
+        let grid = [n.div_ceil(256) as u32, 1, 1];
+        let mut expected = x.clone();
+        let mut got = x.clone();
+        cpu().silu_mul(&mut expected, &y);
+        launch!(shim, 0, "silu_mul", grid, 256; got.as_mut_ptr(), y.as_ptr(), n as u64);
+        assert_same(&got, &expected, "silu");
+        (expected, got) = (x.clone(), x.clone());
+        cpu().gelu_tanh_mul(&mut expected, &y);
+        launch!(shim, 0, "gelu_tanh_mul", grid, 256; got.as_mut_ptr(), y.as_ptr(), n as u64);
+        assert_same(&got, &expected, "gelu");
+        (expected, got) = (x.clone(), x.clone());
+        cpu().scale(&mut expected, 0.7);
+        launch!(shim, 0, "scale", grid, 256; got.as_mut_ptr(), n as u64, 0.7_f32);
+        assert_same(&got, &expected, "scale");
+        (expected, got) = (x.clone(), x.clone());
+        cpu().softcap(&mut expected, 30.0);
+        launch!(shim, 0, "softcap", grid, 256; got.as_mut_ptr(), n as u64, 30.0_f32);
+        assert_same(&got, &expected, "softcap");
+        for period in [n, n.div_ceil(4)]
+            .into_iter()
+            .filter(|p| n.is_multiple_of(*p))
+        {
+            (expected, got) = (x.clone(), x.clone());
+            cpu().add(&mut expected, &y[..period]);
+            launch!(shim, 0, "add", grid, 256; got.as_mut_ptr(), y.as_ptr(), n as u64, period as u64);
+            assert_same(&got, &expected, "add");
+        }
+    }
+}
+
+/// The k largest of each row of `x` (rows x n), as the kernels find them.
+fn top_k(shim: &Shim, order: u64, x: &[f32], n: usize, k: usize) -> Vec<(u32, f32)> {
+    let rows = x.len() / n;
+    let mut blocks = n.div_ceil(2048);
+    let mut keys = vec![0_u64; rows * blocks * k];
+    let grid = |blocks: usize| [blocks as u32, rows as u32, 1];
+    launch!(
+        shim, order, "top_k_values", grid(blocks), 512;
+        x.as_ptr(), n as u32, k as u32, blocks as u32, keys.as_mut_ptr()
+    );
+    while blocks > 1 {
+        let count = blocks * k;
+        blocks = count.div_ceil(2048);
+        let mut fewer = vec![0_u64; rows * blocks * k];
+        launch!(
+            shim, order, "top_k_keys", grid(blocks), 512;
+            keys.as_ptr(), count as u32, k as u32, blocks as u32, fewer.as_mut_ptr()
+        );
+        keys = fewer;
+    }
+    let place = |key: u64| !(key as u32);
+    keys.iter()
+        .enumerate()
+        .map(|(i, &key)| (place(key), x[i / k * n + place(key) as usize]))
+        .collect()
+}
+
+#[test]
+fn the_largest_logits_come_first_and_of_equal_ones_the_first() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(4);
+    for (case, (n, k)) in [(100, 1), (2048, 5), (5000, 40), (9001, 1), (70000, 64)]
+        .into_iter()
+        .enumerate()
+    {
+        let mut x = floats(&mut random, 2 * n);
+        // Ties, of zeros too, and what is not a number.
+        for i in (0..2 * n).step_by(7) {
+            x[i] = (x[i] * 4.0).round() / 4.0;
+        }
+        (x[3], x[n - 1], x[n / 2]) = (f32::NAN, 2.0, 2.0);
+        let found = top_k(shim, ORDERS[case % 3], &x, n, k);
+        for (row, found) in found.chunks(k).enumerate() {
+            let values = &x[row * n..][..n];
+            let mut expected: Vec<u32> = (0..n as u32)
+                .filter(|&i| !values[i as usize].is_nan())
+                .collect();
+            // A stable sort keeps the first of equal ones first.
+            expected.sort_by(|&a, &b| {
+                values[b as usize]
+                    .partial_cmp(&values[a as usize])
+                    .expect("no NaN")
+            });
+            let places: Vec<u32> = found.iter().map(|f| f.0).collect();
+            assert_eq!(places, expected[..k], "{k} of {n}");
+        }
+    }
+}
