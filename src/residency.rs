@@ -1,25 +1,43 @@
 //! The policy: which tiles stay in memory, and what is read next. Pure: no I/O, no clock.
 //!
-//! Each tile has an expected use rate (uses per sweep). The pool keeps the
+//! Each tile has an expected use rate: its uses in a sweep of its model, times
+//! the rate of such sweeps, which whoever schedules them estimates. The pool keeps the
 //! highest and streams the rest. Among tiles of one rate (all of a dense
 //! model) the kept set is fixed, because their order of use is cyclic and LRU
 //! would never hit, and the streamed ones are spread evenly over the sweep, so
 //! that reads and compute overlap from the first layer to the last with a
 //! small window of slots in flight.
 
+use std::ops::Range;
+
 /// 2^64 divided by the golden ratio: multiples of it, modulo 2^64, are the most even
 /// spread there is for every prefix length (at most three distinct gaps, by the three-gap theorem).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The plan for one pool of slots: a queue of tiles by worth, and how much of it fits.
+/// The tiles of one model.
+#[derive(Debug, Clone)]
+struct Share {
+    tiles: Range<u32>,
+    /// Sweeps of the model per time; the unit is the same for all models, and which it is does not matter.
+    rate: f32,
+    /// Tiles that are given up and used in every sweep: they pass through the window.
+    streamed: u32,
+}
+
+/// The plan for one pool of slots: a queue of the tiles of all models by worth, and how much of it fits.
 #[derive(Debug, Clone)]
 pub struct Residency {
+    models: Vec<Share>,
+    /// Uses of each tile in a sweep of its model.
+    uses: Vec<f32>,
     /// Place of each tile in the queue: 0 is given up first.
     rank: Vec<u32>,
     /// The tile at each place.
     queue: Vec<u32>,
-    /// Tiles at the front of the queue that are not worth streaming: they are read only to be kept.
-    by_row: u32,
+    /// The first place of a tile that would have to be streamed.
+    first_streamed: u32,
+    /// Places at the front of the queue whose tiles are not kept.
+    given_up: u32,
     /// Slots that hold weights.
     capacity: u32,
     /// Of those, slots that streamed tiles pass through.
@@ -27,34 +45,60 @@ pub struct Residency {
 }
 
 impl Residency {
-    /// A plan for tiles with the given use rates per sweep, in the order of the sweep.
-    ///
-    /// Tiles of a rate under 1 are never streamed, only kept when all others are.
-    pub fn new(rates: &[f32], capacity: u32, window: u32) -> Self {
-        let mut queue: Vec<u32> = (0..rates.len() as u32).collect();
-        queue.sort_by(|&a, &b| {
-            let by_rate = rates[a as usize].total_cmp(&rates[b as usize]);
-            by_rate.then_with(|| {
-                (u64::from(a).wrapping_mul(GOLDEN)).cmp(&u64::from(b).wrapping_mul(GOLDEN))
-            })
-        });
-        let mut rank = vec![0; queue.len()];
-        for (place, &tile) in queue.iter().enumerate() {
-            rank[tile as usize] = place as u32;
-        }
-        let by_row = rates.iter().filter(|&&r| r < 1.0).count() as u32;
+    /// A plan for no tiles yet.
+    pub fn empty(capacity: u32, window: u32) -> Self {
         Residency {
-            rank,
-            queue,
-            by_row,
+            models: Vec::new(),
+            uses: Vec::new(),
+            rank: Vec::new(),
+            queue: Vec::new(),
+            first_streamed: 0,
+            given_up: 0,
             capacity,
             window,
         }
     }
 
+    /// A plan for one model, whose tiles have the given uses per sweep, in the order of the sweep.
+    ///
+    /// Tiles used less than once per sweep are never streamed, only kept when there is room.
+    pub fn new(uses: &[f32], capacity: u32, window: u32) -> Self {
+        let mut plan = Residency::empty(capacity, window);
+        plan.add(uses, 1.0);
+        plan
+    }
+
+    /// Adds the tiles of a model behind those that there are; `rate` is how often it is swept.
+    pub fn add(&mut self, uses: &[f32], rate: f32) {
+        let first = self.tiles();
+        self.uses.extend_from_slice(uses);
+        self.queue.extend(first..self.uses.len() as u32);
+        self.rank.resize(self.uses.len(), 0);
+        self.models.push(Share {
+            tiles: first..self.tiles(),
+            rate,
+            streamed: 0,
+        });
+        self.order();
+    }
+
+    /// Removes the model at a place; tiles and models behind it move up.
+    pub fn remove(&mut self, place: usize) {
+        let gone = self.models.remove(place).tiles;
+        let count = gone.len() as u32;
+        for model in &mut self.models[place..] {
+            model.tiles = model.tiles.start - count..model.tiles.end - count;
+        }
+        self.uses.drain(gone.start as usize..gone.end as usize);
+        self.rank.truncate(self.uses.len());
+        self.queue.clear();
+        self.queue.extend(0..self.uses.len() as u32);
+        self.order();
+    }
+
     /// How many tiles there are.
     pub fn tiles(&self) -> u32 {
-        self.rank.len() as u32
+        self.uses.len() as u32
     }
 
     /// Slots that weights may take at present.
@@ -70,46 +114,126 @@ impl Residency {
     /// Changes how many slots weights may take (KV pages come and go).
     pub fn set_capacity(&mut self, capacity: u32) {
         self.capacity = capacity;
+        self.settle();
+    }
+
+    /// Changes how many slots streamed tiles pass through.
+    pub fn set_window(&mut self, window: u32) {
+        self.window = window;
+        self.settle();
+    }
+
+    /// How often the model at a place is swept.
+    pub fn rate(&self, place: usize) -> f32 {
+        self.models[place].rate
+    }
+
+    /// Changes how often the models are swept, in the order of their places; whether any did change. Allocates
+    /// nothing.
+    ///
+    /// Tiles of a model that is never swept (0) are kept where there is room, and nothing waits for them: they are
+    /// not streamed.
+    pub fn set_rates(&mut self, rates: &[f32]) -> bool {
+        assert_eq!(rates.len(), self.models.len(), "a rate for each model");
+        let same = |(model, &rate): (&Share, &f32)| model.rate == rate;
+        if self.models.iter().zip(rates).all(same) {
+            return false;
+        }
+        for (model, &rate) in self.models.iter_mut().zip(rates) {
+            model.rate = rate;
+        }
+        self.order();
+        true
+    }
+
+    /// Puts the tiles in the order of their worth.
+    fn order(&mut self) {
+        let (models, uses) = (&self.models, &self.uses);
+        let worth = |tile: u32| {
+            let model = model_of(models, tile);
+            let within = u64::from(tile - model.tiles.start);
+            let rate = model.rate * uses[tile as usize];
+            (rate, within.wrapping_mul(GOLDEN), tile)
+        };
+        self.queue.sort_unstable_by(|&a, &b| {
+            let (a, b) = (worth(a), worth(b));
+            a.0.total_cmp(&b.0).then((a.1, a.2).cmp(&(b.1, b.2)))
+        });
+        for (place, &tile) in self.queue.iter().enumerate() {
+            self.rank[tile as usize] = place as u32;
+        }
+        let first = self.queue.iter().position(|&tile| {
+            self.uses[tile as usize] >= 1.0 && model_of(&self.models, tile).rate > 0.0
+        });
+        self.first_streamed = first.map_or(self.tiles(), |place| place as u32);
+        for model in &mut self.models {
+            model.streamed = 0;
+        }
+        self.given_up = 0;
+        self.settle();
+    }
+
+    /// Finds how many tiles are given up, and which of them are streamed.
+    fn settle(&mut self) {
+        let tiles = self.tiles();
+        let without_window = tiles.saturating_sub(self.capacity);
+        let given_up = if without_window <= self.first_streamed {
+            // All that is used each sweep fits, so nothing streams and no window is needed.
+            without_window
+        } else {
+            tiles.saturating_sub(self.capacity.saturating_sub(self.window))
+        };
+        let (low, high) = (given_up.min(self.given_up), given_up.max(self.given_up));
+        for place in low..high {
+            let tile = self.queue[place as usize];
+            if self.uses[tile as usize] >= 1.0 {
+                let model = self.models.iter_mut().find(|m| m.tiles.contains(&tile));
+                let streamed = &mut model.expect("each tile has a model").streamed;
+                *streamed = if given_up > self.given_up {
+                    *streamed + 1
+                } else {
+                    *streamed - 1
+                };
+            }
+        }
+        self.given_up = given_up;
     }
 
     /// How many tiles are not kept.
     pub fn given_up(&self) -> u32 {
-        let tiles = self.tiles();
-        if self.capacity >= tiles {
-            0
-        } else if self.capacity >= tiles - self.by_row {
-            // Everything that is used each sweep fits, so nothing streams and no window is needed.
-            tiles - self.capacity
-        } else {
-            tiles - self.capacity.saturating_sub(self.window)
-        }
+        self.given_up
     }
 
     /// Whether the tile stays in memory once it was read.
     pub fn keeps(&self, tile: u32) -> bool {
-        self.rank[tile as usize] >= self.given_up()
+        self.rank[tile as usize] >= self.given_up
     }
 
-    /// Whether the tile is worth a read in this sweep: it is used, or will be kept.
+    /// Whether the tile is worth a read in a sweep of its model: it is used, or will be kept.
     pub fn reads(&self, tile: u32) -> bool {
-        self.rank[tile as usize] >= self.given_up().min(self.by_row)
+        self.uses[tile as usize] >= 1.0 || self.keeps(tile)
     }
 
-    /// Whether any tile passes through the window in every sweep.
-    pub fn streams(&self) -> bool {
-        self.given_up() > self.by_row
+    /// Whether any tile of the model at a place passes through the window in every sweep.
+    pub fn streams(&self, place: usize) -> bool {
+        self.models[place].streamed > 0
     }
 
-    /// Tiles that pass through the window in every sweep.
+    /// Tiles that pass through the window in every sweep of their model.
     pub fn streamed(&self) -> impl Iterator<Item = u32> + '_ {
-        let places = self.given_up().min(self.by_row) as usize..self.given_up() as usize;
-        self.queue[places].iter().copied()
+        let given_up = self.queue[..self.given_up as usize].iter().copied();
+        given_up.filter(|&tile| self.uses[tile as usize] >= 1.0)
     }
 
     /// The kept tile that is worth least: the next to go when a KV page needs a slot.
     pub fn least_kept(&self) -> Option<u32> {
-        self.queue.get(self.given_up() as usize).copied()
+        self.queue.get(self.given_up as usize).copied()
     }
+}
+
+fn model_of(models: &[Share], tile: u32) -> &Share {
+    let found = models.iter().find(|model| model.tiles.contains(&tile));
+    found.expect("each tile has a model")
 }
 
 #[cfg(test)]
@@ -159,5 +283,74 @@ mod tests {
         let plan = Residency::new(&rates, 3, 2);
         assert_eq!(plan.streamed().count(), 3);
         assert!(!plan.reads(0) && !plan.reads(1) && !plan.keeps(0));
+    }
+
+    fn kept(plan: &Residency, tiles: Range<u32>) -> usize {
+        tiles.filter(|&tile| plan.keeps(tile)).count()
+    }
+
+    #[test]
+    fn the_busy_model_pushes_the_idle_one_out() {
+        let mut plan = Residency::new(&[1.0; 80], 100, 5);
+        plan.add(&[1.0; 80], 0.0);
+        assert_eq!((kept(&plan, 0..80), kept(&plan, 80..160)), (80, 20));
+        assert!(
+            !plan.streams(0) && plan.given_up() == 60,
+            "no window for what nobody uses"
+        );
+
+        assert!(plan.set_rates(&[0.25, 1.0]));
+        assert_eq!((kept(&plan, 0..80), kept(&plan, 80..160)), (15, 80));
+        assert!(plan.streams(0) && !plan.streams(1));
+        assert!(!plan.set_rates(&[0.25, 1.0]), "nothing has changed");
+
+        // What the idle model keeps is spread as evenly as ever.
+        let places: Vec<u32> = (0..80).filter(|&t| plan.keeps(t)).collect();
+        assert!(
+            places.windows(2).all(|p| (2..=9).contains(&(p[1] - p[0]))),
+            "{places:?}"
+        );
+    }
+
+    #[test]
+    fn equal_models_give_up_equal_shares() {
+        let mut plan = Residency::new(&[1.0; 300], 205, 5);
+        plan.add(&[1.0; 100], 1.0);
+        assert_eq!((kept(&plan, 0..300), kept(&plan, 300..400)), (150, 50));
+        assert!(plan.streams(0) && plan.streams(1));
+    }
+
+    #[test]
+    fn a_model_goes_and_the_others_stay_as_they_were() {
+        let mut plan = Residency::new(&[1.0; 30], 60, 5);
+        plan.add(&[0.01, 1.0, 1.0], 3.0);
+        plan.add(&[1.0; 40], 2.0);
+        plan.remove(0);
+        let mut alone = Residency::empty(60, 5);
+        alone.add(&[0.01, 1.0, 1.0], 3.0);
+        alone.add(&[1.0; 40], 2.0);
+        assert_eq!((plan.tiles(), plan.given_up()), (43, 0));
+        plan.set_capacity(20);
+        alone.set_capacity(20);
+        assert!((0..43).all(|t| plan.keeps(t) == alone.keeps(t)));
+        assert_eq!((plan.streams(0), plan.streams(1)), (false, true));
+        assert!(
+            !plan.keeps(0),
+            "single rows of a busy model are worth less than tiles of another"
+        );
+    }
+
+    #[test]
+    fn counts_of_streamed_tiles_follow_the_capacity() {
+        let mut plan = Residency::new(&[1.0; 50], 200, 4);
+        plan.add(&[1.0; 50], 0.5);
+        for capacity in (4..=100).chain((4..100).rev()) {
+            plan.set_capacity(capacity);
+            for place in 0..2 {
+                let tiles = place as u32 * 50..(place as u32 + 1) * 50;
+                let streamed = plan.streamed().filter(|t| tiles.contains(t)).count();
+                assert_eq!(plan.models[place].streamed as usize, streamed);
+            }
+        }
     }
 }

@@ -29,17 +29,9 @@ use crate::text::{ChatTemplate, Tokenizer};
 use crate::trace::Trace;
 
 pub use crate::model::forward::Row;
+pub use crate::store::ModelId;
 pub use loaded::{Loaded, ModelOptions, Options, threads};
 pub use plan::{Line, Plan, Request};
-
-/// Names a model of an engine; never given to another one later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ModelId(u32);
-
-impl ModelId {
-    /// The model that the engine was opened with.
-    pub const FIRST: ModelId = ModelId(0);
-}
 
 /// Where the time and the bytes of some sweeps went.
 #[derive(Debug, Clone, Copy, Default)]
@@ -298,6 +290,7 @@ impl Engine {
                 ));
             }
         }
+        self.store.begin_sweep(model);
         let before: Counters = self.store.counters();
         let start = Instant::now();
         hosted

@@ -9,7 +9,7 @@ use crate::model::forward::{BatchLimits, Model};
 use crate::model::kv::{self, Session};
 use crate::model::weights::MatrixPlan;
 use crate::residency::Residency;
-use crate::store::{Store, tile_rates};
+use crate::store::{Store, tile_uses};
 
 /// The context that is planned for where the user names none and the model allows it.
 pub const CONTEXT_DEFAULT: usize = 4096;
@@ -219,7 +219,7 @@ impl Plan {
 
         let slot_bytes = tile::choose_slot_bytes(&matrices.matrices, pool_bytes, SLOTS_LEAST);
         let (tiles, _) = tile::cut(&matrices.matrices, slot_bytes);
-        let every_sweep = tile_rates(&matrices.matrices, &tiles)
+        let every_sweep = tile_uses(&matrices.matrices, &tiles)
             .iter()
             .filter(|&&r| r >= 1.0)
             .count();
@@ -266,7 +266,7 @@ impl Plan {
             .min(capacity - pages_full)
             .clamp(WINDOW_SLOTS_LEAST.min(every_sweep), tiles.len()) as u32;
         let residency = Residency::new(
-            &tile_rates(&matrices.matrices, &tiles),
+            &tile_uses(&matrices.matrices, &tiles),
             capacity as u32,
             window,
         );

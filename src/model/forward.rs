@@ -559,15 +559,17 @@ fn matmul(
 ) -> Result<()> {
     let begun = store.trace().begin();
     let sums = store.sums();
-    let inspect = &|id, strip, bytes: &[u8]| sums.inspect(id, strip, bytes);
+    let first_tile = store.tiles_of(0).start;
+    let inspect = &|id: u32, strip, bytes: &[u8]| sums.inspect(id - first_tile, strip, bytes);
     store.begin(store.tiles_of(first).start..store.tiles_of(first + outs.len() - 1).end);
     while store.acquire()? > 0 {
         tiles.clear();
         for &id in store.acquired() {
             let tile = store.tile(id);
-            let matrix = &plan.matrices[tile.matrix as usize];
+            let index = tile.matrix as usize - store.first_matrix();
+            let matrix = &plan.matrices[index];
             let memory = store.memory(id);
-            let (out, out_stride) = outs[tile.matrix as usize - first];
+            let (out, out_stride) = outs[index - first];
             tiles.push(TileView {
                 id,
                 data: memory.data.as_ptr(),
@@ -590,8 +592,9 @@ fn matmul(
             .end(computed, What::Compute(tiles.len() as u32));
         store.release()?;
     }
+    let first = (store.first_matrix() + first) as u32;
     store
         .trace()
-        .end(begun, What::Matrices(first as u32, outs.len() as u32));
+        .end(begun, What::Matrices(first, outs.len() as u32));
     Ok(())
 }

@@ -17,6 +17,8 @@
 #![allow(unsafe_code)]
 
 pub mod integrity;
+mod models;
+mod order;
 mod reads;
 mod resize;
 mod rows;
@@ -39,6 +41,9 @@ use crate::trace::{Trace, What};
 
 use integrity::Integrity;
 pub use integrity::Sums;
+use models::Member;
+pub use models::{ModelId, Weights};
+use order::Order;
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
 
@@ -75,6 +80,18 @@ struct TileState {
     pass: u32,
 }
 
+impl TileState {
+    const ABSENT: TileState = TileState {
+        phase: Phase::Absent,
+        slot: 0,
+        packed: false,
+        tries: 0,
+        doubted: false,
+        arrived: 0,
+        pass: 0,
+    };
+}
+
 /// A tile in memory, handed to the device.
 #[derive(Debug, Clone, Copy)]
 pub struct TileMemory {
@@ -99,8 +116,16 @@ pub struct Counters {
     pub stalled: Duration,
 }
 
-/// The tiles of one model, the slots they share with KV pages, and the reads in flight.
+/// The tiles of all models, the slots they share with KV pages, and the reads in flight.
+///
+/// Matrices, tiles and files of all models are in one table each, a model's one after the other.
 pub struct Store {
+    models: Vec<Member>,
+    /// How many models there were so far.
+    models_ever: u32,
+    /// The model in its sweep, and the one that is said to be swept next.
+    sweeping: usize,
+    next: Option<usize>,
     matrices: Vec<Matrix>,
     tiles: Vec<Tile>,
     ranges: Vec<Range<u32>>,
@@ -119,9 +144,8 @@ pub struct Store {
     current: Range<u32>,
     waiting: u32,
     acquired: Vec<u32>,
-    /// The next tile in cyclic order to consider for reading, and how many are left until the current one again.
-    ahead: u32,
-    ahead_left: u32,
+    /// Which tiles are used next, and how many of them were considered for reading.
+    order: Order,
     /// Reads ahead in flight at most, if fewer than the I/O's depth.
     reads_max: usize,
     pass: u32,
@@ -129,9 +153,6 @@ pub struct Store {
     rows_pending: usize,
     /// Why a row of the batch could not be read.
     rows_failed: Option<Error>,
-    integrity: Integrity,
-    /// [`Counters::reads`] when the files were last looked at.
-    reads_looked_at: u64,
     done: [Completion; REAP_MAX],
     counters: Counters,
     /// [`Counters::read_bytes`], for another thread to watch.
@@ -142,40 +163,24 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store over `slots` for the tiles that [`cut`](crate::format::tile::cut) made of `matrices`.
+    /// A store over `slots` without any model.
     ///
-    /// `paths` are the model's files, for error messages. `window` is how many slots streamed tiles pass
-    /// through. One slot is taken for reads of single rows.
-    pub fn new(
-        matrices: Vec<Matrix>,
-        (tiles, ranges): (Vec<Tile>, Vec<Range<u32>>),
-        paths: Vec<PathBuf>,
-        slots: Slots,
-        io: Box<dyn Io>,
-        window: u32,
-    ) -> Self {
+    /// `window` is how many slots streamed tiles pass through. One slot is taken for reads of single rows.
+    pub fn empty(slots: Slots, io: Box<dyn Io>, window: u32) -> Self {
         let mut free: Vec<SlotId> = (0..slots.count()).rev().collect();
         let rows_slot = free.pop().expect("the planner gives at least one slot");
-        let rates = tile_rates(&matrices, &tiles);
-        let residency = Residency::new(&rates, free.len() as u32, window);
-        let absent = TileState {
-            phase: Phase::Absent,
-            slot: 0,
-            packed: false,
-            tries: 0,
-            doubted: false,
-            arrived: 0,
-            pass: 0,
-        };
-        let ahead_left = tiles.len() as u32;
         Store {
-            states: vec![absent; tiles.len()],
-            acquired: Vec::with_capacity(tiles.len()),
-            matrices,
-            tiles,
-            ranges,
-            paths,
-            residency,
+            models: Vec::new(),
+            models_ever: 0,
+            sweeping: 0,
+            next: None,
+            states: Vec::new(),
+            acquired: Vec::new(),
+            matrices: Vec::new(),
+            tiles: Vec::new(),
+            ranges: Vec::new(),
+            paths: Vec::new(),
+            residency: Residency::empty(free.len() as u32, window),
             io,
             slots,
             withdrawn: Vec::new(),
@@ -183,15 +188,12 @@ impl Store {
             rows_slot,
             current: 0..0,
             waiting: 0,
-            ahead: 0,
-            ahead_left,
+            order: Order::default(),
             reads_max: usize::MAX,
             pass: 0,
             row_reads: [RowRead::default(); ROWS_MAX],
             rows_pending: 0,
             rows_failed: None,
-            integrity: Integrity::default(),
-            reads_looked_at: 0,
             done: [Completion::NONE; REAP_MAX],
             counters: Counters::default(),
             arrived_bytes: Arc::default(),
@@ -200,9 +202,32 @@ impl Store {
         }
     }
 
-    /// The same store, which from now on verifies what it reads.
+    /// A store over `slots` for the tiles that [`cut`](crate::format::tile::cut) made of `matrices`, of one model.
+    ///
+    /// `paths` are the model's files; the rest is as for [`empty`](Self::empty).
+    pub fn new(
+        matrices: Vec<Matrix>,
+        (tiles, ranges): (Vec<Tile>, Vec<Range<u32>>),
+        paths: Vec<PathBuf>,
+        slots: Slots,
+        io: Box<dyn Io>,
+        window: u32,
+    ) -> Self {
+        let mut store = Store::empty(slots, io, window);
+        let weights = Weights {
+            matrices,
+            tiles,
+            ranges,
+            paths,
+            integrity: Integrity::default(),
+        };
+        store.push(weights, 1.0);
+        store
+    }
+
+    /// The same store, which from now on verifies what it reads of its first model.
     pub fn with_integrity(mut self, integrity: Integrity) -> Self {
-        self.integrity = integrity;
+        self.models[0].integrity = integrity;
         self
     }
 
@@ -213,22 +238,22 @@ impl Store {
             + Sums::table_bytes(matrices, tiles)
     }
 
-    /// The checksums, which whoever computes shows each strip to before it is used.
+    /// The checksums of the model in its sweep, which whoever computes shows each strip to before it is used.
     pub fn sums(&self) -> Arc<Sums> {
-        Arc::clone(self.integrity.sums())
+        Arc::clone(self.models[self.sweeping].integrity.sums())
     }
 
-    /// The matrices, in the order of the sweep.
+    /// The matrices of all models, each in the order of its sweep.
     pub fn matrices(&self) -> &[Matrix] {
         &self.matrices
     }
 
-    /// The tiles of a matrix.
+    /// The tiles of a matrix of the model in its sweep.
     pub fn tiles_of(&self, matrix: usize) -> Range<u32> {
-        self.ranges[matrix].clone()
+        self.ranges[self.first_matrix() + matrix].clone()
     }
 
-    /// One tile.
+    /// One tile; its matrix is one of [`matrices`](Self::matrices).
     pub fn tile(&self, tile: u32) -> &Tile {
         &self.tiles[tile as usize]
     }
@@ -285,16 +310,10 @@ impl Store {
             self.waiting == 0 && self.acquired.is_empty(),
             "the pass before is not finished"
         );
-        let moved = self.cyclic_distance(self.current.start, tiles.start);
-        let considered = self.tiles.len() as u32 - self.ahead_left;
+        self.order.advance_to(tiles.start);
         self.current = tiles;
         self.waiting = self.current.len() as u32;
         self.pass = self.pass.wrapping_add(1);
-        if moved == 0 || moved > considered {
-            self.restart_ahead();
-        } else {
-            self.ahead_left += moved;
-        }
     }
 
     /// Hands out tiles of the begun range that are in memory; blocks until there is one.
@@ -346,7 +365,7 @@ impl Store {
     /// While any stream, no more than half of the window's number goes out at a time: the slots of streamed tiles
     /// are free again only when all are computed with, and the other half must keep the disk busy until then.
     fn hand_out(&mut self) {
-        let streaming = self.residency.streams();
+        let streaming = self.residency.streams(self.sweeping);
         let tiles_max = match streaming {
             true => (self.residency.window() as usize / 2).max(1),
             false => usize::MAX,
@@ -400,7 +419,9 @@ impl Store {
         for index in 0..self.acquired.len() {
             let tile = self.acquired[index];
             let keeps = self.residency.keeps(tile);
-            let agrees = self.integrity.sums().tile_agrees(tile);
+            let member = &self.models[self.sweeping];
+            let sums = member.integrity.sums();
+            let agrees = sums.tile_agrees(tile - member.tiles.start);
             let state = &mut self.states[tile as usize];
             debug_assert_eq!(state.phase, Phase::InUse);
             state.phase = Phase::Ready;
@@ -426,57 +447,6 @@ impl Store {
             self.forget_if_changed();
         }
         result
-    }
-
-    /// Ends a sweep; until then its results do not count.
-    ///
-    /// # Errors
-    /// A file was changed, so what this sweep read of it may be anything. All tiles are forgotten; later sweeps
-    /// fail too, unless the file is put back as it was.
-    pub fn finish_sweep(&mut self) -> Result<()> {
-        if self.counters.reads == self.reads_looked_at {
-            return Ok(());
-        }
-        self.reads_looked_at = self.counters.reads;
-        let looked = self.integrity.look();
-        if looked.is_err() {
-            self.forget();
-        }
-        looked
-    }
-
-    /// After an error: if a file was changed, nothing that was read of it meanwhile may stay.
-    fn forget_if_changed(&mut self) {
-        if self.integrity.look().is_err() {
-            self.forget();
-        }
-    }
-
-    /// Drops every tile, and all that is known of their contents.
-    fn forget(&mut self) {
-        assert!(
-            self.acquired.is_empty(),
-            "files are looked at between passes"
-        );
-        while self.io.in_flight() > 0 {
-            if let Err(error) = self.reap(true) {
-                log::debug!("while all tiles are forgotten: {error}");
-                break;
-            }
-        }
-        for tile in 0..self.tiles.len() as u32 {
-            if self.states[tile as usize].phase == Phase::Ready {
-                self.give_up(tile);
-            }
-        }
-        self.integrity.forget();
-        self.restart_ahead();
-    }
-
-    /// Writes checksums that were learnt into the user's cache folder; not for the hot path. Dropping the store
-    /// does it too.
-    pub fn save_checksums(&mut self) {
-        self.integrity.save();
     }
 
     /// Takes a slot away from the weights, for a KV page.
@@ -533,12 +503,6 @@ impl Store {
         self.slots.ptr(slot)
     }
 
-    /// Steps from tile `from` to tile `to` in the cyclic order of the sweep.
-    fn cyclic_distance(&self, from: u32, to: u32) -> u32 {
-        let tiles = self.tiles.len() as u32;
-        (to + tiles - from) % tiles.max(1)
-    }
-
     /// Whether the pass at hand needs the tile and has not had it yet.
     fn waits_for(&self, tile: u32) -> bool {
         self.waiting > 0
@@ -559,36 +523,39 @@ impl Store {
         self.free.push(state.slot);
     }
 
+    /// Whether a tile lies idle in memory that the plan does not keep and the pass at hand does not need.
+    fn is_stale(&self, tile: u32) -> bool {
+        let ready = self.states[tile as usize].phase == Phase::Ready;
+        ready && !self.residency.keeps(tile) && !self.waits_for(tile)
+    }
+
     /// Drops the idle tile outside the plan whose next use is furthest; false if there is none.
     fn give_up_furthest(&mut self) -> bool {
-        let tiles = self.tiles.len() as u32;
-        // Tiles of the current range that were used in this pass are furthest of all, then the sweep backwards.
-        for back in 1..=tiles {
-            let tile = (self.current.end + tiles - back) % tiles;
-            let state = &self.states[tile as usize];
-            let ready = state.phase == Phase::Ready;
-            if ready && !self.residency.keeps(tile) && !self.waits_for(tile) {
-                self.give_up(tile);
-                self.restart_ahead();
-                return true;
-            }
-        }
-        false
+        let outside = (0..self.tiles.len() as u32).filter(|&tile| !self.order.contains(tile));
+        // Tiles of the current range that were used in this pass are furthest of all, then the order backwards.
+        let (len, current) = (self.order.len(), self.current.len() as u32);
+        let ring = (1..=len).map(|back| self.order.at((current + len - back) % len));
+        let Some(tile) = outside.chain(ring).find(|&tile| self.is_stale(tile)) else {
+            return false;
+        };
+        self.give_up(tile);
+        self.restart_ahead();
+        true
     }
 }
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.integrity.save();
+        self.save_checksums();
     }
 }
 
-/// Uses per sweep of each tile: the policy's one number.
-pub fn tile_rates(matrices: &[Matrix], tiles: &[Tile]) -> Vec<f32> {
+/// Uses per sweep of each tile: what the policy goes by, times the rate of sweeps.
+pub fn tile_uses(matrices: &[Matrix], tiles: &[Tile]) -> Vec<f32> {
     use crate::format::tile::Use;
-    let rate = |tile: &Tile| match matrices[tile.matrix as usize].used {
+    let uses = |tile: &Tile| match matrices[tile.matrix as usize].used {
         Use::EverySweep => 1.0,
         Use::ByRow => tile.rows as f32 / matrices[tile.matrix as usize].rows as f32 / 2.0,
     };
-    tiles.iter().map(rate).collect()
+    tiles.iter().map(uses).collect()
 }

@@ -51,33 +51,55 @@ impl Store {
 
     /// Starts considering tiles from the current range on again (slots or plan have changed).
     pub(super) fn restart_ahead(&mut self) {
-        self.ahead = self.current.start % (self.tiles.len() as u32).max(1);
-        self.ahead_left = self.tiles.len() as u32;
+        self.order.restart();
     }
 
     /// Submits reads for the coming tiles that are not in memory, in the order of their use.
     fn read_ahead(&mut self) -> Result<()> {
         let mut submitted = false;
-        let reads_max = self.io.depth().min(self.reads_max);
-        while self.ahead_left > 0 && self.io.in_flight() < reads_max {
-            let tile = self.ahead;
-            let absent = self.states[tile as usize].phase == Phase::Absent;
-            // A tile of the current range that was used and given up in this pass is needed in the next sweep only,
-            // and so is one that the plan does not even stream.
-            let used_up =
-                self.current.contains(&tile) && self.states[tile as usize].pass == self.pass;
-            if absent && !used_up && self.residency.reads(tile) {
-                let Some(slot) = self.free.pop() else { break };
+        let in_flight_max = self.io.depth().min(self.reads_max);
+        while self.io.in_flight() < in_flight_max {
+            let Some((tile, used)) = self.order.next() else {
+                break;
+            };
+            if self.wants(tile, used) {
+                let Some(slot) = self.slot_for_read() else {
+                    break;
+                };
                 self.read_into(tile, slot)?;
                 submitted = true;
             }
-            self.ahead = (tile + 1) % self.tiles.len() as u32;
-            self.ahead_left -= 1;
+            self.order.step();
         }
         if submitted {
             self.io.flush()?;
         }
         Ok(())
+    }
+
+    /// Whether an absent tile is to be read ahead; `used` if one of the sweeps at hand uses it.
+    fn wants(&self, tile: u32, used: bool) -> bool {
+        let state = &self.states[tile as usize];
+        // A tile of the current range that was used and given up in this pass is needed in the next sweep only,
+        // and so is one that the plan does not even stream.
+        let used_up = self.current.contains(&tile) && state.pass == self.pass;
+        let worth = match used {
+            true => self.residency.reads(tile),
+            false => self.residency.keeps(tile),
+        };
+        state.phase == Phase::Absent && !used_up && worth
+    }
+
+    /// A slot for the tile that is considered for reading: a free one, or that of a tile outside the plan (which has
+    /// changed) that is used later.
+    fn slot_for_read(&mut self) -> Option<SlotId> {
+        if self.free.is_empty() {
+            let mut order = std::mem::take(&mut self.order);
+            let stale = order.last_stale(|tile| self.is_stale(tile));
+            self.order = order;
+            self.give_up(stale?);
+        }
+        self.free.pop()
     }
 
     /// With nothing in flight and nothing to hand out: makes room for a tile of the current range and reads it.
@@ -180,8 +202,11 @@ impl Store {
         result
     }
 
-    /// Counts a read that brought `bytes`.
-    pub(super) fn count_read(&mut self, bytes: u32) {
+    /// Counts a read that brought `bytes` of a file.
+    pub(super) fn count_read(&mut self, file: u16, bytes: u32) {
+        if let Some(member) = self.models.iter_mut().find(|m| m.files.contains(&file)) {
+            member.reads += 1;
+        }
         self.counters.read_bytes += u64::from(bytes);
         self.counters.reads += 1;
         self.arrived_bytes
@@ -202,7 +227,7 @@ impl Store {
             Err(errno) => self.failed(tile, errno.desc()),
             Ok(0) => self.failed(tile, FILE_ENDS),
             Ok(bytes) => {
-                self.count_read(bytes);
+                self.count_read(what.file, bytes);
                 let arrived = arrived_before + bytes;
                 if arrived as usize >= what.lead() + what.bytes as usize {
                     self.states[tile as usize].phase = Phase::Ready;
@@ -284,12 +309,13 @@ impl Store {
 
     /// The error for bytes that cannot be had or relied on. If the file was changed, that is the reason.
     pub(super) fn read_error(&self, matrix: usize, file: u16, offset: u64, why: &str) -> Error {
-        let changed = self.integrity.changed(file);
+        let member = self.member_with(file);
+        let changed = member.integrity.changed(file - member.files.start);
         let remedy = match (changed, why) {
             (Some(_), _) => {
                 "put the file back as it was, or start again to use it as it is now".to_owned()
             }
-            (None, WRONG_BYTES) => self.integrity.remedy(),
+            (None, WRONG_BYTES) => member.integrity.remedy(),
             (None, _) => {
                 "check the disk (dmesg) and that the file is whole, then ask again".to_owned()
             }

@@ -27,9 +27,6 @@ impl Store {
             "the pool is resized between sweeps"
         );
         let (before, slots) = (self.slots_in_use(), slots.min(self.slots.count()));
-        if slots == before {
-            return Ok(());
-        }
         let leaving = before.saturating_sub(slots);
         if leaving > self.pages_free() {
             let least = before - self.pages_free();
@@ -42,9 +39,7 @@ impl Store {
                 ),
             ));
         }
-        while self.io.in_flight() > 0 {
-            self.reap(true)?;
-        }
+        self.drain()?;
         let withdrawn = self.withdrawn.len();
         let capacity = self.residency.capacity();
         if leaving > 0 {
@@ -80,6 +75,14 @@ impl Store {
         }
         for &slot in &self.withdrawn[withdrawn.min(self.withdrawn.len())..] {
             self.slots.discard(slot);
+        }
+        Ok(())
+    }
+
+    /// Waits for all reads in flight.
+    pub(super) fn drain(&mut self) -> Result<()> {
+        while self.io.in_flight() > 0 {
+            self.reap(true)?;
         }
         Ok(())
     }

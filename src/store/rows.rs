@@ -53,7 +53,7 @@ pub(super) struct RowRead {
 }
 
 impl Store {
-    /// Calls `with(i, row)` for each of `rows` (row numbers of `matrix`).
+    /// Calls `with(i, row)` for each of `rows` (row numbers of a matrix of the model in its sweep).
     ///
     /// Rows of tiles in memory are taken from there, the others are read: a few KiB each.
     ///
@@ -65,8 +65,9 @@ impl Store {
         rows: &[u32],
         mut with: impl FnMut(usize, RowBytes<'_>),
     ) -> Result<()> {
+        let matrix = self.first_matrix() + matrix;
         let row_bytes = self.matrices[matrix].row_bytes();
-        let strip_rows = match self.integrity.sums().verify() {
+        let strip_rows = match self.sums().verify() {
             true => STRIP_ROWS,
             false => 1,
         };
@@ -129,6 +130,13 @@ impl Store {
         matrix.offset + u64::from(row) * matrix.row_bytes() as u64
     }
 
+    /// Whether the strip that holds row `row` of a matrix agrees with its checksum, or nothing is verified.
+    fn row_agrees(&self, matrix: usize, row: u32, strip: &[u8]) -> bool {
+        let member = self.member_with(self.matrices[matrix].file);
+        let matrix = matrix - member.matrices.start as usize;
+        member.integrity.sums().row_agrees(matrix, row, strip)
+    }
+
     /// What was read for the row at `place`, once it has arrived.
     fn row_read(&self, place: usize) -> &[u8] {
         let read = &self.row_reads[place];
@@ -174,7 +182,7 @@ impl Store {
         // The last strip of a matrix may be shorter; it stays in plain order.
         if state.packed && strip_rows == STRIP_ROWS {
             with(RowBytes::Packed { strip, lane });
-        } else if state.packed || self.integrity.sums().row_agrees(matrix, row, strip) {
+        } else if state.packed || self.row_agrees(matrix, row, strip) {
             with(RowBytes::Plain(&strip[lane * row_bytes..][..row_bytes]));
         } else {
             return false;
@@ -247,13 +255,12 @@ impl Store {
             Ok(bytes) if u64::from(arrived + bytes) < needed => {
                 self.row_reads[place].arrived =
                     (arrived + bytes) / PAGE_BYTES as u32 * PAGE_BYTES as u32;
-                self.count_read(bytes);
+                self.count_read(file, bytes);
                 (tries == TRIES_MAX).then_some(FILE_ENDS)
             }
             Ok(bytes) => {
-                self.count_read(bytes);
-                let sums = self.integrity.sums();
-                if sums.row_agrees(matrix as usize, first, self.row_read(place)) {
+                self.count_read(file, bytes);
+                if self.row_agrees(matrix as usize, first, self.row_read(place)) {
                     return Ok(());
                 }
                 if !doubted {
