@@ -8,6 +8,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`error`] | operating errors, each with its remedy |
+//! | [`board`] | what the board is, draws and endures; the governor |
 //! | [`trace`] | what happened when, for a viewer |
 //! | [`arena`] | one reservation: carve, seal, then only slots |
 //! | [`mod@io`] | submit reads, reap completions: io_uring, positioned reads, simulation |
@@ -24,6 +25,7 @@
 //! (`tests/tidy.rs` holds the edges).
 
 pub mod arena;
+pub mod board;
 pub mod cli;
 pub mod device;
 pub mod engine;

@@ -1,0 +1,266 @@
+//! The thread that samples the sensors, sums up energy and asks the governor; and what it tells the engine.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::Reading;
+use super::config::Board;
+use super::governor::{Goals, Governor, Limits};
+use super::sensors::{CurrentMode, Sensors, current_mode};
+
+/// Time between two samples.
+pub const SAMPLE_EVERY: Duration = Duration::from_millis(200);
+/// Samples closer than this tell nothing new: counters of energy move about every millisecond.
+const SAMPLE_LEAST_S: f64 = 0.01;
+/// A sensor that is silent for so long is taken to draw what it drew before; after that its time is not counted.
+const BRIDGE_S: f64 = 3.0;
+/// The longest pause at a time: somebody may want to stop the engine.
+const PAUSE_MAX_S: f64 = 10.0;
+
+/// Energy since the monitor started, or between two moments.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+pub struct Energy {
+    /// Joules, over the time in which power was measured.
+    pub joules: f64,
+    /// That time.
+    pub seconds: f64,
+    /// The highest temperature of the junction since the start.
+    pub peak_c: Option<f64>,
+}
+
+impl Energy {
+    /// What was used since `earlier`.
+    pub fn since(&self, earlier: &Energy) -> Energy {
+        Energy {
+            joules: self.joules - earlier.joules,
+            seconds: self.seconds - earlier.seconds,
+            peak_c: self.peak_c,
+        }
+    }
+
+    /// What was used in both times.
+    pub fn plus(&self, other: &Energy) -> Energy {
+        Energy {
+            joules: self.joules + other.joules,
+            seconds: self.seconds + other.seconds,
+            peak_c: higher(self.peak_c, other.peak_c),
+        }
+    }
+
+    /// Average power; none if it was not measured.
+    pub fn average_w(&self) -> Option<f64> {
+        (self.seconds > 0.0).then(|| self.joules / self.seconds)
+    }
+
+    /// Joules for each of `tokens`; none if power was not measured.
+    pub fn joules_per_token(&self, tokens: u64) -> Option<f64> {
+        (self.seconds > 0.0 && tokens > 0).then(|| self.joules / tokens as f64)
+    }
+}
+
+/// What the governor tells the engine, and the engine the governor. Cheap to clone and to ask.
+#[derive(Debug, Clone)]
+pub struct Pace(Arc<Mutex<Paced>>);
+
+#[derive(Debug)]
+struct Paced {
+    limits: Limits,
+    sweep_s: f64,
+    ended: Option<Instant>,
+}
+
+impl Pace {
+    /// A pace that holds nothing back, until a governor says otherwise.
+    fn new() -> Pace {
+        Pace(Arc::new(Mutex::new(Paced {
+            limits: Limits::NONE,
+            sweep_s: 0.0,
+            ended: None,
+        })))
+    }
+
+    /// What the engine may do now.
+    pub fn limits(&self) -> Limits {
+        lock(&self.0).limits
+    }
+
+    /// Waits for as long as the last sweep calls for; the time since its end counts. Call it before every sweep.
+    pub fn rest(&self) -> Duration {
+        let (pause_s, ended) = {
+            let paced = lock(&self.0);
+            (paced.limits.pause_s(paced.sweep_s), paced.ended)
+        };
+        let rested_s = ended.map_or(f64::MAX, |ended| ended.elapsed().as_secs_f64());
+        let left_s = pause_s.min(PAUSE_MAX_S) - rested_s;
+        if left_s <= 0.0 {
+            return Duration::ZERO;
+        }
+        let left = Duration::from_secs_f64(left_s);
+        std::thread::sleep(left);
+        left
+    }
+
+    /// Tells how long a sweep took. Call it after every sweep.
+    pub fn swept(&self, took: Duration) {
+        let mut paced = lock(&self.0);
+        paced.sweep_s = took.as_secs_f64();
+        paced.ended = Some(Instant::now());
+    }
+
+    /// How long a sweep takes with its pause.
+    fn period_s(&self) -> f64 {
+        let paced = lock(&self.0);
+        paced.sweep_s + paced.limits.pause_s(paced.sweep_s).min(PAUSE_MAX_S)
+    }
+}
+
+/// What changes with every sample.
+struct State {
+    sensors: Sensors,
+    governor: Option<Governor>,
+    reading: Reading,
+    energy: Energy,
+    last_s: f64,
+    /// The newest power, and when it was measured.
+    power: Option<(f64, f64)>,
+}
+
+impl State {
+    fn step(&mut self, now_s: f64, pace: &Pace) {
+        let dt_s = now_s - self.last_s;
+        if dt_s < SAMPLE_LEAST_S {
+            return;
+        }
+        self.last_s = now_s;
+        self.reading = self.sensors.sample(now_s);
+        if let Some(watts) = self.reading.power_w {
+            self.power = Some((watts, now_s));
+        }
+        if let Some((watts, _)) = self.power.filter(|(_, at_s)| now_s - at_s <= BRIDGE_S) {
+            self.energy.joules += watts * dt_s;
+            self.energy.seconds += dt_s;
+        }
+        self.energy.peak_c = higher(self.energy.peak_c, self.reading.junction_c);
+        if let Some(governor) = &mut self.governor {
+            let limits = governor.step(&self.reading, pace.period_s(), dt_s);
+            lock(&pace.0).limits = limits;
+        }
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    pace: Pace,
+    began: Instant,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    /// Samples now.
+    fn step(&self) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        state.step(self.began.elapsed().as_secs_f64(), &self.pace);
+        state
+    }
+}
+
+/// Samples the board's sensors in the background until it is dropped.
+pub struct Monitor {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    mode: Option<CurrentMode>,
+}
+
+impl Monitor {
+    /// Starts to watch `board`, whose files lie under `root`; with `govern`, also holds the engine to its goals, which
+    /// at full effort does what the limits say.
+    pub fn start(board: &Board, root: &Path, govern: Option<(Goals, Limits)>) -> Monitor {
+        let sensors = Sensors::new(board, root, 0.0);
+        let watched = !sensors.rails().is_empty()
+            || !sensors.zones().is_empty()
+            || sensors.over_current_counters() > 0;
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                sensors,
+                governor: govern.map(|(goals, full)| Governor::new(goals, full)),
+                reading: Reading::default(),
+                energy: Energy::default(),
+                last_s: 0.0,
+                power: None,
+            }),
+            pace: Pace::new(),
+            began: Instant::now(),
+            stop: AtomicBool::new(false),
+        });
+        // Where there is nothing to read there is nothing to do.
+        let thread = watched.then(|| spawn(Arc::clone(&shared))).flatten();
+        Monitor {
+            shared,
+            thread,
+            mode: current_mode(root, board),
+        }
+    }
+
+    /// The newest sample.
+    pub fn reading(&self) -> Reading {
+        lock(&self.shared.state).reading
+    }
+
+    /// Energy until now.
+    pub fn energy(&self) -> Energy {
+        match self.thread {
+            Some(_) => self.shared.step().energy,
+            None => Energy::default(),
+        }
+    }
+
+    /// The power mode that was set when the monitor started.
+    pub fn mode(&self) -> Option<&CurrentMode> {
+        self.mode.as_ref()
+    }
+
+    /// What the governor allows, for the engine to follow.
+    pub fn pace(&self) -> Pace {
+        self.shared.pace.clone()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A panic there has already been told on stderr.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn(shared: Arc<Shared>) -> Option<JoinHandle<()>> {
+    let body = move || {
+        while !shared.stop.load(Ordering::Acquire) {
+            drop(shared.step());
+            std::thread::park_timeout(SAMPLE_EVERY);
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name("sensors".into())
+        .spawn(body);
+    if let Err(e) = &thread {
+        log::warn!("power and temperature are not watched: cannot start a thread: {e}");
+    }
+    thread.ok()
+}
+
+/// The higher of two temperatures, as far as they are known.
+fn higher(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    a.into_iter().chain(b).reduce(f64::max)
+}
+
+/// The value behind a lock, whatever became of a thread that held it: all of them are plain numbers.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
