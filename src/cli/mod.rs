@@ -17,7 +17,7 @@ mod stop;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Result;
 
@@ -48,6 +48,11 @@ enum Command {
     Bench(bench::Bench),
     /// Measure how well a model predicts a text, or write its logits.
     Perplexity(perplexity::Perplexity),
+}
+
+/// The command line, for what describes it: man pages, completions.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the command line and runs it.
