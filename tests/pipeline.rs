@@ -14,6 +14,7 @@ use std::path::Path;
 use airstream::engine::plan::Plan;
 use airstream::format::quant::QuantType;
 use airstream::format::tile::Use;
+use airstream::model::kv;
 use machine::{Llama, Machine, Shape, Speed};
 
 const BUDGETS_PERCENT: [u64; 6] = [25, 40, 60, 80, 95, 100];
@@ -267,7 +268,8 @@ fn a_growing_context_takes_slots_one_by_one_and_its_end_gives_them_back() {
         "a long context costs memory, and that costs time"
     );
 
-    machine.session.clear(&mut machine.store);
+    let sessions = std::slice::from_mut(&mut machine.session);
+    kv::clear(sessions, 0, &mut machine.store);
     machine.idle(1.0);
     let again = machine.sweep(1);
     assert!(

@@ -85,6 +85,34 @@ fn smollm2_keeps_its_own_system_message() {
     assert!(tokenizer.is_eog(ids[ids.len() - 2]));
 }
 
+/// A conversation goes on from its tokens as it would from its text.
+#[test]
+fn a_turn_follows_an_answer() {
+    for open in [open(models::smollm2()), open(models::gemma3())] {
+        let Some((tokenizer, template)) = open else {
+            continue;
+        };
+        for text in CONTENTS {
+            let messages = [
+                Message::new("user", "Hi"),
+                Message::new("assistant", "Hello"),
+                Message::new("user", text),
+            ];
+            let mut whole = Vec::new();
+            template
+                .encode(&tokenizer, &messages, true, &mut whole)
+                .unwrap();
+            let mut parts = Vec::new();
+            template
+                .encode(&tokenizer, &messages[..1], true, &mut parts)
+                .unwrap();
+            parts.extend(encode(&tokenizer, "Hello", false, false));
+            template.encode_turn(&tokenizer, text, &mut parts).unwrap();
+            assert_eq!(parts, whole, "{text:?}");
+        }
+    }
+}
+
 #[test]
 fn gemma3_gets_one_bos_and_folds_the_system_message() {
     let Some(open) = open(models::gemma3()) else {

@@ -6,12 +6,12 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{EngineArgs, TraceArgs};
-use super::{bench_io, bench_ops, report};
+use super::{bench_io, bench_ops, bench_serve, report};
 use crate::engine::roofline::{self, Machine, Sweep};
 use crate::engine::{Engine, Loaded, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
 
-/// Measure the speed of prefill (pp) and decode (tg), or of the disk.
+/// Measure the speed of prefill (pp) and decode (tg), of sessions together, or of the disk.
 #[derive(Args)]
 pub struct Bench {
     /// The GGUF file (any part of a split one).
@@ -37,6 +37,9 @@ pub struct Bench {
     /// Measure each op of a sweep instead, with the shapes and weight types of FILE, against its floor.
     #[arg(long, conflicts_with = "io")]
     ops: bool,
+    /// Measure 1, 2, 4 and 8 sessions that share sweeps instead, -n tokens of each.
+    #[arg(long, conflicts_with_all = ["io", "ops"])]
+    serve: bool,
     /// How long to measure the disk, in seconds.
     #[arg(long, value_name = "S", default_value_t = 20.0, requires = "io")]
     seconds: f64,
@@ -96,6 +99,10 @@ impl Bench {
         }
         if self.ops {
             return bench_ops::run(&self.file, &options, self.json);
+        }
+        if self.serve {
+            let (tokens, rounds) = (self.generate.max(1), self.repetitions);
+            return bench_serve::run(&self.file, &options, tokens, rounds, self.json);
         }
         if self.prompt + self.generate == 0 {
             return Err(Error::new(

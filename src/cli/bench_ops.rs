@@ -16,7 +16,7 @@ use crate::device::cpu::{
 use crate::engine::{Loaded, Options, threads};
 use crate::error::Result;
 use crate::format::quant::QuantType;
-use crate::text::{Sampler, SamplerOptions};
+use crate::text::{Sampler, SamplerOptions, SamplerScratch};
 
 /// Larger than any cache.
 const BUFFER_BYTES: usize = 192 << 20;
@@ -270,14 +270,15 @@ fn small_ops(cpu: &Cpu, loaded: &Loaded) -> Vec<Op> {
             cpu.quantize(&b[..cols], cols, kinds, &mut x)
         });
     }
-    let mut sampler = Sampler::new(SamplerOptions::default(), config.vocab);
+    let mut sampler = Sampler::new(SamplerOptions::default());
+    let mut candidates = SamplerScratch::new(config.vocab);
     let logits: Vec<f32> = (0..config.vocab)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 4096.0)
         .collect();
     let mut scratch = logits.clone();
     time("sample", 1, &mut || {
         scratch.copy_from_slice(&logits);
-        std::hint::black_box(sampler.sample(&mut scratch));
+        std::hint::black_box(sampler.sample(&mut scratch, &mut candidates));
     });
     ops
 }

@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod bench_io;
 mod bench_ops;
+mod bench_serve;
 pub mod fetch;
 mod inspect;
 mod perplexity;

@@ -10,7 +10,7 @@ use super::stop::Stop;
 use super::{fetch, progress, report};
 use crate::engine::{Engine, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
-use crate::text::{Message, Sampler, SamplerOptions, Utf8Stream};
+use crate::text::{Message, Sampler, SamplerOptions, SamplerScratch, Utf8Stream};
 use crate::trace::What;
 
 /// Answer a prompt, or chat.
@@ -76,6 +76,7 @@ struct Total {
 struct Conversation<'a> {
     engine: Engine,
     sampler: Sampler,
+    scratch: SamplerScratch,
     stop: Stop,
     run: &'a Run,
     /// The conversation so far, and the tokens of it that the session holds.
@@ -93,7 +94,7 @@ impl Run {
         };
         let mut engine = Engine::open(&model, &self.engine.options())?;
         self.trace.start(&mut engine);
-        let sampler = Sampler::new(self.sampling(), engine.config(ModelId::FIRST).vocab);
+        let scratch = SamplerScratch::new(engine.config(ModelId::FIRST).vocab);
         let messages = self
             .system
             .iter()
@@ -101,7 +102,8 @@ impl Run {
             .collect();
         let mut conversation = Conversation {
             engine,
-            sampler,
+            sampler: Sampler::new(self.sampling()),
+            scratch,
             stop: Stop::install(),
             run: &self,
             messages,
@@ -295,7 +297,8 @@ impl Conversation<'_> {
                 break End::Stopped;
             }
             let begun = self.engine.trace().begin();
-            let token = self.sampler.sample(self.engine.logits(ModelId::FIRST, 0));
+            let logits = self.engine.logits(ModelId::FIRST, 0);
+            let token = self.sampler.sample(logits, &mut self.scratch);
             self.sampler.accept(token);
             self.engine.trace().end(begun, What::Sample);
             let tokenizer = self.engine.tokenizer(ModelId::FIRST)?;

@@ -9,6 +9,9 @@ mod loaded;
 pub mod plan;
 pub mod request;
 pub mod roofline;
+pub mod scheduler;
+mod sessions;
+mod vocabulary;
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -32,6 +35,7 @@ pub use crate::model::forward::Row;
 pub use crate::store::ModelId;
 pub use loaded::{Loaded, ModelOptions, Options, threads};
 pub use plan::{Line, Plan, Request};
+pub use vocabulary::{Prepared, Vocabulary};
 
 /// Where the time and the bytes of some sweeps went.
 #[derive(Debug, Clone, Copy, Default)]
@@ -271,8 +275,12 @@ impl Engine {
 
     /// Forgets a session's conversation, and remembers for later runs what was learnt of the files meanwhile.
     pub fn clear(&mut self, model: ModelId, session: usize) {
-        let place = self.place(model);
-        self.hosted[place].sessions[session].clear(&mut self.store);
+        self.forget(model, session);
+        self.save_checksums();
+    }
+
+    /// Remembers for later runs what was learnt of the files; writes a file if there is anything new.
+    pub fn save_checksums(&mut self) {
         self.store.save_checksums();
     }
 

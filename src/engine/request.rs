@@ -41,6 +41,8 @@ pub enum Prompt {
     Raw(String),
     /// The whole conversation so far. What a session holds of it already is not computed again.
     Messages(Vec<Message>),
+    /// The whole conversation so far, as tokens; the only kind for a model without a vocabulary.
+    Tokens(Vec<u32>),
 }
 
 /// A request for an answer.
@@ -315,6 +317,7 @@ mod tests {
             r#"{"prompt":{"messages":[{"role":"user","content":"Hi","name":"x"}]}}"#,
             r#"{"prompt":{"text":"Hi"},"sampling":{"temprature":0}}"#,
             r#"{"session":"a"}"#,
+            r#"{"prompt":{"tokens":[-1]}}"#,
         ] {
             assert!(serde_json::from_str::<Generate>(wrong).is_err(), "{wrong}");
         }

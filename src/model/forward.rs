@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::format::quant;
 use crate::model::config::{Activation, Config};
-use crate::model::kv::Session;
+use crate::model::kv::{self, Session};
 use crate::model::rope;
 use crate::model::weights::{MatrixPlan, Vectors};
 use crate::store::{RowBytes, Store};
@@ -241,10 +241,10 @@ impl Model {
     ) -> Result<()> {
         self.positions.clear();
         self.tokens.clear();
-        for (index, session) in sessions.iter_mut().enumerate() {
+        for index in 0..sessions.len() {
             let new = rows.iter().filter(|row| row.session == index).count();
             if new > 0 {
-                session.extend(&self.config.layers, new, store)?;
+                kv::extend(sessions, index, &self.config.layers, new, store)?;
             }
         }
         for (index, row) in rows.iter().enumerate() {

@@ -94,57 +94,28 @@ impl Session {
             * (size_of::<*const u8>() + size_of::<SlotId>())
     }
 
-    /// Makes room for `rows` more positions, and gives up pages that no window reaches any more.
-    ///
-    /// # Errors
-    /// The context is full, or memory is.
-    pub fn extend(&mut self, specs: &[LayerSpec], rows: usize, store: &mut Store) -> Result<()> {
-        if self.len + rows > self.context {
-            return Err(Error::new(
-                Kind::Budget,
-                format!(
-                    "the conversation is longer than its context of {} tokens",
-                    self.context
-                ),
-                "give a larger --ctx, or begin a new conversation",
-            ));
-        }
-        for (layer, spec) in self.layers.iter_mut().zip(specs) {
-            if let Some(window) = spec.window {
-                let first_seen = (self.len + 1).saturating_sub(window as usize);
-                while (layer.first + 1) * self.layout.page_positions <= first_seen
-                    && layer.first < layer.end
-                {
-                    layer.pages[layer.first] = ptr::null();
-                    store.free_page(layer.slots[layer.first]);
-                    layer.first += 1;
-                }
-            }
-            while layer.end * self.layout.page_positions < self.len + rows {
-                let slot = store.take_page()?;
-                layer.slots[layer.end] = slot;
-                layer.pages[layer.end] = store.page(slot).as_ptr();
-                layer.end += 1;
-            }
-        }
-        Ok(())
-    }
-
     /// Counts `rows` more positions, whose keys and values every layer has now.
     pub fn advance(&mut self, rows: usize) {
         self.len += rows;
     }
 
-    /// Forgets everything; the pages go back to the weights.
-    pub fn clear(&mut self, store: &mut Store) {
-        for layer in &mut self.layers {
-            for page in layer.first..layer.end {
-                layer.pages[page] = ptr::null();
-                store.free_page(layer.slots[page]);
-            }
-            (layer.first, layer.end) = (0, 0);
-        }
-        self.len = 0;
+    /// Whether the session has this page of a layer, in this slot.
+    fn holds(&self, layer: usize, page: usize, slot: SlotId) -> bool {
+        let layer = &self.layers[layer];
+        (layer.first..layer.end).contains(&page) && layer.slots[page] == slot
+    }
+
+    /// Pages that a sweep with `rows` more positions would take.
+    pub fn pages_wanted(&self, rows: usize) -> usize {
+        let end = (self.len + rows).div_ceil(self.layout.page_positions);
+        let wanted = |layer: &LayerPages| end.saturating_sub(layer.end);
+        self.layers.iter().map(wanted).sum()
+    }
+
+    /// Whether every layer still has all that a row at position `len` attends to.
+    fn reaches_back_to(&self, specs: &[LayerSpec], len: usize) -> bool {
+        let mut layers = self.layers.iter().zip(specs);
+        layers.all(|(layer, spec)| layer.first <= first_page(spec, &self.layout, len))
     }
 
     /// The page table of a layer, for attention.
@@ -158,4 +129,204 @@ impl Session {
         assert!(!page.is_null(), "position {position} has no page");
         (page.cast_mut(), position % self.layout.page_positions)
     }
+}
+
+/// The first page that a row at position `len` attends to.
+fn first_page(spec: &LayerSpec, layout: &KvLayout, len: usize) -> usize {
+    let first_seen = spec
+        .window
+        .map_or(0, |window| (len + 1).saturating_sub(window as usize));
+    first_seen / layout.page_positions
+}
+
+/// Makes room for `rows` more positions of a session, and gives up pages that no window reaches any more.
+///
+/// # Errors
+/// The context is full, or memory is.
+pub fn extend(
+    sessions: &mut [Session],
+    index: usize,
+    specs: &[LayerSpec],
+    rows: usize,
+    store: &mut Store,
+) -> Result<()> {
+    let Session {
+        layout,
+        context,
+        len,
+        ..
+    } = sessions[index];
+    if len + rows > context {
+        return Err(Error::new(
+            Kind::Budget,
+            format!("the conversation is longer than its context of {context} tokens"),
+            "give a larger --ctx, or begin a new conversation",
+        ));
+    }
+    for (layer, spec) in specs.iter().enumerate() {
+        let first = first_page(spec, &layout, len).min(sessions[index].layers[layer].end);
+        for page in sessions[index].layers[layer].first..first {
+            give_up(sessions, index, layer, page, store);
+            sessions[index].layers[layer].first = page + 1;
+        }
+        let pages = &mut sessions[index].layers[layer];
+        while pages.end * layout.page_positions < len + rows {
+            let slot = store.take_page()?;
+            pages.slots[pages.end] = slot;
+            pages.pages[pages.end] = store.page(slot).as_ptr();
+            pages.end += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets everything of a session; pages that no other session has go back to the weights.
+pub fn clear(sessions: &mut [Session], index: usize, store: &mut Store) {
+    for layer in 0..sessions[index].layers.len() {
+        for page in sessions[index].layers[layer].first..sessions[index].layers[layer].end {
+            give_up(sessions, index, layer, page, store);
+        }
+        let pages = &mut sessions[index].layers[layer];
+        (pages.first, pages.end) = (0, 0);
+    }
+    sessions[index].len = 0;
+}
+
+/// Forgets what came after the first `len` positions, and answers how many are left.
+///
+/// It may be fewer: nothing if a window has left positions behind that would be seen again, and whole pages only
+/// if the last one is another session's too and there is no memory for a copy.
+pub fn truncate(
+    sessions: &mut [Session],
+    index: usize,
+    specs: &[LayerSpec],
+    len: usize,
+    store: &mut Store,
+) -> usize {
+    if len >= sessions[index].len {
+        return sessions[index].len;
+    }
+    if len == 0 || !sessions[index].reaches_back_to(specs, len) {
+        clear(sessions, index, store);
+        return 0;
+    }
+    let page_positions = sessions[index].layout.page_positions;
+    cut(sessions, index, len.div_ceil(page_positions), store);
+    sessions[index].len = len;
+    own_the_end(sessions, index, specs, store);
+    sessions[index].len
+}
+
+/// Lets the empty session `to` begin with the first `len` positions of `from`, and answers how many it has now.
+///
+/// Whole pages are shared, what is left is copied. It may be fewer positions than `len`: none if a window of `from` has
+/// left them behind, and whole pages only if there is no memory for the copy.
+pub fn share(
+    sessions: &mut [Session],
+    (from, to): (usize, usize),
+    specs: &[LayerSpec],
+    len: usize,
+    store: &mut Store,
+) -> usize {
+    assert!(
+        from != to && sessions[to].len == 0,
+        "only an empty session can begin with another's pages"
+    );
+    let len = len.min(sessions[from].len);
+    if len == 0 || !sessions[from].reaches_back_to(specs, len) {
+        return 0;
+    }
+    clear(sessions, to, store);
+    let layout = sessions[from].layout;
+    let end = len.div_ceil(layout.page_positions);
+    for (layer, spec) in specs.iter().enumerate() {
+        let first = first_page(spec, &layout, len).min(end);
+        for page in first..end {
+            let LayerPages { pages, slots, .. } = &sessions[from].layers[layer];
+            let (memory, slot) = (pages[page], slots[page]);
+            sessions[to].layers[layer].pages[page] = memory;
+            sessions[to].layers[layer].slots[page] = slot;
+        }
+        let pages = &mut sessions[to].layers[layer];
+        (pages.first, pages.end) = (first, end);
+    }
+    sessions[to].len = len;
+    own_the_end(sessions, to, specs, store);
+    sessions[to].len
+}
+
+/// Sees to it that no other session sees what is appended next: a last page that is not full becomes a copy.
+///
+/// Without memory for it the session ends with its last full page.
+fn own_the_end(sessions: &mut [Session], index: usize, specs: &[LayerSpec], store: &mut Store) {
+    let Session { layout, len, .. } = sessions[index];
+    let whole = len / layout.page_positions;
+    if whole * layout.page_positions == len || own_last_page(sessions, index, store) {
+        return;
+    }
+    cut(sessions, index, whole, store);
+    sessions[index].len = whole * layout.page_positions;
+    if !sessions[index].reaches_back_to(specs, sessions[index].len) {
+        clear(sessions, index, store);
+    }
+}
+
+/// Copies the last page of every layer that other sessions have too; false if there is no memory for one.
+fn own_last_page(sessions: &mut [Session], index: usize, store: &mut Store) -> bool {
+    let bytes = sessions[index].layout.page_bytes();
+    for layer in 0..sessions[index].layers.len() {
+        let page = sessions[index].layers[layer].end - 1;
+        let slot = sessions[index].layers[layer].slots[page];
+        if !is_shared(sessions, index, layer, page, slot) {
+            continue;
+        }
+        let Ok(own) = store.take_page() else {
+            return false;
+        };
+        let memory = store.page(own).as_ptr();
+        // SAFETY: a page is `page_bytes` of its slot; the new slot is this session's alone, and nobody writes into the
+        // old one meanwhile, because that happens in sweeps only.
+        unsafe {
+            ptr::copy_nonoverlapping(sessions[index].layers[layer].pages[page], memory, bytes)
+        };
+        let pages = &mut sessions[index].layers[layer];
+        (pages.pages[page], pages.slots[page]) = (memory, own);
+    }
+    true
+}
+
+/// Gives up all pages from `end` on.
+fn cut(sessions: &mut [Session], index: usize, end: usize, store: &mut Store) {
+    for layer in 0..sessions[index].layers.len() {
+        let LayerPages {
+            first, end: before, ..
+        } = sessions[index].layers[layer];
+        for page in end.max(first)..before {
+            give_up(sessions, index, layer, page, store);
+        }
+        let pages = &mut sessions[index].layers[layer];
+        (pages.first, pages.end) = (first.min(end), before.min(end));
+    }
+}
+
+/// Takes a page away from a session; its slot goes back to the weights unless another session has it too.
+///
+/// Shared pages stand at the same place in every table that has them, so the tables themselves are the count of
+/// references, and none can be wrong.
+fn give_up(sessions: &mut [Session], index: usize, layer: usize, page: usize, store: &mut Store) {
+    let pages = &mut sessions[index].layers[layer];
+    let slot = pages.slots[page];
+    pages.pages[page] = ptr::null();
+    if !is_shared(sessions, index, layer, page, slot) {
+        store.free_page(slot);
+    }
+}
+
+/// Whether a session other than `index` has this page.
+fn is_shared(sessions: &[Session], index: usize, layer: usize, page: usize, slot: SlotId) -> bool {
+    let mut others = sessions
+        .iter()
+        .enumerate()
+        .filter(|(other, _)| *other != index);
+    others.any(|(_, session)| session.holds(layer, page, slot))
 }

@@ -123,6 +123,36 @@ impl ChatTemplate {
         Ok(())
     }
 
+    /// Appends the tokens that take a conversation from the end of an answer to the beginning of the next one, when
+    /// the user says `text` in between: the end of the assistant's turn, the user's turn, and the assistant's opening.
+    ///
+    /// # Errors
+    /// The template does not put one turn after the other.
+    pub fn encode_turn(&self, tokenizer: &Tokenizer, text: &str, out: &mut Vec<u32>) -> Result<()> {
+        let mut free = MARKERS.filter(|&marker| !text.contains(marker));
+        let (marker, answer) = match (free.next(), free.next()) {
+            (Some(marker), Some(answer)) => (marker, answer),
+            _ => (*MARKERS.start(), *MARKERS.end()),
+        };
+        // What a template puts around the answer does not depend on what is said in it, so it may be a mark that is
+        // found again.
+        let messages = [
+            Message::new("user", "Hi"),
+            Message::new("assistant", answer),
+            Message::new("user", tokenizer.break_controls(text, marker)),
+        ];
+        let rendered = self.render(&messages, true)?;
+        let Some((_, after)) = rendered.split_once(answer) else {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "the model's chat template does not show what was answered",
+                "send the whole conversation as messages, or raw text",
+            ));
+        };
+        tokenizer.encode_parts(after, false, true, Some(marker), out);
+        Ok(())
+    }
+
     fn folded<'a>(&self, messages: &'a [Message]) -> Cow<'a, [Message]> {
         if !self.folds_system || messages.iter().all(|message| message.role != "system") {
             return Cow::Borrowed(messages);

@@ -3,6 +3,7 @@
 //! The order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature,
 //! then one random number. Nothing is allocated after construction, and the
 //! vocabulary is never sorted: one pass finds the few candidates that matter.
+//! What is large is [`SamplerScratch`], which the samplers of all sessions share.
 
 use super::rng::Rng;
 use std::cmp::Ordering;
@@ -66,7 +67,26 @@ impl Candidate {
     }
 }
 
-/// One session's sampler: options, random numbers and the tokens said lately.
+/// Memory that choosing a token takes, and nothing that lasts from one token to the next.
+pub struct SamplerScratch {
+    candidates: Vec<Candidate>,
+}
+
+impl SamplerScratch {
+    /// Enough for rows of `vocab` logits and any options.
+    pub fn new(vocab: usize) -> Self {
+        SamplerScratch {
+            candidates: Vec::with_capacity(vocab),
+        }
+    }
+
+    /// Bytes of the scratch for rows of `vocab` logits.
+    pub const fn bytes(vocab: usize) -> usize {
+        vocab * size_of::<Candidate>()
+    }
+}
+
+/// One answer's sampler: options, random numbers and the tokens said lately.
 pub struct Sampler {
     options: SamplerOptions,
     rng: Rng,
@@ -74,24 +94,11 @@ pub struct Sampler {
     history: Vec<u32>,
     history_at: usize,
     sorted: Vec<u32>,
-    candidates: Vec<Candidate>,
 }
 
 impl Sampler {
-    /// A sampler for rows of `vocab` logits. All memory is taken here.
-    pub fn new(options: SamplerOptions, vocab: usize) -> Self {
-        let greedy = options.temperature <= 0.0;
-        let kept = if options.top_k == 0 {
-            vocab
-        } else {
-            options.top_k.min(vocab)
-        };
-        // Room to gather more than is kept, so that cutting back is rare.
-        let candidates = if greedy {
-            0
-        } else {
-            (kept * 4).max(256).min(vocab)
-        };
+    /// All memory is taken here.
+    pub fn new(options: SamplerOptions) -> Self {
         let window = if options.penalizes() {
             options.penalty_window
         } else {
@@ -102,14 +109,22 @@ impl Sampler {
             history: Vec::with_capacity(window),
             history_at: 0,
             sorted: Vec::with_capacity(window),
-            candidates: Vec::with_capacity(candidates),
             options,
         }
     }
 
     /// Chooses a token. The logits (one a token) are changed by bias and penalties;
     /// a logit that is not a number is never chosen.
-    pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
+    ///
+    /// # Panics
+    /// There are more logits than the scratch was made for.
+    pub fn sample(&mut self, logits: &mut [f32], scratch: &mut SamplerScratch) -> u32 {
+        let candidates = &mut scratch.candidates;
+        assert!(
+            logits.len() <= candidates.capacity(),
+            "{} logits",
+            logits.len()
+        );
         for &(id, bias) in &self.options.logit_bias {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit += bias;
@@ -119,17 +134,16 @@ impl Sampler {
         if self.options.temperature <= 0.0 {
             return likeliest(logits);
         }
-        self.gather(logits);
-        if self
-            .candidates
+        gather(candidates, logits, self.options.top_k);
+        if candidates
             .first()
             .is_none_or(|best| best.logit == f32::INFINITY)
         {
             return likeliest(logits);
         }
-        self.cut_top_p();
-        self.cut_min_p();
-        self.draw()
+        cut_top_p(candidates, self.options.top_p);
+        cut_min_p(candidates, self.options.min_p);
+        draw(candidates, self.options.temperature, &mut self.rng)
     }
 
     /// Tells the sampler that the token was said, by the model or in the prompt.
@@ -147,14 +161,6 @@ impl Sampler {
         self.rng = Rng::new(self.options.seed);
         self.history.clear();
         self.history_at = 0;
-    }
-
-    /// Bytes of memory this sampler takes.
-    pub fn bytes(&self) -> usize {
-        size_of::<Self>()
-            + self.candidates.capacity() * size_of::<Candidate>()
-            + (self.history.capacity() + self.sorted.capacity()) * size_of::<u32>()
-            + self.options.logit_bias.capacity() * size_of::<(u32, f32)>()
     }
 
     fn penalize(&mut self, logits: &mut [f32]) {
@@ -179,101 +185,99 @@ impl Sampler {
             *logit -= same.len() as f32 * frequency_penalty + presence_penalty;
         }
     }
+}
 
-    /// Fills `candidates` with the `top_k` likeliest tokens, likeliest first.
-    fn gather(&mut self, logits: &[f32]) {
-        let room = self.candidates.capacity();
-        let kept = if self.options.top_k == 0 {
-            room
-        } else {
-            self.options.top_k.min(room)
-        };
-        self.candidates.clear();
-        let mut threshold = f32::NEG_INFINITY;
-        let mut first = 0u32;
-        for chunk in logits.chunks(CHUNK) {
-            if any_above(chunk, threshold) {
-                for (id, &logit) in (first..).zip(chunk) {
-                    if logit > threshold {
-                        if self.candidates.len() == room {
-                            threshold = cut_to(&mut self.candidates, kept);
-                            if logit <= threshold {
-                                continue;
-                            }
+/// Fills `candidates` with the `top_k` likeliest tokens (0 for all), likeliest first.
+fn gather(candidates: &mut Vec<Candidate>, logits: &[f32], top_k: usize) {
+    let (kept, room) = match top_k {
+        0 => (logits.len(), logits.len()),
+        // Room to gather more than is kept, so that cutting back is rare.
+        _ => (
+            top_k.min(logits.len()),
+            (top_k.saturating_mul(4)).max(256).min(logits.len()),
+        ),
+    };
+    candidates.clear();
+    let mut threshold = f32::NEG_INFINITY;
+    let mut first = 0u32;
+    for chunk in logits.chunks(CHUNK) {
+        if any_above(chunk, threshold) {
+            for (id, &logit) in (first..).zip(chunk) {
+                if logit > threshold {
+                    if candidates.len() == room {
+                        threshold = cut_to(candidates, kept);
+                        if logit <= threshold {
+                            continue;
                         }
-                        self.candidates.push(Candidate { logit, id });
                     }
+                    candidates.push(Candidate { logit, id });
                 }
             }
-            first += CHUNK as u32;
         }
-        cut_to(&mut self.candidates, kept);
-        // With all tokens as candidates, sorting them would cost more than all the rest.
-        if self.options.top_k > 0 || self.candidates.len() <= 1024 {
-            self.candidates.sort_unstable_by(Candidate::order);
-        } else {
-            self.sort_first(1024);
-        }
+        first += CHUNK as u32;
     }
+    cut_to(candidates, kept);
+    // With all tokens as candidates, sorting them would cost more than all the rest.
+    match top_k {
+        0 => sort_first(candidates, SORTED_AT_FIRST),
+        _ => candidates.sort_unstable_by(Candidate::order),
+    }
+}
 
-    /// Brings the `count` likeliest candidates to the front, in order.
-    fn sort_first(&mut self, count: usize) {
-        if count < self.candidates.len() {
-            self.candidates
-                .select_nth_unstable_by(count, Candidate::order);
-            self.candidates[..count].sort_unstable_by(Candidate::order);
-        } else {
-            self.candidates.sort_unstable_by(Candidate::order);
-        }
+/// Brings the `count` likeliest candidates to the front, in order.
+fn sort_first(candidates: &mut [Candidate], count: usize) {
+    if count < candidates.len() {
+        candidates.select_nth_unstable_by(count, Candidate::order);
+        candidates[..count].sort_unstable_by(Candidate::order);
+    } else {
+        candidates.sort_unstable_by(Candidate::order);
     }
+}
 
-    fn cut_top_p(&mut self) {
-        if self.options.top_p >= 1.0 {
-            return;
-        }
-        let best = self.candidates[0].logit;
-        let weight = |candidate: &Candidate| f64::from((candidate.logit - best).exp());
-        let enough =
-            f64::from(self.options.top_p) * self.candidates.iter().map(weight).sum::<f64>();
-        let (mut sum, mut kept, mut sorted) = (0.0, 0, 1024);
-        while kept < self.candidates.len() {
-            if kept == sorted {
-                sorted *= 8;
-                self.sort_first(sorted);
-            }
-            sum += weight(&self.candidates[kept]);
-            kept += 1;
-            if sum >= enough {
-                break;
-            }
-        }
-        self.candidates.truncate(kept);
+fn cut_top_p(candidates: &mut Vec<Candidate>, top_p: f32) {
+    if top_p >= 1.0 {
+        return;
     }
+    let best = candidates[0].logit;
+    let weight = |candidate: &Candidate| f64::from((candidate.logit - best).exp());
+    let enough = f64::from(top_p) * candidates.iter().map(weight).sum::<f64>();
+    let (mut sum, mut kept, mut sorted) = (0.0, 0, SORTED_AT_FIRST);
+    while kept < candidates.len() {
+        if kept == sorted {
+            sorted *= 8;
+            sort_first(candidates, sorted);
+        }
+        sum += weight(&candidates[kept]);
+        kept += 1;
+        if sum >= enough {
+            break;
+        }
+    }
+    candidates.truncate(kept);
+}
 
-    fn cut_min_p(&mut self) {
-        if self.options.min_p > 0.0 {
-            let least = self.candidates[0].logit + self.options.min_p.ln();
-            let best = self.candidates[0].id;
-            self.candidates
-                .retain(|candidate| candidate.logit >= least || candidate.id == best);
-        }
+fn cut_min_p(candidates: &mut Vec<Candidate>, min_p: f32) {
+    if min_p > 0.0 {
+        let least = candidates[0].logit + min_p.ln();
+        let best = candidates[0].id;
+        candidates.retain(|candidate| candidate.logit >= least || candidate.id == best);
     }
+}
 
-    fn draw(&mut self) -> u32 {
-        let (best, temperature) = (self.candidates[0], self.options.temperature);
-        let weight =
-            |candidate: &Candidate| f64::from(((candidate.logit - best.logit) / temperature).exp());
-        let sum: f64 = self.candidates.iter().map(weight).sum();
-        let mut left = self.rng.next() * sum;
-        for candidate in &self.candidates {
-            left -= weight(candidate);
-            if left < 0.0 {
-                return candidate.id;
-            }
+fn draw(candidates: &[Candidate], temperature: f32, rng: &mut Rng) -> u32 {
+    let best = candidates[0];
+    let weight =
+        |candidate: &Candidate| f64::from(((candidate.logit - best.logit) / temperature).exp());
+    let sum: f64 = candidates.iter().map(weight).sum();
+    let mut left = rng.next() * sum;
+    for candidate in candidates {
+        left -= weight(candidate);
+        if left < 0.0 {
+            return candidate.id;
         }
-        // Rounding may leave a rest; the likeliest token has the most right to it.
-        best.id
     }
+    // Rounding may leave a rest; the likeliest token has the most right to it.
+    best.id
 }
 
 impl SamplerOptions {
@@ -284,6 +288,9 @@ impl SamplerOptions {
 
 /// Logits looked at together: enough for wide vectors, few enough that most are passed over.
 const CHUNK: usize = 64;
+
+/// Candidates sorted before any is asked for, where all tokens are candidates.
+const SORTED_AT_FIRST: usize = 1024;
 
 /// Whether any logit is above the threshold; written without an early exit, so that it vectorises.
 fn any_above(logits: &[f32], threshold: f32) -> bool {

@@ -12,7 +12,7 @@ use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Matrix, Use};
 use airstream::io::sim::{Clock, Content, Disk, Faults, Log, Options, Sim, Timing};
 use airstream::model::config::{Activation, Config, LayerSpec, RopeBase};
-use airstream::model::kv::Session;
+use airstream::model::kv::{self, Session};
 use airstream::model::weights::{LayerMatrices, MatrixPlan};
 use airstream::store::Store;
 
@@ -222,8 +222,8 @@ impl Machine {
     /// One sweep as `model::forward` makes it; how long it took, in seconds.
     pub fn sweep(&mut self, rows: usize) -> f64 {
         let start = self.clock.now_ns();
-        self.session
-            .extend(&self.config.layers, rows, &mut self.store)
+        let sessions = std::slice::from_mut(&mut self.session);
+        kv::extend(sessions, 0, &self.config.layers, rows, &mut self.store)
             .expect("the plan has room for the context");
         self.store
             .rows(self.embed, &[17], |_, _| {})

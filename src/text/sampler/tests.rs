@@ -1,6 +1,6 @@
 //! Every option against small distributions that can be worked out by hand.
 
-use super::{Sampler, SamplerOptions};
+use super::{Sampler, SamplerOptions, SamplerScratch, gather};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -18,11 +18,12 @@ fn open() -> SamplerOptions {
 
 /// How often each token is chosen in `draws`.
 fn counts(options: SamplerOptions, logits: &[f32], draws: usize) -> BTreeMap<u32, usize> {
-    let mut sampler = Sampler::new(options, logits.len());
+    let mut sampler = Sampler::new(options);
+    let mut scratch = SamplerScratch::new(logits.len());
     let mut counts = BTreeMap::new();
     for _ in 0..draws {
         *counts
-            .entry(sampler.sample(&mut logits.to_vec()))
+            .entry(sampler.sample(&mut logits.to_vec(), &mut scratch))
             .or_default() += 1;
     }
     counts
@@ -43,12 +44,13 @@ fn greedy_takes_the_first_of_the_likeliest() {
         temperature: 0.0,
         ..SamplerOptions::default()
     };
-    let mut sampler = Sampler::new(options, 1000);
+    let (mut sampler, mut scratch) = (Sampler::new(options), SamplerScratch::new(1000));
     let mut logits = vec![-1.0; 1000];
-    assert_eq!(sampler.sample(&mut logits), 0);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), 0);
     (logits[10], logits[700], logits[999]) = (f32::NAN, 3.5, 3.5);
-    assert_eq!(sampler.sample(&mut logits), 700);
-    assert_eq!(sampler.sample(&mut [f32::NAN, f32::NEG_INFINITY]), 0);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), 700);
+    let none = &mut [f32::NAN, f32::NEG_INFINITY];
+    assert_eq!(sampler.sample(none, &mut scratch), 0);
 }
 
 #[test]
@@ -119,25 +121,19 @@ fn the_same_seed_chooses_the_same_tokens() {
     let logits: Vec<f32> = (0..5000)
         .map(|i| (i * 7919 % 1000) as f32 / 200.0)
         .collect();
-    let run = |sampler: &mut Sampler| -> Vec<u32> {
+    let mut scratch = SamplerScratch::new(5000);
+    let mut run = |sampler: &mut Sampler| -> Vec<u32> {
         (0..50)
-            .map(|_| sampler.sample(&mut logits.clone()))
+            .map(|_| sampler.sample(&mut logits.clone(), &mut scratch))
             .collect()
     };
-    let mut sampler = Sampler::new(
-        SamplerOptions {
-            seed: 1,
+    let seeded = |seed| {
+        Sampler::new(SamplerOptions {
+            seed,
             ..SamplerOptions::default()
-        },
-        5000,
-    );
-    let mut other = Sampler::new(
-        SamplerOptions {
-            seed: 2,
-            ..SamplerOptions::default()
-        },
-        5000,
-    );
+        })
+    };
+    let (mut sampler, mut other) = (seeded(1), seeded(2));
     let first = run(&mut sampler);
     assert_ne!(first, run(&mut other));
     assert_ne!(first, run(&mut sampler));
@@ -155,12 +151,12 @@ fn penalties_count_what_was_said_in_the_window() {
         penalty_window: 3,
         ..SamplerOptions::default()
     };
-    let mut sampler = Sampler::new(options, 4);
+    let (mut sampler, mut scratch) = (Sampler::new(options), SamplerScratch::new(4));
     for token in [0, 1, 1, 3] {
         sampler.accept(token);
     }
     let mut logits = [4.0, 4.0, 3.0, -1.0];
-    assert_eq!(sampler.sample(&mut logits), 0);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), 0);
     assert_eq!(
         logits,
         [4.0, 4.0 / 2.0 - 2.0 * 0.25 - 0.5, 3.0, -2.0 - 0.75]
@@ -168,7 +164,7 @@ fn penalties_count_what_was_said_in_the_window() {
     sampler.reset();
     let mut logits = [4.0, 5.0, 3.0, -1.0];
     sampler.accept(99);
-    assert_eq!(sampler.sample(&mut logits), 1);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), 1);
     assert_eq!(logits, [4.0, 5.0, 3.0, -1.0]);
 }
 
@@ -187,24 +183,22 @@ fn bias_bans_and_forces() {
 }
 
 #[test]
-fn sampling_takes_no_memory_after_construction() {
-    let mut sampler = Sampler::new(
-        SamplerOptions {
-            repeat_penalty: 1.1,
-            ..SamplerOptions::default()
-        },
-        300_000,
-    );
-    let before = sampler.bytes();
-    assert!(before < 8192, "{before}");
-    let mut logits: Vec<f32> = (0..300_000).map(|i| i as f32).collect();
-    for _ in 0..100 {
-        let token = sampler.sample(&mut logits);
-        sampler.accept(token);
+fn samplers_that_share_scratch_do_not_feel_each_other() {
+    let logits: Vec<f32> = (0..3000).map(|i| (i * 7919 % 997) as f32 / 99.0).collect();
+    let options = [0, 1, 40].map(|top_k| SamplerOptions { top_k, ..open() });
+    let alone = options.clone().map(|options| {
+        let (mut sampler, mut scratch) = (Sampler::new(options), SamplerScratch::new(3000));
+        [(); 20].map(|()| sampler.sample(&mut logits.clone(), &mut scratch))
+    });
+    let (mut samplers, mut scratch) = (options.map(Sampler::new), SamplerScratch::new(3000));
+    let together = [(); 20].map(|()| {
+        samplers
+            .each_mut()
+            .map(|sampler| sampler.sample(&mut logits.clone(), &mut scratch))
+    });
+    for (index, alone) in alone.iter().enumerate() {
+        assert_eq!(*alone, together.map(|tokens| tokens[index]));
     }
-    assert_eq!(sampler.bytes(), before);
-    let all = Sampler::new(open(), 1000);
-    assert!(all.bytes() >= 8000);
 }
 
 proptest! {
@@ -214,9 +208,9 @@ proptest! {
         top_k in 1usize..80,
     ) {
         let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
-        let mut sampler = Sampler::new(SamplerOptions { top_k, ..open() }, logits.len());
-        sampler.gather(&logits);
-        let got: Vec<u32> = sampler.candidates.iter().map(|candidate| candidate.id).collect();
+        let mut scratch = SamplerScratch::new(logits.len());
+        gather(&mut scratch.candidates, &logits, top_k);
+        let got: Vec<u32> = scratch.candidates.iter().map(|candidate| candidate.id).collect();
         let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
         ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
         ids.truncate(top_k);
@@ -230,7 +224,8 @@ proptest! {
     ) {
         let mut logits: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
         let options = SamplerOptions { temperature, top_k, top_p, min_p, ..open() };
-        let token = Sampler::new(options, logits.len()).sample(&mut logits);
+        let mut scratch = SamplerScratch::new(logits.len());
+        let token = Sampler::new(options).sample(&mut logits, &mut scratch);
         prop_assert!((token as usize) < logits.len());
     }
 }

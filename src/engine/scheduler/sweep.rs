@@ -1,0 +1,241 @@
+//! One sweep: which rows, then a token for each that wanted logits.
+
+use std::time::Duration;
+
+use super::Scheduler;
+use super::batch::{self, Want};
+use super::request::{End, State};
+use super::sessions::Use;
+use crate::engine::Row;
+use crate::engine::request::Reason;
+use crate::error::{Error, Kind};
+use crate::trace::What;
+
+impl Scheduler {
+    /// Makes one sweep of a model that has rows; how long it took.
+    pub(super) fn sweep(&mut self, place: usize, now: Duration) -> Duration {
+        self.gather(place);
+        self.make_room(place, now);
+        self.fill_rows(place, now);
+        if self.scratch.rows.is_empty() {
+            return Duration::ZERO;
+        }
+        let id = self.models[place].id;
+        let before = self.models[place].spent.time;
+        let swept = self
+            .engine
+            .sweep(id, &self.scratch.rows, &mut self.models[place].spent);
+        if let Err(error) = swept {
+            self.fail_rows(&error, now);
+            return Duration::ZERO;
+        }
+        let took = self.models[place].spent.time - before;
+        let seconds = took.as_secs_f32();
+        let taken = |decoding: bool| -> usize {
+            let rows = self.scratch.wants.iter().zip(&self.scratch.takes);
+            rows.filter(|(want, _)| want.decoding == decoding)
+                .map(|(_, take)| take)
+                .sum()
+        };
+        let (decoders, prefill_rows) = (taken(true), taken(false));
+        let hosted = &mut self.models[place];
+        hosted.pace.swept(decoders, prefill_rows, seconds);
+        hosted.turn = hosted.turn.wrapping_add(1);
+        self.turns.swept(place, took.as_secs_f64());
+        self.choose_all(place, now + took);
+        took
+    }
+
+    /// Lists the requests that have rows, and decides how many each gets.
+    fn gather(&mut self, place: usize) {
+        let hosted = &self.models[place];
+        let scratch = &mut self.scratch;
+        scratch.who.clear();
+        scratch.wants.clear();
+        for (index, request) in self.requests.iter().enumerate() {
+            if request.model != hosted.id {
+                continue;
+            }
+            if let Some(session) = request.session() {
+                let known = hosted.sessions.entries[session].tokens.len();
+                scratch.who.push(index);
+                scratch.wants.push(Want {
+                    rows: known - self.engine.session_len(hosted.id, session),
+                    decoding: request.counts.answer > 0,
+                });
+            }
+        }
+        let decoders = scratch.wants.iter().filter(|want| want.decoding).count();
+        let limits = self.engine.plan(hosted.id).limits;
+        let limits = batch::Limits {
+            rows: limits.rows,
+            logits_rows: limits.logits_rows,
+            prefill_rows: hosted.pace.prefill_rows(decoders, limits.rows),
+        };
+        scratch.takes.clear();
+        scratch.takes.resize(scratch.wants.len(), 0);
+        batch::compose(&scratch.wants, limits, hosted.turn, &mut scratch.takes);
+    }
+
+    /// Sees to it that there are pages for all rows of the sweep: idle sessions give up theirs, then prompts wait for
+    /// the others, then answers end.
+    fn make_room(&mut self, place: usize, now: Duration) {
+        let id = self.models[place].id;
+        let (mut wanted, mut ended) = (0, false);
+        for decoding in [true, false] {
+            for at in 0..self.scratch.who.len() {
+                let (index, take) = (self.scratch.who[at], self.scratch.takes[at]);
+                if self.scratch.wants[at].decoding != decoding || take == 0 {
+                    continue;
+                }
+                let State::Running(session) = self.requests[index].state else {
+                    continue;
+                };
+                let pages = self.engine.pages_wanted(id, session, take);
+                while wanted + pages > self.engine.pages_free() && self.give_up_idle() {}
+                if wanted + pages <= self.engine.pages_free() {
+                    wanted += pages;
+                    continue;
+                }
+                self.scratch.takes[at] = 0;
+                if decoding {
+                    self.requests[index].prepared.writer.finish();
+                    self.end(index, End::Done(Reason::Context), now);
+                    ended = true;
+                }
+            }
+        }
+        if ended || self.scratch.takes.iter().any(|&take| take > 0) {
+            return;
+        }
+        // All that are left are prompts for which there is no memory, and nothing ends that would give them some: the
+        // last one goes. It may go on later, because its session stays.
+        if let Some(&index) = self.scratch.who.last() {
+            let error = Error::new(
+                Kind::Budget,
+                format!(
+                    "the prompts that are being computed need more memory than there is: {} slots are free for them",
+                    self.engine.pages_free()
+                ),
+                "send the request again when others are answered, or give airstream more memory",
+            );
+            self.end(index, End::Failed(error), now);
+        }
+    }
+
+    /// Takes the pages of the idle session that is missed least; false if no idle one has any.
+    ///
+    /// The conversation itself is kept where it has a name: it is computed again when it goes on.
+    fn give_up_idle(&mut self) -> bool {
+        let oldest = (0..self.models.len()).filter_map(|place| {
+            let hosted = &self.models[place];
+            let holds = |session| self.engine.session_len(hosted.id, session) > 0;
+            let session = hosted.sessions.oldest_idle(holds)?;
+            let entry = &hosted.sessions.entries[session];
+            Some((!entry.name.is_empty(), entry.since, place, session))
+        });
+        let Some((named, _, place, session)) = oldest.min() else {
+            return false;
+        };
+        match named {
+            true => self.engine.forget(self.models[place].id, session),
+            false => self.forget(place, session),
+        }
+        true
+    }
+
+    /// Writes down the rows that were decided on.
+    fn fill_rows(&mut self, place: usize, now: Duration) {
+        let (hosted, scratch) = (&self.models[place], &mut self.scratch);
+        scratch.rows.clear();
+        for at in 0..scratch.who.len() {
+            let (take, want) = (scratch.takes[at], scratch.wants[at]);
+            let request = &mut self.requests[scratch.who[at]];
+            let State::Running(session) = request.state else {
+                continue;
+            };
+            if take > 0 {
+                request.times.begun.get_or_insert(now);
+            }
+            let done = self.engine.session_len(hosted.id, session);
+            let tokens = &hosted.sessions.entries[session].tokens[done..][..take];
+            let last = want.rows.checked_sub(1);
+            scratch
+                .rows
+                .extend(tokens.iter().enumerate().map(|(row, &token)| Row {
+                    session,
+                    token,
+                    logits: Some(row) == last,
+                }));
+        }
+    }
+
+    /// Ends all requests that had rows in a sweep that failed. Their sessions stay as they were.
+    fn fail_rows(&mut self, error: &Error, now: Duration) {
+        for at in 0..self.scratch.who.len() {
+            let index = self.scratch.who[at];
+            if self.scratch.takes[at] > 0 && self.requests[index].state != State::Ended {
+                self.end(index, End::Failed(error.clone()), now);
+            }
+        }
+    }
+
+    /// Chooses the next token of each request whose row wanted logits.
+    fn choose_all(&mut self, place: usize, now: Duration) {
+        let begun = self.engine.trace().begin();
+        let mut row = 0;
+        for at in 0..self.scratch.who.len() {
+            if self.scratch.takes[at] > 0 && self.scratch.takes[at] == self.scratch.wants[at].rows {
+                self.choose(place, self.scratch.who[at], row, now);
+                row += 1;
+            }
+        }
+        if row > 0 {
+            self.engine.trace().end(begun, What::Sample);
+        }
+    }
+
+    /// Chooses a request's next token from the `row`-th row of logits, and sees whether its answer ends with it.
+    fn choose(&mut self, place: usize, index: usize, row: usize, now: Duration) {
+        let hosted = &mut self.models[place];
+        let request = &mut self.requests[index];
+        let State::Running(session) = request.state else {
+            return;
+        };
+        let logits = self.engine.logits(hosted.id, row);
+        let sampler = &mut request.prepared.sampler;
+        let token = sampler.sample(logits, &mut self.scratch.sampler);
+        sampler.accept(token);
+        request.times.first.get_or_insert(now);
+        request.times.last = now;
+        request.untold.token = Some((request.counts.answer, token));
+        request.counts.answer += 1;
+
+        let entry = &mut hosted.sessions.entries[session];
+        debug_assert_eq!(entry.used, Use::Busy);
+        let full = entry.tokens.len() == hosted.vocabulary.context();
+        let writer = &mut request.prepared.writer;
+        let mut reason = if writer.is_end(token) {
+            Some(Reason::End)
+        } else {
+            if !full {
+                // Not computed yet: it is the session's next row, in this request or a later one.
+                entry.tokens.push(token);
+            }
+            let stopped = writer.push(token);
+            let length = request.counts.answer >= request.prepared.max_tokens;
+            match (stopped, length, full) {
+                (true, _, _) => Some(Reason::Stop),
+                (_, true, _) => Some(Reason::Length),
+                (_, _, true) => Some(Reason::Context),
+                _ => None,
+            }
+        };
+        if reason.is_some_and(|reason| reason != Reason::Stop) && writer.finish() {
+            reason = Some(Reason::Stop);
+        }
+        if let Some(reason) = reason {
+            self.end(index, End::Done(reason), now);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The engine's conversations: how long they are, and beginning one with what another holds already.
+
+use super::{Engine, ModelId};
+use crate::model::kv;
+
+impl Engine {
+    /// Sessions that the model has.
+    pub fn sessions(&self, model: ModelId) -> usize {
+        self.hosted(model).sessions.len()
+    }
+
+    /// Forgets a session's conversation; its pages go back to the weights.
+    pub fn forget(&mut self, model: ModelId, session: usize) {
+        let place = self.place(model);
+        kv::clear(&mut self.hosted[place].sessions, session, &mut self.store);
+    }
+
+    /// Forgets what a session has after the first `len` positions, and answers how many are left: fewer where a
+    /// sliding window or memory does not allow so many.
+    pub fn truncate(&mut self, model: ModelId, session: usize, len: usize) -> usize {
+        let place = self.place(model);
+        let hosted = &mut self.hosted[place];
+        let specs = &hosted.model.config().layers;
+        kv::truncate(&mut hosted.sessions, session, specs, len, &mut self.store)
+    }
+
+    /// Lets an empty session begin with the first `len` positions of another, without computing them, and answers how
+    /// many it has now: fewer where a sliding window or memory does not allow so many.
+    pub fn share(&mut self, model: ModelId, from: usize, to: usize, len: usize) -> usize {
+        let place = self.place(model);
+        let hosted = &mut self.hosted[place];
+        let specs = &hosted.model.config().layers;
+        kv::share(
+            &mut hosted.sessions,
+            (from, to),
+            specs,
+            len,
+            &mut self.store,
+        )
+    }
+
+    /// KV pages that can still be taken from the weights.
+    pub fn pages_free(&self) -> usize {
+        self.store.pages_free() as usize
+    }
+
+    /// KV pages that `rows` more rows of a session take.
+    pub fn pages_wanted(&self, model: ModelId, session: usize, rows: usize) -> usize {
+        self.hosted(model).sessions[session].pages_wanted(rows)
+    }
+}

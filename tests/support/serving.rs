@@ -1,0 +1,181 @@
+//! A scheduler with a clock that the test moves, and clients that may stop reading.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use airstream::Result;
+use airstream::engine::request::{Counts, Event, Generate, Prompt, Reason, Sampling, Tag};
+use airstream::engine::scheduler::{Flow, Limits, Scheduler, Step};
+use airstream::engine::{Engine, ModelOptions, Options};
+use airstream::error::Kind;
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Done(Reason, Counts),
+    Failed(Kind),
+}
+
+/// What a client was told of one request.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// (prompt tokens, cached tokens).
+    pub accepted: Option<(u32, u32)>,
+    pub tokens: Vec<u32>,
+    pub text: String,
+    pub ending: Option<Ending>,
+}
+
+pub struct Serving {
+    pub scheduler: Scheduler,
+    pub now: Duration,
+    pub answers: BTreeMap<Tag, Answer>,
+    /// Clients that take nothing at present.
+    pub full: BTreeSet<u32>,
+}
+
+pub const STEP: Duration = Duration::from_millis(10);
+
+pub fn tag(client: u32, request: u32) -> Tag {
+    Tag { client, request }
+}
+
+/// A request for `count` of the likeliest tokens after `prompt`.
+pub fn greedy(prompt: &[u32], count: u32) -> Generate {
+    Generate {
+        sampling: Sampling::greedy(),
+        max_tokens: Some(count),
+        ..Generate::new(Prompt::Tokens(prompt.to_vec()))
+    }
+}
+
+/// The same, but chosen at random from a seed.
+pub fn seeded(prompt: &[u32], count: u32, seed: u64) -> Generate {
+    Generate {
+        sampling: Sampling {
+            seed: Some(seed),
+            repeat_penalty: 1.1,
+            ..Sampling::default()
+        },
+        ..greedy(prompt, count)
+    }
+}
+
+impl Serving {
+    pub fn open(
+        model: &Path,
+        sessions: usize,
+        context: usize,
+        memory: Option<u64>,
+        limits: Limits,
+    ) -> Serving {
+        let options = Options {
+            memory,
+            threads: Some(2),
+            model: ModelOptions {
+                context: Some(context),
+                sessions,
+                logits_rows: sessions,
+                ..ModelOptions::default()
+            },
+            ..Options::default()
+        };
+        let engine =
+            Engine::open(model, &options).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+        Serving {
+            scheduler: Scheduler::new(engine, &[("m", 1)], limits),
+            now: Duration::ZERO,
+            answers: BTreeMap::new(),
+            full: BTreeSet::new(),
+        }
+    }
+
+    pub fn submit(&mut self, tag: Tag, request: &Generate) -> Result<()> {
+        let vocabulary = self.scheduler.vocabulary(request.model.as_deref())?;
+        let prepared = vocabulary.prepare(request)?;
+        self.scheduler.submit(tag, prepared, self.now)?;
+        assert!(
+            self.answers
+                .insert(tag, Answer::default())
+                .is_none_or(|a| a.ending.is_some())
+        );
+        Ok(())
+    }
+
+    pub fn step(&mut self) -> Step {
+        self.now += STEP;
+        let (answers, full) = (&mut self.answers, &self.full);
+        self.scheduler.step(self.now, &mut |tag, event| {
+            // An error is the last word to a client that takes nothing.
+            if full.contains(&tag.client)
+                && !matches!(
+                    event,
+                    Event::Error {
+                        code: Kind::Stalled,
+                        ..
+                    }
+                )
+            {
+                return Flow::Full;
+            }
+            let answer = answers.get_mut(&tag).expect("nobody else asked");
+            assert_eq!(answer.ending, None, "{tag:?} was told after its end");
+            match event {
+                Event::Accepted {
+                    prompt_tokens,
+                    cached_tokens,
+                } => {
+                    assert_eq!(answer.accepted, None);
+                    answer.accepted = Some((*prompt_tokens, *cached_tokens));
+                }
+                Event::Token { index, id, text } => {
+                    assert!(answer.accepted.is_some());
+                    assert_eq!(
+                        *index as usize,
+                        answer.tokens.len(),
+                        "{tag:?} lost an event"
+                    );
+                    answer.tokens.push(*id);
+                    answer.text.push_str(text);
+                }
+                Event::Done { reason, counts, .. } => {
+                    assert_eq!(counts.answer as usize, answer.tokens.len());
+                    answer.ending = Some(Ending::Done(*reason, *counts));
+                }
+                Event::Error { code, .. } => answer.ending = Some(Ending::Failed(*code)),
+            }
+            Flow::Taken
+        })
+    }
+
+    /// Steps until nothing is left to do.
+    pub fn finish(&mut self) {
+        for _ in 0..100_000 {
+            if self.step() != Step::Swept {
+                return;
+            }
+        }
+        panic!("it goes on for ever: {:?}", self.scheduler.status());
+    }
+
+    /// One request after everything else; its answer.
+    pub fn ask(&mut self, request: &Generate) -> Answer {
+        let tag = tag(9999, self.answers.len() as u32);
+        self.submit(tag, request).expect("there is room");
+        self.finish();
+        self.answers[&tag].clone()
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.scheduler.spent(None).expect("the first model").rows
+    }
+
+    /// Lets all idle sessions time out; slots that pages may take then.
+    pub fn all_slots(&mut self) -> usize {
+        self.now += Duration::from_secs(1 << 30);
+        self.finish();
+        assert_eq!(self.scheduler.status().models[0].sessions, []);
+        self.scheduler.engine().pages_free()
+    }
+}
