@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use airstream::board::config::Board;
+use airstream::board::governor::Goals;
 use airstream::board::monitor::SAMPLE_EVERY;
 use airstream::board::sensors::{DISCOVER_EVERY_S, Sensors, current_mode};
-use airstream::board::{Monitor, detect};
+use airstream::board::{GiveUp, Limits, Monitor, detect};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
@@ -205,6 +206,49 @@ fn a_monitor_sums_up_energy() {
     let monitor = Monitor::start(&board, empty.path(), None);
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(monitor.energy().average_w(), None);
+}
+
+/// The whole way from files to what the engine asks: a board that draws twice what it may is held down within seconds.
+#[test]
+fn a_monitor_holds_the_engine_down() {
+    let root = trees::root("orin-nano-8gb-super");
+    let goals = Goals {
+        power_w: Some(3.0),
+        target_c: 92.0,
+        give_up: GiveUp::Throughput,
+    };
+    let full = Limits {
+        threads: 5,
+        reads: 16,
+        rows: 512,
+        drafts: 4,
+        precision_drop: 0,
+        duty: 1.0,
+    };
+    let board = board(root.path());
+    let monitor = Monitor::start(&board, root.path(), Some((goals, full)));
+    let pace = monitor.pace();
+    assert_eq!(pace.rest(), Duration::ZERO, "nothing was swept yet");
+    let began = Instant::now();
+    while pace.limits().threads > 2 {
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            pace.limits()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let limits = pace.limits();
+    assert!(limits.rows < 300 && limits.duty <= 1.0, "{limits:?}");
+    let sweep = Duration::from_millis(20);
+    pace.swept(sweep);
+    let rested = pace.rest().as_secs_f64();
+    // The pause may have changed meanwhile, but not by more than one sample changes it.
+    let pause_s = limits.pause_s(sweep.as_secs_f64());
+    assert!(
+        rested > 0.5 * pause_s - 0.005 && rested < 3.0 * pause_s + 0.02,
+        "{rested} {pause_s}"
+    );
 }
 
 /// Half a percent of a core, at the rate at which the monitor samples.

@@ -42,6 +42,7 @@ const EDGES: &[(&str, &[&str])] = &[
         "engine",
         &[
             "error",
+            "board",
             "trace",
             "arena",
             "io",

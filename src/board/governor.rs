@@ -22,8 +22,6 @@ pub const EFFORT_MIN: f64 = 0.04;
 const POWER_GAIN: f64 = 1.8;
 /// Effort rises at most by this factor's logarithm per second: it comes back slowly.
 const RISE_MAX: f64 = 0.3;
-/// While another rule holds the effort down, this one stays within this factor above it.
-const TRACKING: f64 = 1.03;
 /// Power is averaged over at least so long, since single readings are noisy...
 const POWER_FILTER_S: f64 = 0.3;
 /// ...and over so many sweeps with their pauses, which it swings with.
@@ -165,24 +163,30 @@ impl Governor {
         let before = self.effort();
         self.hold_current(reading.over_current_events, before, dt_s);
         self.hold_heat(reading.junction_c, dt_s);
-        self.hold_power(reading.power_w, period_s, dt_s);
+        self.hold_power(reading.power_w, before, period_s, dt_s);
         self.limits()
     }
 
-    fn hold_power(&mut self, power_w: Option<f64>, period_s: f64, dt_s: f64) {
+    fn hold_power(&mut self, power_w: Option<f64>, effort: f64, period_s: f64, dt_s: f64) {
         let Some(limit_w) = self.goals.power_w else {
             return;
         };
-        let Some(measured) = power_w else { return };
+        let Some(measured) = power_w else {
+            // Nobody would see what a higher effort does. A host that never had a sensor is left alone.
+            if self.power_w.is_some() {
+                self.for_power = self.for_power.min(effort);
+            }
+            return;
+        };
         let filter_s = POWER_FILTER_S.max(POWER_FILTER_SWEEPS * period_s);
         let power = smooth(&mut self.power_w, measured, filter_s, dt_s);
         // A longer average answers later, so it is followed more slowly.
         let gain = POWER_GAIN * POWER_FILTER_S / filter_s;
         let error = (limit_w / power.max(1e-3)).ln().clamp(-2.0, 2.0);
         let change = (gain * error).min(RISE_MAX) * dt_s;
-        // While another rule holds the effort down, this one keeps close above: it would let go too far otherwise.
+        // While another rule holds the effort down, this one does not rise above it: it would let go too far then.
         let others = self.for_heat.min(self.for_current).max(EFFORT_MIN);
-        let ceiling = (TRACKING * others).max(self.for_power);
+        let ceiling = others.max(self.for_power);
         let next = (self.for_power * change.exp()).min(ceiling);
         self.for_power = next.clamp(EFFORT_MIN, 1.0);
     }
@@ -216,6 +220,8 @@ impl Governor {
         if events > 0 {
             let cut = OVER_CURRENT_CUT.powi(events.min(3) as i32);
             self.for_current = (effort * cut).max(EFFORT_MIN);
+            // On the way back power is to stop the rise where it would have stopped it before.
+            self.for_power = self.for_power.min(self.for_current);
             self.hold_s = OVER_CURRENT_HOLD_S;
         } else if self.hold_s > 0.0 {
             self.hold_s -= dt_s;

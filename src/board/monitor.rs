@@ -178,20 +178,25 @@ impl Monitor {
     /// Starts to watch `board`, whose files lie under `root`; with `govern`, also holds the engine to its goals, which
     /// at full effort does what the limits say.
     pub fn start(board: &Board, root: &Path, govern: Option<(Goals, Limits)>) -> Monitor {
-        let sensors = Sensors::new(board, root, 0.0);
+        let sensors = Sensors::new(board, root, -SAMPLE_EVERY.as_secs_f64());
         let watched = !sensors.rails().is_empty()
             || !sensors.zones().is_empty()
             || sensors.over_current_counters() > 0;
+        let mut state = State {
+            sensors,
+            governor: govern.map(|(goals, full)| Governor::new(goals, full)),
+            reading: Reading::default(),
+            energy: Energy::default(),
+            last_s: -SAMPLE_EVERY.as_secs_f64(),
+            power: None,
+        };
+        // A board that is hot already is not to find out in the middle of the first sweep.
+        let pace = Pace::new();
+        state.step(0.0, &pace);
+        (state.energy.joules, state.energy.seconds) = (0.0, 0.0);
         let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                sensors,
-                governor: govern.map(|(goals, full)| Governor::new(goals, full)),
-                reading: Reading::default(),
-                energy: Energy::default(),
-                last_s: 0.0,
-                power: None,
-            }),
-            pace: Pace::new(),
+            state: Mutex::new(state),
+            pace,
             began: Instant::now(),
             stop: AtomicBool::new(false),
         });

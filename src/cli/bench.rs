@@ -6,7 +6,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{EngineArgs, TraceArgs};
+use super::board::{BoardArgs, energy_line};
 use super::{bench_io, bench_ops, bench_serve, report};
+use crate::board::{Energy, Monitor};
 use crate::engine::roofline::{self, Machine, Sweep};
 use crate::engine::{Engine, Loaded, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
@@ -29,6 +31,8 @@ pub struct Bench {
     engine: EngineArgs,
     #[command(flatten)]
     machine: report::MachineArgs,
+    #[command(flatten)]
+    board: BoardArgs,
     #[command(flatten)]
     trace: TraceArgs,
     /// Measure the disk instead: reads of FILE of several sizes, several at a time, the way the engine reads.
@@ -65,6 +69,11 @@ struct Series {
     weight_gb_s: f64,
     /// Billions of weight multiplications per second.
     gmac_s: f64,
+    /// Of all repetitions; none where nothing measures power.
+    average_w: Option<f64>,
+    joules_per_token: Option<f64>,
+    #[serde(skip)]
+    energy: (Energy, u64),
 }
 
 #[derive(Serialize)]
@@ -83,6 +92,9 @@ struct Summary {
     machine_after: Machine,
     /// Their mean: what the roofline is made of.
     machine: Machine,
+    /// What the board is, and how hot it became; none where nothing measures temperature.
+    board: String,
+    peak_c: Option<f64>,
     pp: Option<Series>,
     tg: Option<Series>,
     /// What the machine's limits allow a decode sweep in the middle of the test.
@@ -115,10 +127,12 @@ impl Bench {
             .model
             .context
             .get_or_insert(self.prompt.max(self.generate) + 1);
+        let board = self.board.apply(&mut options)?;
         // Right before and right after: disks and shared machines change their speed within seconds.
         let plan = Loaded::read(&self.file)?.plan(&options)?;
         let machine_before = self.machine.measure(&self.file, &plan, &options)?;
         let mut engine = Engine::open(&self.file, &options)?;
+        let monitor = self.board.watch(&board, &mut engine);
         self.trace.start(&mut engine);
         // One sweep of each kind first: it fills the slots and touches all that is touched once.
         self.prefill(&mut engine, self.prompt.max(1))?;
@@ -126,16 +140,19 @@ impl Bench {
         let (mut pp, mut tg) = (Vec::new(), Vec::new());
         for _ in 0..self.repetitions {
             if self.prompt > 0 {
-                pp.push(self.prefill(&mut engine, self.prompt)?);
+                pp.push(measured(&monitor, || {
+                    self.prefill(&mut engine, self.prompt)
+                })?);
             }
             if self.generate > 0 {
-                tg.push(self.decode(&mut engine)?);
+                tg.push(measured(&monitor, || self.decode(&mut engine))?);
             }
         }
         self.trace.finish(&mut engine)?;
         let weight_bytes = engine.weight_bytes(ModelId::FIRST);
-        let series =
-            |runs: Vec<Spent>| (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes));
+        let series = |runs: Vec<(Spent, Energy)>| {
+            (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes))
+        };
         let (pp, tg) = (series(pp), series(tg));
         let (config, isa) = (
             engine.config(ModelId::FIRST).clone(),
@@ -166,6 +183,8 @@ impl Bench {
             machine_before,
             machine_after,
             machine,
+            board: board.name,
+            peak_c: monitor.energy().peak_c,
             roofline_share: tg
                 .as_ref()
                 .zip(roofline)
@@ -205,7 +224,19 @@ impl Bench {
     }
 }
 
-fn series(mut runs: Vec<Spent>, engine: &Engine, weight_bytes: u64) -> Series {
+/// Runs `f`, and says what energy went into it.
+fn measured(monitor: &Monitor, f: impl FnOnce() -> Result<Spent>) -> Result<(Spent, Energy)> {
+    let before = monitor.energy();
+    let spent = f()?;
+    Ok((spent, monitor.energy().since(&before)))
+}
+
+fn series(runs: Vec<(Spent, Energy)>, engine: &Engine, weight_bytes: u64) -> Series {
+    let tokens: u64 = runs.iter().map(|(spent, _)| spent.rows).sum();
+    let energy = runs
+        .iter()
+        .fold(Energy::default(), |all, (_, energy)| all.plus(energy));
+    let mut runs: Vec<Spent> = runs.into_iter().map(|(spent, _)| spent).collect();
     runs.sort_by(|a, b| report::per_second(a).total_cmp(&report::per_second(b)));
     let median = runs[runs.len() / 2];
     let seconds = median.time.as_secs_f64();
@@ -221,6 +252,9 @@ fn series(mut runs: Vec<Spent>, engine: &Engine, weight_bytes: u64) -> Series {
         gmac_s: (engine.config(ModelId::FIRST).multiplications_per_row() * median.rows) as f64
             / seconds
             / 1e9,
+        average_w: energy.average_w(),
+        joules_per_token: energy.joules_per_token(tokens),
+        energy: (energy, tokens),
     }
 }
 
@@ -258,6 +292,12 @@ fn print(s: &Summary) {
     }
     if let Some(cost) = s.machine.nvme_cpu_ms_per_gb {
         println!("\nreading takes {cost:.1} ms of processor time per GB");
+    }
+    let energy =
+        |series: &Option<Series>| series.as_ref().map_or_else(Default::default, |s| s.energy);
+    let line = energy_line(energy(&s.pp), energy(&s.tg));
+    if !line.is_empty() {
+        print!("\n{line}");
     }
     if let (Some(roofline), Some(share)) = (s.roofline, s.roofline_share) {
         println!(

@@ -7,10 +7,13 @@ mod bench;
 mod bench_io;
 mod bench_ops;
 mod bench_serve;
+mod board;
+mod doctor;
 pub mod fetch;
 mod inspect;
 mod perplexity;
 mod plan;
+mod plan_board;
 mod progress;
 mod report;
 mod run;
@@ -47,6 +50,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Measure the speed of prefill (pp) and decode (tg), or of the disk.
     Bench(bench::Bench),
+    /// Check whether this machine is set up to run models well.
+    Doctor(doctor::Doctor),
     /// Measure how well a model predicts a text, or write its logits.
     Perplexity(perplexity::Perplexity),
 }
@@ -72,6 +77,10 @@ pub fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),
+        Command::Doctor(command) => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Perplexity(command) => command.run(),
     };
     match done {

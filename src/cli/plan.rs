@@ -6,7 +6,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::EngineArgs;
-use super::report;
+use super::{plan_board, report};
+use crate::board::Board;
 use crate::engine::roofline::{self, Machine, Sweep};
 use crate::engine::{Line, Loaded};
 use crate::error::Result;
@@ -20,6 +21,16 @@ pub struct PlanArgs {
     engine: EngineArgs,
     #[command(flatten)]
     machine: report::MachineArgs,
+    /// Plan for this board instead of this machine, in each of its power modes; --memory is what the board has to give
+    /// unless you say.
+    #[arg(long, value_name = "NAME")]
+    board: Option<String>,
+    /// Only in this power mode (15W, MAXN, or its number).
+    #[arg(long, value_name = "MODE", requires = "board")]
+    mode: Option<String>,
+    /// Plan for every board, each in the power mode that it boots in.
+    #[arg(long, conflicts_with = "board")]
+    all_boards: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -54,6 +65,13 @@ impl PlanArgs {
     pub(super) fn run(self) -> Result<()> {
         let loaded = Loaded::read(&self.file)?;
         let options = self.engine.options();
+        if self.all_boards {
+            return plan_board::all(&loaded, &options, self.json);
+        }
+        if let Some(name) = &self.board {
+            let board = Board::named(name)?;
+            return plan_board::one(&loaded, &options, &board, self.mode.as_deref(), self.json);
+        }
         let plan = loaded.plan(&options)?;
         let machine = self.machine.measure(&self.file, &plan, &options)?;
         let sweep_bytes = loaded.matrices.sweep_bytes();

@@ -103,6 +103,7 @@ impl MachineArgs {
             nvme_bytes_per_s,
             dram_bytes_per_s,
             nvme_cpu_ms_per_gb,
+            compute: None,
         })
     }
 }

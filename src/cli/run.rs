@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::args::{EngineArgs, TraceArgs};
+use super::board::{self, BoardArgs};
 use super::stop::Stop;
 use super::{fetch, progress, report};
+use crate::board::{Energy, Monitor};
 use crate::engine::{Engine, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
 use crate::text::{Message, Sampler, SamplerOptions, SamplerScratch, Utf8Stream};
@@ -24,6 +26,8 @@ pub struct Run {
     model: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    board: BoardArgs,
     #[command(flatten)]
     trace: TraceArgs,
     /// Tokens to answer with at most. Default: until the model ends or the context is full.
@@ -71,10 +75,13 @@ enum End {
 struct Total {
     prefill: Spent,
     decode: Spent,
+    prefill_energy: Energy,
+    decode_energy: Energy,
 }
 
 struct Conversation<'a> {
     engine: Engine,
+    monitor: Monitor,
     sampler: Sampler,
     scratch: SamplerScratch,
     stop: Stop,
@@ -92,7 +99,10 @@ impl Run {
             Some(path) => path.clone(),
             None => fetch::fetch(&fetch::SMOLLM2_135M)?,
         };
-        let mut engine = Engine::open(&model, &self.engine.options())?;
+        let mut options = self.engine.options();
+        let board = self.board.apply(&mut options)?;
+        let mut engine = Engine::open(&model, &options)?;
+        let monitor = self.board.watch(&board, &mut engine);
         self.trace.start(&mut engine);
         let scratch = SamplerScratch::new(engine.config(ModelId::FIRST).vocab);
         let messages = self
@@ -102,6 +112,7 @@ impl Run {
             .collect();
         let mut conversation = Conversation {
             engine,
+            monitor,
             sampler: Sampler::new(self.sampling()),
             scratch,
             stop: Stop::install(),
@@ -236,19 +247,26 @@ impl Conversation<'_> {
             &tokens[..]
         };
         let stop = self.stop.clone();
+        let before = self.monitor.energy();
         let whole = progress::while_reading(self.engine.store().arrived_bytes(), || {
             self.engine
                 .prefill(ModelId::FIRST, 0, new, &mut self.total.prefill, |_| {
                     !stop.asked()
                 })
         })?;
+        let prefilled = self.monitor.energy();
+        let used = prefilled.since(&before);
+        self.total.prefill_energy = self.total.prefill_energy.plus(&used);
         if !whole {
             self.forget();
             return Ok(End::Stopped);
         }
         self.held.extend_from_slice(new);
         tokens.iter().for_each(|&t| self.sampler.accept(t));
-        self.generate()
+        let end = self.generate();
+        let used = self.monitor.energy().since(&prefilled);
+        self.total.decode_energy = self.total.decode_energy.plus(&used);
+        end
     }
 
     /// The tokens of the whole conversation with the prompt at its end.
@@ -370,6 +388,13 @@ impl Conversation<'_> {
             self.engine.cpu().isa(),
             store.io_description()
         );
+        let Total {
+            prefill,
+            decode,
+            prefill_energy,
+            decode_energy,
+        } = self.total;
+        text += &board::energy_line((prefill_energy, prefill.rows), (decode_energy, decode.rows));
         text
     }
 }

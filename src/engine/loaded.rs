@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::plan::{Plan, Request};
+use crate::board::detect::memory_available;
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
@@ -40,6 +41,8 @@ impl Default for ModelOptions {
 pub struct Options {
     /// The memory budget; all the model needs, within what is free, if none.
     pub memory: Option<u64>,
+    /// The most to take where `memory` is none; most of what is free if none.
+    pub memory_most: Option<u64>,
     /// What the model gets.
     pub model: ModelOptions,
     /// Threads that compute; all that this process may use if none.
@@ -58,6 +61,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             memory: None,
+            memory_most: None,
             model: ModelOptions::default(),
             threads: None,
             isa: None,
@@ -120,8 +124,9 @@ impl Loaded {
         if !unlimited {
             return Ok(plan);
         }
-        // Nobody gave a budget: take what the model needs, but leave a fifth of the free memory to others.
-        let memory = plan.total_bytes().min(memory_available() / 5 * 4);
+        // Nobody gave a budget: take what the model needs, and leave the rest to others.
+        let most = options.memory_most.unwrap_or_else(memory_most);
+        let memory = plan.total_bytes().min(most);
         Plan::new(&self.config, &self.matrices, &Request { memory, ..request })
     }
 }
@@ -133,15 +138,7 @@ pub fn threads(options: &Options) -> usize {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// `MemAvailable`, or a cautious guess where there is no such line.
-fn memory_available() -> u64 {
-    let kib = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text
-                .lines()
-                .find(|line| line.starts_with("MemAvailable:"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        });
-    kib.map_or(1 << 30, |kib| kib << 10)
+/// Four fifths of what is free, or of a cautious guess.
+fn memory_most() -> u64 {
+    memory_available(Path::new("/")).unwrap_or(1 << 30) / 5 * 4
 }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::arena::Reservation;
+use crate::board::Pace;
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::{Error, Kind, Result};
 use crate::format::tile;
@@ -73,6 +74,8 @@ pub struct Engine {
     batch: Vec<Row>,
     files: Arc<Files>,
     backend: Option<Backend>,
+    /// What the board's governor allows.
+    pace: Option<Pace>,
 }
 
 impl Engine {
@@ -158,7 +161,33 @@ impl Engine {
             batch,
             files,
             backend: options.backend,
+            pace: None,
         })
+    }
+
+    /// Has every sweep from now on keep to what `pace` allows: threads, reads in flight, rows of a prefill's sweep, and
+    /// a pause before it. The time of a sweep includes the pause.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = Some(pace);
+    }
+
+    /// Rows that a sweep of the model should have at most now.
+    pub fn rows_max(&self, model: ModelId) -> usize {
+        let allowed = self
+            .pace
+            .as_ref()
+            .map_or(u32::MAX, |pace| pace.limits().rows);
+        self.plan(model).limits.rows.min(allowed as usize)
+    }
+
+    /// Waits for as long as the governor wants, and takes up what it allows.
+    fn keep_pace(&mut self) {
+        if let Some(pace) = &self.pace {
+            pace.rest();
+            let limits = pace.limits();
+            self.cpu.set_active_threads(limits.threads as usize);
+            self.store.set_reads_max(limits.reads as usize);
+        }
     }
 
     /// The models, in the order in which they came.
@@ -287,8 +316,7 @@ impl Engine {
     /// Runs one sweep over `rows`, at most as many as the plan's limits; adds to `spent` what it took.
     pub fn sweep(&mut self, model: ModelId, rows: &[Row], spent: &mut Spent) -> Result<()> {
         let place = self.place(model);
-        let hosted = &mut self.hosted[place];
-        let vocab = hosted.model.config().vocab;
+        let vocab = self.hosted[place].model.config().vocab;
         for row in rows {
             if row.token as usize >= vocab {
                 return Err(Error::new(
@@ -298,12 +326,18 @@ impl Engine {
                 ));
             }
         }
+        let start = Instant::now();
+        self.keep_pace();
         self.store.begin_sweep(model);
         let before: Counters = self.store.counters();
-        let start = Instant::now();
+        let began = Instant::now();
+        let hosted = &mut self.hosted[place];
         hosted
             .model
             .sweep(rows, &mut hosted.sessions, &mut self.store, &self.cpu)?;
+        if let Some(pace) = &self.pace {
+            pace.swept(began.elapsed());
+        }
         let after = self.store.counters();
         spent.rows += rows.len() as u64;
         spent.sweeps += 1;
@@ -326,15 +360,17 @@ impl Engine {
         mut each: impl FnMut(usize) -> bool,
     ) -> Result<bool> {
         let mut done = 0;
-        for chunk in tokens.chunks(self.plan(model).limits.rows) {
+        while done < tokens.len() {
+            // What a governor allows changes from sweep to sweep.
+            let end = tokens.len().min(done + self.rows_max(model));
             let mut batch = std::mem::take(&mut self.batch);
             batch.clear();
-            batch.extend(chunk.iter().map(|&token| Row {
+            batch.extend(tokens[done..end].iter().map(|&token| Row {
                 session,
                 token,
                 logits: false,
             }));
-            done += chunk.len();
+            done = end;
             if let Some(last) = batch.last_mut() {
                 last.logits = done == tokens.len();
             }

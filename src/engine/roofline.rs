@@ -1,7 +1,37 @@
 //! The best speed that the machine's limits allow.
 
+use crate::board::config::{Board, Mode};
 use crate::engine::plan::Plan;
 use crate::model::config::Config;
+
+/// Of DRAM's peak bandwidth, what a good decode kernel reaches on Orin: MLC's published speeds of four models of 3 to 8
+/// billion weights on Orin Nano Super come to 76% to 85% (`tests/published.rs`).
+const GPU_DRAM_SHARE: f64 = 0.78;
+/// The same for the processor's cores together. Assumed: nothing is published, and no board was measured.
+const CPU_DRAM_SHARE: f64 = 0.78;
+/// Weights that a core of Orin multiplies in a cycle when it decodes: our Q4_0 kernel takes 4.3 bytes of weights a
+/// cycle by llvm-mca's model of the Cortex-A78, at 0.5625 bytes a weight.
+const CPU_WEIGHTS_PER_CYCLE: f64 = 7.6;
+/// Products that it makes in a cycle in sweeps of many rows: two SDOT of 16 int8 products (Arm's Cortex-A78 Software
+/// Optimization Guide), halved because activations have two parts, of which `bench --ops` reached 72% (on x86-64).
+const CPU_PRODUCTS_PER_CYCLE: f64 = 32.0 / 2.0 * 0.72;
+/// Weights that a CUDA core multiplies in a cycle when it decodes. Assumed: one instruction a weight, unpacking included.
+const GPU_WEIGHTS_PER_CYCLE: f64 = 1.0;
+/// Products of 16-bit floats that the tensor cores make in a cycle, for each CUDA core beside them: Orin's 1024 for the
+/// 128 cores of a multiprocessor; Thor's four times as many (from the data sheets' TOPS and clocks).
+const TENSOR_PRODUCTS_PER_CYCLE: [(&str, f64); 2] = [("8.7", 8.0), ("11.0", 32.0)];
+/// What a prefill reaches of that. Assumed: our kernels have not been measured on a board.
+const TENSOR_SHARE: f64 = 0.4;
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// The GPU.
+    Gpu,
+}
 
 /// What a machine can do, each alone.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -12,23 +42,36 @@ pub struct Machine {
     pub dram_bytes_per_s: f64,
     /// Processor time that reading takes, in milliseconds per GB; none if it was not measured.
     pub nvme_cpu_ms_per_gb: Option<f64>,
+    /// Products per second; none if that is not known, and then it bounds nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Compute>,
 }
 
-impl Machine {
-    /// What two measurements say together.
-    pub fn mean(&self, other: &Machine) -> Machine {
-        Machine {
-            nvme_bytes_per_s: (self.nvme_bytes_per_s + other.nvme_bytes_per_s) / 2.0,
-            dram_bytes_per_s: (self.dram_bytes_per_s + other.dram_bytes_per_s) / 2.0,
-            nvme_cpu_ms_per_gb: self
-                .nvme_cpu_ms_per_gb
-                .zip(other.nvme_cpu_ms_per_gb)
-                .map(|(a, b)| (a + b) / 2.0),
-        }
-    }
+/// How fast a device multiplies weights with activations.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Compute {
+    /// Products per second in a sweep of one row.
+    pub decode_per_s: f64,
+    /// Products per second in a sweep of many rows.
+    pub prefill_per_s: f64,
 }
 
-/// The time of one decode sweep by the roofline, and what bounds it.
+/// What a sweep has to move and to compute.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// Bytes of all weights that it uses.
+    pub weight_bytes: u64,
+    /// Bytes of them that stream from NVMe.
+    pub streamed_bytes: u64,
+    /// Bytes of the KV cache that it reads.
+    pub kv_bytes: u64,
+    /// Products of a weight and an activation for each row.
+    pub products_per_row: u64,
+    /// Rows.
+    pub rows: usize,
+}
+
+/// The time of one sweep by the roofline, and what bounds it.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Sweep {
     /// Bytes that stream from NVMe.
@@ -41,7 +84,110 @@ pub struct Sweep {
     pub bound: &'static str,
 }
 
-/// Predicts a decode sweep of one row at a context of `positions`: T = max(S/Bn, (W+S+K)/Bd).
+impl Machine {
+    /// What two measurements say together.
+    pub fn mean(&self, other: &Machine) -> Machine {
+        Machine {
+            nvme_bytes_per_s: (self.nvme_bytes_per_s + other.nvme_bytes_per_s) / 2.0,
+            dram_bytes_per_s: (self.dram_bytes_per_s + other.dram_bytes_per_s) / 2.0,
+            nvme_cpu_ms_per_gb: self
+                .nvme_cpu_ms_per_gb
+                .zip(other.nvme_cpu_ms_per_gb)
+                .map(|(a, b)| (a + b) / 2.0),
+            compute: self.compute,
+        }
+    }
+
+    /// What `board` can do in `mode` (at its highest clocks if none); none if its description does not say, or it has
+    /// no such device.
+    pub fn of_board(board: &Board, mode: Option<&Mode>, device: Device) -> Option<Machine> {
+        let dram_gb_s = mode.and_then(|m| m.dram_gb_s).or(board.memory.dram_gb_s)?;
+        let (share, compute) = match device {
+            Device::Cpu => {
+                let cores = mode.and_then(|m| m.cpu_cores).or(board.cpu.cores)?;
+                let mhz = mode.and_then(|m| m.cpu_mhz).or(board.cpu.mhz_max)?;
+                let computing = (cores - u32::from(board.cpu.leave_cpu0)).max(1);
+                let cycles_per_s = f64::from(computing) * f64::from(mhz) * 1e6;
+                let compute = Compute {
+                    decode_per_s: cycles_per_s * CPU_WEIGHTS_PER_CYCLE,
+                    prefill_per_s: cycles_per_s * CPU_PRODUCTS_PER_CYCLE,
+                };
+                (CPU_DRAM_SHARE, compute)
+            }
+            Device::Gpu => {
+                let gpu = board.gpu.as_ref()?;
+                let cores = mode.and_then(|m| m.gpu_cores).unwrap_or(gpu.cores);
+                let mhz = mode.and_then(|m| m.gpu_mhz).unwrap_or(gpu.mhz_max);
+                let cycles_per_s = f64::from(cores) * f64::from(mhz) * 1e6;
+                let (_, tensor) = TENSOR_PRODUCTS_PER_CYCLE
+                    .into_iter()
+                    .find(|(capability, _)| *capability == gpu.compute_capability)?;
+                let compute = Compute {
+                    decode_per_s: cycles_per_s * GPU_WEIGHTS_PER_CYCLE,
+                    prefill_per_s: cycles_per_s * tensor * TENSOR_SHARE,
+                };
+                (GPU_DRAM_SHARE, compute)
+            }
+        };
+        Some(Machine {
+            nvme_bytes_per_s: board.nvme.gb_s? * 1e9,
+            dram_bytes_per_s: dram_gb_s * 1e9 * share,
+            nvme_cpu_ms_per_gb: None,
+            compute: Some(compute),
+        })
+    }
+
+    /// The floor of a sweep: T = max(S/Bn, (W+S+K)/Bd, rows * P/C).
+    pub fn sweep(&self, work: &Work) -> Sweep {
+        let dram_bytes = work.weight_bytes + work.streamed_bytes + work.kv_bytes;
+        let compute_s = self.compute.map_or(0.0, |compute| {
+            let per_s = match work.rows {
+                1 => compute.decode_per_s,
+                _ => compute.prefill_per_s,
+            };
+            (work.rows as u64 * work.products_per_row) as f64 / per_s
+        });
+        let limits = [
+            (work.streamed_bytes as f64 / self.nvme_bytes_per_s, "NVMe"),
+            (dram_bytes as f64 / self.dram_bytes_per_s, "DRAM"),
+            (compute_s, "compute"),
+        ];
+        let (seconds, bound) = limits
+            .into_iter()
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .expect("there are three limits");
+        Sweep {
+            streamed_bytes: work.streamed_bytes,
+            dram_bytes,
+            seconds,
+            bound,
+        }
+    }
+}
+
+/// Predicts a sweep of `rows` rows at a context of `positions`.
+pub fn sweep(
+    plan: &Plan,
+    config: &Config,
+    weight_bytes: u64,
+    (rows, positions): (usize, usize),
+    machine: &Machine,
+) -> Sweep {
+    let seen: usize = config
+        .layers
+        .iter()
+        .map(|l| l.window.map_or(positions, |w| positions.min(w as usize)))
+        .sum();
+    machine.sweep(&Work {
+        weight_bytes,
+        streamed_bytes: plan.streamed_bytes(plan.pages_at(config, positions)),
+        kv_bytes: (seen * config.kv_dim() * 2 * 2) as u64,
+        products_per_row: config.multiplications_per_row(),
+        rows,
+    })
+}
+
+/// Predicts a decode sweep of one row at a context of `positions`.
 pub fn decode(
     plan: &Plan,
     config: &Config,
@@ -49,21 +195,89 @@ pub fn decode(
     positions: usize,
     machine: &Machine,
 ) -> Sweep {
-    let streamed_bytes = plan.streamed_bytes(plan.pages_at(config, positions));
-    let seen: usize = config
-        .layers
-        .iter()
-        .map(|l| l.window.map_or(positions, |w| positions.min(w as usize)))
-        .sum();
-    let kv_bytes = (seen * config.kv_dim() * 2 * 2) as u64;
-    let dram_bytes = weight_bytes + streamed_bytes + kv_bytes;
-    let nvme_s = streamed_bytes as f64 / machine.nvme_bytes_per_s;
-    let dram_s = dram_bytes as f64 / machine.dram_bytes_per_s;
-    let bound = if nvme_s > dram_s { "NVMe" } else { "DRAM" };
-    Sweep {
-        streamed_bytes,
-        dram_bytes,
-        seconds: nvme_s.max(dram_s),
-        bound,
+    sweep(plan, config, weight_bytes, (1, positions), machine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_can_bind_and_is_named() {
+        let machine = Machine {
+            nvme_bytes_per_s: 2e9,
+            dram_bytes_per_s: 20e9,
+            nvme_cpu_ms_per_gb: None,
+            compute: Some(Compute {
+                decode_per_s: 10e9,
+                prefill_per_s: 100e9,
+            }),
+        };
+        let resident = Work {
+            weight_bytes: 4_000_000_000,
+            streamed_bytes: 0,
+            kv_bytes: 0,
+            products_per_row: 1_000_000_000,
+            rows: 1,
+        };
+        let dram = machine.sweep(&resident);
+        assert_eq!((dram.bound, dram.seconds), ("DRAM", 0.2));
+        let streamed = Work {
+            streamed_bytes: 1_000_000_000,
+            ..resident
+        };
+        let nvme = machine.sweep(&streamed);
+        assert_eq!(
+            (nvme.bound, nvme.seconds, nvme.dram_bytes),
+            ("NVMe", 0.5, 5_000_000_000)
+        );
+        let heavy = Work {
+            products_per_row: 8_000_000_000,
+            ..resident
+        };
+        assert_eq!(
+            (machine.sweep(&heavy).bound, machine.sweep(&heavy).seconds),
+            ("compute", 0.8)
+        );
+        let many = Work {
+            rows: 100,
+            ..resident
+        };
+        assert_eq!(
+            (machine.sweep(&many).bound, machine.sweep(&many).seconds),
+            ("compute", 1.0)
+        );
+        let unknown = Machine {
+            compute: None,
+            ..machine
+        };
+        assert_eq!(unknown.sweep(&heavy).bound, "DRAM");
+    }
+
+    #[test]
+    fn a_slower_mode_is_never_faster() {
+        for board in Board::all().expect("sound") {
+            for device in [Device::Cpu, Device::Gpu] {
+                let Some(most) = Machine::of_board(&board, None, device) else {
+                    assert!(board.gpu.is_none(), "{}", board.name);
+                    continue;
+                };
+                let rates = |machine: &Machine| {
+                    let compute = machine.compute.expect("known of a board");
+                    [
+                        machine.dram_bytes_per_s,
+                        compute.decode_per_s,
+                        compute.prefill_per_s,
+                    ]
+                };
+                for mode in &board.modes {
+                    let machine =
+                        Machine::of_board(&board, Some(mode), device).expect("as the board");
+                    for (rate, most) in rates(&machine).into_iter().zip(rates(&most)) {
+                        assert!(rate > 0.0 && rate <= most, "{} {}", board.name, mode.name);
+                    }
+                }
+            }
+        }
     }
 }
