@@ -5,15 +5,17 @@
 //! | what | where |
 //! |---|---|
 //! | [`config`] | a TOML per board |
+//! | [`cores`] | which processors compute |
 //! | [`detect`] | which board this is |
 //! | [`sensors`] | power, temperatures, clocks, from sysfs |
 //! | [`governor`] | PURE: readings and limits to what the engine may do |
 //! | [`monitor`] | the thread that samples, sums up energy and asks the governor |
 //!
-//! A caller needs little of it: [`detect::board`] for the [`Board`], [`Monitor::start`] for readings and energy, and
-//! [`Monitor::pace`] to hand to the engine.
+//! A caller needs little of it: [`detect::board`] for the [`Board`], [`governor::Goals::of_board`] and
+//! [`Monitor::start`] for readings, energy and the governor, and [`Monitor::pace`] to hand to the engine.
 
 pub mod config;
+pub mod cores;
 pub mod detect;
 mod files;
 pub mod governor;

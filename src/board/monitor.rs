@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Reading;
 use super::config::Board;
-use super::governor::{Goals, Governor, Limits};
+use super::governor::{GiveUp, Goals, Governor, Limits};
 use super::sensors::{CurrentMode, Sensors, current_mode};
 
 /// Time between two samples.
@@ -18,7 +18,29 @@ const SAMPLE_LEAST_S: f64 = 0.01;
 /// A sensor that is silent for so long is taken to draw what it drew before; after that its time is not counted.
 const BRIDGE_S: f64 = 3.0;
 /// The longest pause at a time: somebody may want to stop the engine.
-const PAUSE_MAX_S: f64 = 10.0;
+const PAUSE_MAX_S: f64 = 5.0;
+
+impl Goals {
+    /// What `board`, whose files lie under `root`, is to keep: `limit_w`, or the budget of the power mode that is set.
+    /// An infinite limit is none.
+    ///
+    /// None if nothing is to be governed: nobody described how hot a generic host may get.
+    pub fn of_board(
+        board: &Board,
+        root: &Path,
+        limit_w: Option<f64>,
+        give_up: GiveUp,
+    ) -> Option<Goals> {
+        let budget_w = current_mode(root, board).and_then(|mode| mode.budget_w);
+        let power_w = limit_w.or(budget_w).filter(|watts| watts.is_finite());
+        let described = !board.modes.is_empty();
+        (described || power_w.is_some()).then_some(Goals {
+            power_w,
+            target_c: board.thermal.target_c,
+            give_up,
+        })
+    }
+}
 
 /// Energy since the monitor started, or between two moments.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]

@@ -3,13 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
 
 use crate::board::governor::Goals;
-use crate::board::sensors::current_mode;
-use crate::board::{Board, Energy, GiveUp, Limits, Monitor, detect};
-use crate::engine::{Engine, ModelId, Options};
+use crate::board::{Board, Energy, GiveUp, Monitor, cores, detect};
+use crate::engine::{Engine, Options};
 use crate::error::Result;
 
 /// Which board this is, and what it may draw.
@@ -35,8 +32,8 @@ impl BoardArgs {
     pub fn apply(&self, options: &mut Options) -> Result<Board> {
         let board = detect::board(&self.root, self.board.as_deref())?;
         options.memory_most = Some(detect::memory_default(&board, &self.root));
-        if board.cpu.leave_cpu0 && options.threads.is_none() {
-            leave_cpu0();
+        if options.threads.is_none() {
+            cores::leave_interrupts_alone(&board);
         }
         log::info!("board: {} ({})", board.title, board.name);
         Ok(board)
@@ -44,25 +41,9 @@ impl BoardArgs {
 
     /// Watches the board from now on, and has the engine keep within its limits.
     pub fn watch(&self, board: &Board, engine: &mut Engine) -> Monitor {
-        let budget_w = current_mode(&self.root, board).and_then(|mode| mode.budget_w);
-        let power_w = self.power_limit.or(budget_w).filter(|w| w.is_finite());
-        let goals = Goals {
-            power_w,
-            target_c: board.thermal.target_c,
-            give_up: self.give_up,
-        };
-        let plan = engine.plan(ModelId::FIRST);
-        let full = Limits {
-            threads: engine.cpu().threads() as u32,
-            reads: plan.depth() as u32,
-            rows: plan.limits.rows as u32,
-            drafts: 0,
-            precision_drop: 0,
-            duty: 1.0,
-        };
-        // Of a host that nobody described it is not known how hot it may get: it is governed only on request.
-        let governed = !board.modes.is_empty() || power_w.is_some();
-        let monitor = Monitor::start(board, &self.root, governed.then_some((goals, full)));
+        let goals = Goals::of_board(board, &self.root, self.power_limit, self.give_up);
+        let govern = goals.map(|goals| (goals, engine.full_limits()));
+        let monitor = Monitor::start(board, &self.root, govern);
         engine.set_pace(monitor.pace());
         monitor
     }
@@ -87,23 +68,6 @@ pub fn energy_line(prefill: (Energy, u64), decode: (Energy, u64)) -> String {
     match parts.is_empty() {
         true => String::new(),
         false => format!("energy    {}\n", parts.join("; ")),
-    }
-}
-
-/// Keeps this thread, and all that it starts, off CPU 0, unless nothing else is left.
-fn leave_cpu0() {
-    let Ok(mut set) = sched_getaffinity(Pid::from_raw(0)) else {
-        return;
-    };
-    let others = (1..CpuSet::count()).any(|i| set.is_set(i) == Ok(true));
-    if !others {
-        return;
-    }
-    let left = set
-        .unset(0)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    if let Err(e) = left {
-        log::debug!("cannot leave CPU 0 to interrupts: {e}");
     }
 }
 

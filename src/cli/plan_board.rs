@@ -168,6 +168,26 @@ fn on_board(
             "name a board, or leave --board out to plan for this machine",
         )
     };
+    let total = board
+        .memory
+        .total_gib
+        .map(|gib| (gib * (1_u64 << 30) as f64) as u64);
+    if let Some((asked, total)) = options
+        .memory
+        .zip(total)
+        .filter(|(asked, total)| asked > total)
+    {
+        return Err(Error::new(
+            Kind::Budget,
+            format!(
+                "{} is more than the {} that {} has",
+                report::bytes(asked),
+                report::bytes(total),
+                board.name
+            ),
+            "give less --memory, or leave it out",
+        ));
+    }
     let mut options = options.clone();
     options.memory_most = Some(board.memory_for_models().ok_or_else(undescribed)?);
     let cores = board.cpu.cores.ok_or_else(undescribed)?;

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::arena::Reservation;
-use crate::board::Pace;
+use crate::board::{self, Pace};
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::{Error, Kind, Result};
 use crate::format::tile;
@@ -169,6 +169,19 @@ impl Engine {
     /// a pause before it. The time of a sweep includes the pause.
     pub fn set_pace(&mut self, pace: Pace) {
         self.pace = Some(pace);
+    }
+
+    /// What it does if no governor holds it down.
+    pub fn full_limits(&self) -> board::Limits {
+        let plans = || self.hosted.iter().map(|hosted| &hosted.plan);
+        board::Limits {
+            threads: self.cpu.threads() as u32,
+            reads: plans().map(Plan::depth).max().unwrap_or(1) as u32,
+            rows: plans().map(|plan| plan.limits.rows).max().unwrap_or(1) as u32,
+            drafts: 0,
+            precision_drop: 0,
+            duty: 1.0,
+        }
     }
 
     /// Rows that a sweep of the model should have at most now.

@@ -67,10 +67,11 @@ impl Scheduler {
         }
         let decoders = scratch.wants.iter().filter(|want| want.decoding).count();
         let limits = self.engine.plan(hosted.id).limits;
+        let rows = self.engine.rows_max(hosted.id);
         let limits = batch::Limits {
-            rows: limits.rows,
-            logits_rows: limits.logits_rows,
-            prefill_rows: hosted.pace.prefill_rows(decoders, limits.rows),
+            rows,
+            logits_rows: limits.logits_rows.min(rows),
+            prefill_rows: hosted.pace.prefill_rows(decoders, rows),
         };
         scratch.takes.clear();
         scratch.takes.resize(scratch.wants.len(), 0);
