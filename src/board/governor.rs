@@ -27,7 +27,7 @@ const POWER_FILTER_S: f64 = 0.3;
 /// ...and over so many sweeps with their pauses, which it swings with.
 const POWER_FILTER_SWEEPS: f64 = 2.0;
 /// Over so many kelvins below the target effort falls from all to nothing.
-const BAND_K: f64 = 8.0;
+const BAND_K: f64 = 10.0;
 /// So far below the target the integral brings the junction.
 const MARGIN_K: f64 = 1.0;
 /// Time constant of that integral; about that of a board with its heat sink.

@@ -1,5 +1,5 @@
-//! The governor against simulated boards: power with noise, a first-order thermal model, sensors that drop out, load
-//! that comes and goes, fans that stop, over-current events.
+//! The governor against simulated boards: power with noise, a thermal model of first order (or of die and heat sink),
+//! sensors that drop out, load that comes and goes, fans that stop, over-current events.
 
 use super::*;
 use crate::board::Board;
@@ -46,11 +46,14 @@ struct Plant {
     /// Kelvins per watt with the fan off, and what the fan makes of it.
     resistance: f64,
     fan: f64,
+    /// The share of it between die and heat sink.
+    die: f64,
     joules_per_k: f64,
     ambient_c: f64,
     load: f64,
     fan_on: bool,
     power_w: f64,
+    sink_c: f64,
     junction_c: f64,
 }
 
@@ -65,8 +68,12 @@ impl Plant {
         // Regulators and averaging sensors lag a little.
         self.power_w += (self.draws(limits) - self.power_w) * 0.8;
         let resistance = self.resistance * if self.fan_on { self.fan } else { 1.0 };
-        let lost_w = (self.junction_c - self.ambient_c) / resistance;
-        self.junction_c += (self.power_w - lost_w) * DT_S / self.joules_per_k;
+        let lost_w = (self.sink_c - self.ambient_c) / (resistance * (1.0 - self.die));
+        self.sink_c += (self.power_w - lost_w) * DT_S / self.joules_per_k;
+        // A die that is warmer than its heat sink follows it within seconds.
+        let die_c = self.sink_c + self.power_w * resistance * self.die;
+        let follows = if self.die > 0.0 { DT_S / 3.0 } else { 1.0 };
+        self.junction_c += (die_c - self.junction_c) * follows;
     }
 }
 
@@ -134,6 +141,8 @@ impl Scenario {
         let coolable = (target_c - 8.0 - ambient_c) / least_w;
         let resistance = coolable.min(random.between(30.0, 250.0) / most_w);
         let fan = random.between(0.4, 0.8);
+        let die = if random.next() < 0.5 { 0.15 } else { 0.0 };
+        let starts_c = ambient_c + idle_w * resistance * fan;
         let plant = Plant {
             idle_w,
             busy_w,
@@ -142,12 +151,14 @@ impl Scenario {
             threads: f64::from(full.threads),
             resistance,
             fan,
+            die,
             joules_per_k: random.between(40.0, 200.0) / resistance,
             ambient_c,
             load: 1.0,
             fan_on: random.next() < 0.5,
             power_w: idle_w,
-            junction_c: ambient_c + idle_w * resistance * fan,
+            sink_c: starts_c,
+            junction_c: starts_c,
         };
         let give_up = match random.next() < 0.5 {
             true => GiveUp::Latency,
