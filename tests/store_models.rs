@@ -74,7 +74,7 @@ fn tiles(model: u8) -> usize {
 /// A store of `slots` slots with some models.
 fn store(models: &[u8], slots: usize, seed: u64) -> (Store, Vec<ModelId>, Arc<Mutex<Log>>) {
     let (io, log) = sim(models, seed);
-    let mut store = Store::empty(support::slots(slots, SLOT_BYTES), io, WINDOW);
+    let mut store = Store::empty(support::slots(slots, SLOT_BYTES), slots as u32, io, WINDOW);
     let ids = models
         .iter()
         .map(|&model| store.add(weights(model)))
@@ -84,7 +84,12 @@ fn store(models: &[u8], slots: usize, seed: u64) -> (Store, Vec<ModelId>, Arc<Mu
 
 /// One sweep of a model over groups of its matrices; every tile must come exactly once, whole, and be its own.
 fn sweep(store: &mut Store, id: ModelId, model: u8) {
-    store.begin_sweep(id);
+    sweep_then(store, (id, model), None);
+}
+
+/// The same, with a word on which model is swept after that.
+fn sweep_then(store: &mut Store, (id, model): (ModelId, u8), next: Option<ModelId>) {
+    store.begin_sweep(id, next);
     let last = matrices(model).len();
     for group in [0..3, 3..4, 4..last] {
         let range = store.tiles_of(group.start).start..store.tiles_of(group.end - 1).end;
@@ -132,12 +137,12 @@ fn every_tile_is_the_right_models_whatever_is_swept_next() {
             rates[model] = 1.0;
             store.set_rates(&rates);
             // Said before the sweep, or never, or wrongly.
-            match (seed + step as u64) % 3 {
-                0 => store.set_next(ids[order[(step + 1) % order.len()]]),
-                1 => store.set_next(ids[step % 3]),
-                _ => {}
-            }
-            sweep(&mut store, ids[model], model as u8);
+            let next = match (seed + step as u64) % 3 {
+                0 => Some(ids[order[(step + 1) % order.len()]]),
+                1 => Some(ids[step % 3]),
+                _ => None,
+            };
+            sweep_then(&mut store, (ids[model], model as u8), next);
         }
         for page in pages {
             store.free_page(page);
@@ -170,16 +175,17 @@ fn a_model_goes_with_its_reads_in_flight_and_another_comes() {
         let slots = 14 + seed as usize % 50;
         let (mut store, ids, _log) = store(&[0, 1], slots, seed);
         store.set_rates(&[1.0, 0.5]);
-        sweep(&mut store, ids[1], 1);
-        store.set_next(ids[0]);
+        sweep_then(&mut store, (ids[1], 1), Some(ids[0]));
         store.feed();
         // Fewer slots stay while a model is on its way out, as if its place were needed for something else.
         store
-            .remove(ids[0], slots as u32 - 2, |_| Ok(sim(&[1], seed + 100).0))
+            .remove(ids[0], (slots as u32 - 2, WINDOW), |_| {
+                Ok(sim(&[1], seed + 100).0)
+            })
             .expect("nothing stands against it");
         sweep(&mut store, ids[1], 1);
         store
-            .resize(slots as u32, |_| Ok(sim(&[1, 2], seed + 200).0))
+            .resize(slots as u32, WINDOW, |_| Ok(sim(&[1, 2], seed + 200).0))
             .expect("there were as many");
         let third = store.add(weights(2));
         assert!(
@@ -206,7 +212,9 @@ fn a_removal_that_fails_changes_nothing() {
             "none",
         ))
     };
-    store.remove(ids[0], 28, refused).expect_err("refused");
+    store
+        .remove(ids[0], (28, WINDOW), refused)
+        .expect_err("refused");
     assert_eq!(store.slots_in_use(), 30);
     for (id, model) in [(ids[0], 0), (ids[1], 1)] {
         sweep(&mut store, id, model);

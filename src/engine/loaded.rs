@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::plan::{Plan, Request};
+use super::pool::{self, Pool, Subject};
 use crate::board::detect::memory_available;
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
@@ -72,6 +73,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The most to take where nobody gave a budget: as told, or four fifths of what is free (or of a cautious guess).
+    fn memory_most(&self) -> u64 {
+        let free = || memory_available(Path::new("/")).unwrap_or(1 << 30);
+        self.memory_most.unwrap_or_else(|| free() / 5 * 4)
+    }
+}
+
 /// A model file as read: everything known of it before memory is taken.
 pub struct Loaded {
     /// The metadata.
@@ -108,37 +117,66 @@ impl Loaded {
         })
     }
 
-    /// Divides a budget for this model.
+    /// Divides a budget for this model alone.
     pub fn plan(&self, options: &Options) -> Result<Plan> {
-        let request = Request {
-            memory: options.memory.unwrap_or(u64::MAX >> 1),
-            context: options.model.context,
-            sessions: options.model.sessions,
-            rows: options.model.rows,
-            logits_rows: options.model.logits_rows,
-            threads: threads(options),
-            tokenizer_bytes: self.tokenizer.as_ref().map_or(0, Tokenizer::table_bytes),
-        };
-        let unlimited = options.memory.is_none();
+        let memory = options.memory.unwrap_or(UNLIMITED);
+        let request = self.request(&options.model, memory, threads(options));
         let plan = Plan::new(&self.config, &self.matrices, &request)?;
-        if !unlimited {
+        if options.memory.is_some() {
             return Ok(plan);
         }
         // Nobody gave a budget: take what the model needs, and leave the rest to others.
-        let most = options.memory_most.unwrap_or_else(memory_most);
-        let memory = plan.total_bytes().min(most);
+        let memory = plan.total_bytes().min(options.memory_most());
         Plan::new(&self.config, &self.matrices, &Request { memory, ..request })
     }
+
+    /// What to plan for, in a budget of `memory`.
+    pub(super) fn request(&self, wishes: &ModelOptions, memory: u64, threads: usize) -> Request {
+        Request {
+            memory,
+            context: wishes.context,
+            sessions: wishes.sessions,
+            rows: wishes.rows,
+            logits_rows: wishes.logits_rows,
+            threads,
+            tokenizer_bytes: self.tokenizer.as_ref().map_or(0, Tokenizer::table_bytes),
+        }
+    }
 }
+
+/// Divides a budget for some models, and chooses the slots that suit them all.
+pub(super) fn divide(
+    models: &[Loaded],
+    wishes: &[&ModelOptions],
+    options: &Options,
+) -> Result<(Pool, Vec<Plan>)> {
+    let threads = threads(options);
+    let within = |memory: u64| -> Result<(Pool, Vec<Plan>)> {
+        let requests: Vec<Request> = models
+            .iter()
+            .zip(wishes)
+            .map(|(model, wishes)| model.request(wishes, memory, threads))
+            .collect();
+        let subjects: Vec<Subject> = models
+            .iter()
+            .zip(&requests)
+            .map(|(model, request)| (&model.config, &model.matrices, request))
+            .collect();
+        pool::divide(&subjects, memory, threads)
+    };
+    if let Some(memory) = options.memory {
+        return within(memory);
+    }
+    let (pool, plans) = within(UNLIMITED)?;
+    within(pool.total_bytes(&plans).min(options.memory_most()))
+}
+
+/// A budget that leaves nothing to be desired.
+const UNLIMITED: u64 = u64::MAX >> 1;
 
 /// Threads that compute: as asked, or all that this process may use.
 pub fn threads(options: &Options) -> usize {
     options
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-}
-
-/// Four fifths of what is free, or of a cautious guess.
-fn memory_most() -> u64 {
-    memory_available(Path::new("/")).unwrap_or(1 << 30) / 5 * 4
 }

@@ -5,8 +5,11 @@
 //! Every model has a [`ModelId`], which calls about it take.
 #![allow(unsafe_code)]
 
+pub mod demand;
+mod hosting;
 mod loaded;
 pub mod plan;
+pub mod pool;
 pub mod request;
 pub mod roofline;
 pub mod scheduler;
@@ -14,28 +17,29 @@ mod sessions;
 mod vocabulary;
 
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::arena::Reservation;
 use crate::board::{self, Pace};
-use crate::device::cpu::{Cpu, Isa};
+use crate::device::cpu::Cpu;
 use crate::error::{Error, Kind, Result};
-use crate::format::tile;
-use crate::io::{self, Access, Backend, Files, Region};
+use crate::io::Files;
 use crate::model::config::Config;
 use crate::model::forward::Model;
 use crate::model::kv::Session;
-use crate::store::integrity::Integrity;
-use crate::store::{Counters, Store, sidecar};
+use crate::store::{Counters, Store};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::trace::Trace;
 
+use demand::Demand;
+
 pub use crate::model::forward::Row;
 pub use crate::store::ModelId;
+pub use hosting::Share;
 pub use loaded::{Loaded, ModelOptions, Options, threads};
 pub use plan::{Line, Plan, Request};
+pub use pool::Pool;
 pub use vocabulary::{Prepared, Vocabulary};
 
 /// Where the time and the bytes of some sweeps went.
@@ -61,6 +65,8 @@ struct Hosted {
     model: Model,
     sessions: Vec<Session>,
     plan: Plan,
+    /// Its files; the store's I/O knows those of all models.
+    files: Arc<Files>,
 }
 
 /// Models in one arena.
@@ -71,100 +77,19 @@ pub struct Engine {
     hosted: Vec<Hosted>,
     store: Store,
     cpu: Cpu,
+    pool: Pool,
+    demand: Demand,
+    /// The model after the sweep that comes, if somebody said so.
+    next: Option<ModelId>,
     batch: Vec<Row>,
+    /// The files of all models.
     files: Arc<Files>,
-    backend: Option<Backend>,
+    options: Options,
     /// What the board's governor allows.
     pace: Option<Pace>,
 }
 
 impl Engine {
-    /// Opens a model file (any part of a split one).
-    ///
-    /// # Errors
-    /// The file is not a sound GGUF of a supported model, the budget cannot hold the minimum, or the system refuses
-    /// memory or files.
-    pub fn open(path: &Path, options: &Options) -> Result<Engine> {
-        let loaded = Loaded::read(path)?;
-        let plan = loaded.plan(options)?;
-        let Loaded {
-            gguf,
-            config,
-            matrices,
-            tokenizer,
-        } = loaded;
-        let template = match &tokenizer {
-            Some(tokenizer) => Some(ChatTemplate::from_gguf(&gguf, tokenizer)?),
-            None => None,
-        };
-        let row_bytes_max = matrices
-            .matrices
-            .iter()
-            .map(|m| m.row_bytes())
-            .max()
-            .unwrap_or(0);
-        let cpu = Cpu::new(
-            threads(options),
-            options.isa.unwrap_or_else(Isa::detect),
-            row_bytes_max,
-        )?;
-
-        let mut arena = Reservation::new(plan.arena_bytes())?;
-        let layers = config.layers.len();
-        let list = matrices.matrices.clone();
-        let model = Model::new(
-            &gguf,
-            config,
-            matrices,
-            plan.limits,
-            plan.layout,
-            plan.tiles.len(),
-            &mut arena,
-        )?;
-        let paths: Vec<PathBuf> = gguf.files().to_vec();
-        // The metadata's mapping goes before the arena fills, so that both never count at once.
-        drop(gguf);
-        let slots = arena.seal(plan.slot_bytes);
-        let regions: Vec<Region> = slots
-            .regions(|_| true)
-            .into_iter()
-            .map(|(start, len)| Region { start, len })
-            .collect();
-        let files = Arc::new(io::open_model(&paths, Access::Direct)?);
-        let io = io::choose(&files, &regions, plan.depth(), options.backend)?;
-        let cut = tile::cut(&list, plan.slot_bytes);
-        let cache = options.cache.clone().or_else(sidecar::cache_folder);
-        let integrity = Integrity::new(
-            Arc::clone(&files),
-            &list,
-            &cut.0,
-            options.verify,
-            cache.as_deref(),
-        );
-        let store = Store::new(list, cut, paths, slots, io, plan.window).with_integrity(integrity);
-        let sessions = (0..options.model.sessions)
-            .map(|_| Session::new(layers, plan.layout, plan.context))
-            .collect();
-        let batch = Vec::with_capacity(plan.limits.rows);
-        let hosted = Hosted {
-            id: ModelId::FIRST,
-            tokenizer: tokenizer.map(Arc::new),
-            template: template.map(Arc::new),
-            model,
-            sessions,
-            plan,
-        };
-        Ok(Engine {
-            hosted: vec![hosted],
-            store,
-            cpu,
-            batch,
-            files,
-            backend: options.backend,
-            pace: None,
-        })
-    }
-
     /// Has every sweep from now on keep to what `pace` allows: threads, reads in flight, rows of a prefill's sweep, and
     /// a pause before it. The time of a sweep includes the pause.
     pub fn set_pace(&mut self, pace: Pace) {
@@ -208,6 +133,17 @@ impl Engine {
         self.hosted.iter().map(|hosted| hosted.id)
     }
 
+    /// Whether there is (still) such a model.
+    pub fn has(&self, model: ModelId) -> bool {
+        self.hosted.iter().any(|hosted| hosted.id == model)
+    }
+
+    /// Says which model is swept after the sweep that comes: its weights are read as soon as those of that sweep are in
+    /// memory. Without this it is taken to be the same model.
+    pub fn set_next(&mut self, model: ModelId) {
+        self.next = Some(model);
+    }
+
     fn place(&self, model: ModelId) -> usize {
         let place = self.hosted.iter().position(|hosted| hosted.id == model);
         place.unwrap_or_else(|| panic!("there is no {model:?}"))
@@ -217,26 +153,9 @@ impl Engine {
         &self.hosted[self.place(model)]
     }
 
-    /// How the budget was divided.
+    /// How the budget was divided for a model, as if it were alone with the pool.
     pub fn plan(&self, model: ModelId) -> &Plan {
         &self.hosted(model).plan
-    }
-
-    /// Changes the memory budget between sweeps, down or up to what the engine was opened with.
-    ///
-    /// Conversations go on, and their contexts can still grow to what was planned. Fewer or more weights stay in
-    /// memory from the next sweep on.
-    ///
-    /// # Errors
-    /// The budget cannot hold the buffers, the full context and a window of reads; nothing has changed then.
-    pub fn set_memory(&mut self, memory: u64) -> Result<()> {
-        let place = self.place(ModelId::FIRST);
-        let plan = self.hosted[place].plan.resized(memory)?;
-        let (files, backend) = (&self.files, self.backend);
-        let reopen = |regions: &[Region]| io::choose(files, regions, plan.depth(), backend);
-        self.store.resize(plan.slots as u32, reopen)?;
-        self.hosted[place].plan = plan;
-        Ok(())
     }
 
     /// The model's shape.
@@ -273,8 +192,11 @@ impl Engine {
         let store = &self.store;
         let written = std::fs::File::create(path).and_then(|file| {
             let mut out = BufWriter::new(file);
-            let name = |matrix: u32| store.matrices()[matrix as usize].name.clone();
-            let gone = trace.write(&mut out, |tile| store.tile(tile).matrix, name)?;
+            // A model that was unloaded meanwhile has left no names behind.
+            let named = |matrix: u32| store.matrices().get(matrix as usize);
+            let name = |matrix: u32| named(matrix).map_or("(unloaded)".into(), |m| m.name.clone());
+            let matrix = |tile| store.matrix_of(tile).unwrap_or(u32::MAX);
+            let gone = trace.write(&mut out, matrix, name)?;
             out.flush().map(|()| gone)
         });
         let gone = written.map_err(|e| Error::file(path, "write", &e))?;
@@ -326,6 +248,15 @@ impl Engine {
         self.store.save_checksums();
     }
 
+    /// Tells the store whose sweep it is, whose is next, and what that says of the demand for each model.
+    fn take_turn(&mut self, place: usize) {
+        let next = self.next.take();
+        let next = self.hosted.iter().position(|h| Some(h.id) == next);
+        self.store.set_rates(self.demand.begin(place, next));
+        let next = next.map(|next| self.hosted[next].id);
+        self.store.begin_sweep(self.hosted[place].id, next);
+    }
+
     /// Runs one sweep over `rows`, at most as many as the plan's limits; adds to `spent` what it took.
     pub fn sweep(&mut self, model: ModelId, rows: &[Row], spent: &mut Spent) -> Result<()> {
         let place = self.place(model);
@@ -341,7 +272,7 @@ impl Engine {
         }
         let start = Instant::now();
         self.keep_pace();
-        self.store.begin_sweep(model);
+        self.take_turn(place);
         let before: Counters = self.store.counters();
         let began = Instant::now();
         let hosted = &mut self.hosted[place];

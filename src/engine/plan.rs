@@ -1,7 +1,7 @@
-//! How a memory budget is divided: a pure function from the model's shape and the budget to every line of it.
+//! How a memory budget is divided for a model: a pure function from its shape and the budget to every line.
 
 use crate::arena::PAGE_BYTES;
-use crate::device::cpu::{Cpu, KvLayout};
+use crate::device::cpu::KvLayout;
 use crate::error::{Error, Kind, Result};
 use crate::format::tile::{self, Tile};
 use crate::model::config::Config;
@@ -11,30 +11,20 @@ use crate::model::weights::MatrixPlan;
 use crate::residency::Residency;
 use crate::store::{Store, tile_uses};
 
+use super::pool::{self, Pool};
+
 /// The context that is planned for where the user names none and the model allows it.
 pub const CONTEXT_DEFAULT: usize = 4096;
+/// A context that nobody asked for is not made smaller than this.
+const CONTEXT_LEAST: usize = 256;
+/// Lines of a budget that are a model's own, beside its slots.
+const OWN_LINES: usize = 5;
 /// Rows per sweep that are tried, best first: a prompt costs one pass over the disk per so many tokens.
 const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
 /// The buffers of a sweep may take this fraction of the budget.
 const BUFFERS_SHARE: u64 = 16;
-/// Streamed tiles pass through this part of the pool. A real disk delivers in lumps, and a large window has read
-/// enough to compute with in between: with 8B in 2400 MiB, 12 MiB made 1.13 tok/s (1.03 to 1.31) and 48 MiB 1.40
-/// (1.12 to 1.57), medians of all 12 rounds each on a virtual disk whose own speed varied twofold.
-const WINDOW_SHARE: usize = 48;
-/// Bounds of the window, in bytes: what a disk delivers in a millisecond or in some tens of them.
-const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 2 << 20..=64 << 20;
-/// Bounds of the window, in slots.
-const WINDOW_SLOTS: std::ops::RangeInclusive<usize> = 8..=64;
-/// Where nearly all fits, the window takes no more than this part of what does not: it adds to what streams.
-const WINDOW_OF_STREAMED: usize = 16;
-/// The fewest slots that streamed tiles can pass through without the disk idling all the time.
-const WINDOW_SLOTS_LEAST: usize = 4;
 /// Slots the pool is divided into at least where the model's rows allow: fewer would make streaming coarse.
-const SLOTS_LEAST: usize = 96;
-/// Reads in flight at least, whatever the window: single rows are read in batches.
-const DEPTH_MIN: usize = 8;
-/// Memory of the io_uring rings and of the fallback's threads.
-const IO_BYTES: u64 = 256 << 10;
+pub(super) const SLOTS_LEAST: usize = 96;
 
 /// What to plan for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +59,7 @@ pub struct Line {
 pub struct Plan {
     /// The promise that was planned for.
     pub memory: u64,
-    /// Its lines; their sum is at most `memory`.
+    /// Its lines, as they are while the model is alone: the model's own first, then what all models share.
     pub lines: Vec<Line>,
     /// Positions of a session.
     pub context: usize,
@@ -87,12 +77,25 @@ pub struct Plan {
     pub layout: KvLayout,
     /// Slots that streamed tiles pass through.
     pub window: u32,
-    /// Bytes of the arena's fixed part.
+    /// Bytes of the model's vectors, buffers and logits.
     pub fixed_bytes: usize,
+    /// Bytes of its longest row of weights.
+    pub row_bytes_max: usize,
     /// All tiles of the model, in the order of the sweep.
     pub tiles: Vec<Tile>,
-    /// The policy, with an empty context.
+    /// How many of them every sweep uses.
+    pub tiles_every_sweep: usize,
+    /// The policy, with an empty context and no other model.
     pub residency: Residency,
+}
+
+/// What a model takes whatever the pool is.
+struct Own {
+    limits: BatchLimits,
+    lines: Vec<Line>,
+    fixed_bytes: usize,
+    row_bytes_max: usize,
+    context_wanted: usize,
 }
 
 impl Plan {
@@ -143,191 +146,82 @@ impl Plan {
     }
 
     fn try_new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Option<Plan> {
-        let rows_allowed = |rows: usize| {
-            let limits = BatchLimits {
-                rows,
-                logits_rows: request.logits_rows.min(rows),
-            };
-            let (_, buffers, _) = Model::carved_bytes(config, matrices, limits);
-            buffers as u64 <= request.memory / BUFFERS_SHARE
-        };
-        let rows = request
-            .rows
-            .or_else(|| ROWS_TRIED.into_iter().find(|&r| rows_allowed(r)))
-            .unwrap_or(1);
-        let limits = BatchLimits {
-            rows,
-            logits_rows: request.logits_rows.min(rows),
-        };
-        let (vectors, buffers, logits) = Model::carved_bytes(config, matrices, limits);
-        let row_bytes_max = matrices
-            .matrices
-            .iter()
-            .map(|m| m.row_bytes())
-            .max()
-            .unwrap_or(0);
-
-        // What is left for the pool is known only with the tables, and those depend on the slots: take the tables
-        // for the smallest slots.
-        let smallest = tile::slot_bytes_min(&matrices.matrices);
-        let weight_bytes: u64 = matrices.matrices.iter().map(|m| m.bytes()).sum();
-        let context_wanted = request
-            .context
-            .unwrap_or(CONTEXT_DEFAULT.min(config.context_max));
-        let layout_least = kv::layout(config, smallest, context_wanted);
-        let layout_least = KvLayout {
-            page_positions: layout_least.page_positions.max(16),
-            ..layout_least
-        };
-        let tiles_most = 2 * weight_bytes.div_ceil(smallest as u64) as usize;
-        let tables = Store::table_bytes(&matrices.matrices, tiles_most)
-            + request.sessions
-                * Session::table_bytes(config.layers.len(), &layout_least, context_wanted);
-        let mut lines = vec![
-            Line {
-                what: "tokenizer",
-                bytes: request.tokenizer_bytes as u64,
-            },
-            Line {
-                what: "norms and biases",
-                bytes: vectors as u64,
-            },
-            Line {
-                what: "buffers of a sweep",
-                bytes: buffers as u64,
-            },
-            Line {
-                what: "logits",
-                bytes: logits as u64,
-            },
-            Line {
-                what: "kernel scratch",
-                bytes: Cpu::scratch_bytes(request.threads, row_bytes_max) as u64,
-            },
-            Line {
-                what: "tables",
-                bytes: tables as u64,
-            },
-            Line {
-                what: "I/O rings",
-                bytes: IO_BYTES,
-            },
-        ];
-        let fixed_bytes = (vectors + buffers + logits).next_multiple_of(PAGE_BYTES);
-        let spent: u64 = lines.iter().map(|l| l.bytes).sum::<u64>() + PAGE_BYTES as u64;
-        let pool_bytes = request.memory.checked_sub(spent)? as usize;
-
+        let own = Own::new(config, matrices, request);
+        let common_bytes = pool::common_bytes(request.threads, own.row_bytes_max);
+        let pool_bytes = request
+            .memory
+            .checked_sub(own.bytes() + common_bytes)
+            .map(|bytes| bytes as usize)?;
         let slot_bytes = tile::choose_slot_bytes(&matrices.matrices, pool_bytes, SLOTS_LEAST);
-        let (tiles, _) = tile::cut(&matrices.matrices, slot_bytes);
-        let every_sweep = tile_uses(&matrices.matrices, &tiles)
-            .iter()
-            .filter(|&&r| r >= 1.0)
-            .count();
         let slots = pool_bytes / slot_bytes;
-        // The rows' slot, and the least window there must be.
-        let overhead = 1 + WINDOW_SLOTS_LEAST.min(tiles.len());
-        let pages = |context: usize| {
-            let layout = kv::layout(config, slot_bytes, context);
-            if layout.page_positions == 0 {
-                return None;
-            }
-            let per_session: usize = config
-                .layers
-                .iter()
-                .map(|spec| kv::pages_max(spec, &layout, context, limits.rows))
-                .sum();
-            Some((layout, request.sessions * per_session))
+        let mut plan = own.in_slots(config, matrices, request, slot_bytes, slots / 2)?;
+        let pool = Pool::new(request.memory, slot_bytes, request.threads);
+        plan.move_to(&pool.shared_by([&plan].into_iter()).ok()?);
+        Some(plan)
+    }
+
+    /// Plans for a model in a pool whose slots were chosen for other models. By default its context may take
+    /// `pages_max` slots.
+    ///
+    /// # Errors
+    /// The model cannot live with such slots.
+    pub fn in_slots(
+        config: &Config,
+        matrices: &MatrixPlan,
+        request: &Request,
+        slot_bytes: usize,
+        pages_max: usize,
+    ) -> Result<Plan> {
+        let own = Own::new(config, matrices, request);
+        let least = tile::slot_bytes_min(&matrices.matrices);
+        let fits = least <= slot_bytes && kv::layout(config, slot_bytes, 1).page_positions > 0;
+        let plan = match fits {
+            true => own.in_slots(config, matrices, request, slot_bytes, pages_max),
+            false => None,
         };
-        let (context, (layout, pages_full)) = match request.context {
-            Some(context) => (context, pages(context)?),
-            None => {
-                // Half of the pool for a full context is the most that goes without being asked for.
-                let mut context = context_wanted;
-                loop {
-                    let found = pages(context)?;
-                    if found.1 <= slots / 2 || context <= 256 {
-                        break (context, found);
-                    }
-                    context /= 2;
-                }
-            }
-        };
-        if slots < overhead + pages_full {
-            return None;
-        }
-        let slots = slots.min(1 + tiles.len() + pages_full);
-        let capacity = slots - 1;
-        let window_bytes =
-            (slots * slot_bytes / WINDOW_SHARE).clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
-        let window = (window_bytes / slot_bytes)
-            .min(every_sweep.saturating_sub(capacity) / WINDOW_OF_STREAMED)
-            .clamp(*WINDOW_SLOTS.start(), *WINDOW_SLOTS.end())
-            .min(slots / 8)
-            .min(capacity - pages_full)
-            .clamp(WINDOW_SLOTS_LEAST.min(every_sweep), tiles.len()) as u32;
-        let residency = Residency::new(
-            &tile_uses(&matrices.matrices, &tiles),
-            capacity as u32,
-            window,
-        );
-        lines.extend(slot_lines(slots, pages_full, slot_bytes));
-        Some(Plan {
-            memory: request.memory,
-            lines,
-            context,
-            limits,
-            slot_bytes,
-            slots,
-            slots_reserved: slots,
-            pages_full,
-            layout,
-            window,
-            fixed_bytes,
-            tiles,
-            residency,
+        plan.ok_or_else(|| {
+            Error::new(
+                Kind::Budget,
+                format!(
+                    "the arena's slots of {} KiB are too small for this model, which needs {} KiB",
+                    slot_bytes >> 10,
+                    least.max(kv::page_bytes_min(config)) >> 10
+                ),
+                "name the model among those that are loaded at the start: slots are chosen for these",
+            )
         })
     }
 
-    /// The same division of another budget: only the number of slots in use differs.
-    ///
-    /// # Errors
-    /// The budget cannot hold the minimum; the error says what the minimum is.
-    pub fn resized(&self, memory: u64) -> Result<Plan> {
-        let slot_bytes = self.slot_bytes as u64;
-        let others = self.total_bytes() - self.slots as u64 * slot_bytes;
-        let least = 1 + self.pages_full + self.window as usize;
-        let slots =
-            (memory.saturating_sub(others) / slot_bytes).min(self.slots_reserved as u64) as usize;
-        if slots < least {
-            let minimum = (others + least as u64 * slot_bytes).div_ceil(1 << 20);
-            return Err(Error::new(
-                Kind::Budget,
-                format!(
-                    "a budget of {} MiB cannot hold what is in use",
-                    memory >> 20
-                ),
-                format!(
-                    "leave at least {minimum} MiB, or open the model again with a smaller context"
-                ),
-            ));
-        }
-        let mut plan = self.clone();
-        (plan.memory, plan.slots) = (memory, slots);
-        plan.lines.truncate(self.lines.len() - 2);
-        plan.lines
-            .extend(slot_lines(slots, self.pages_full, self.slot_bytes));
-        plan.residency.set_capacity(slots as u32 - 1);
-        Ok(plan)
+    /// Puts the plan into a pool, from now on.
+    pub fn move_to(&mut self, pool: &Pool) {
+        self.memory = pool.memory;
+        (self.slots, self.slots_reserved, self.window) =
+            (pool.slots, pool.slots_reserved, pool.window);
+        self.lines.truncate(OWN_LINES);
+        self.lines.extend(pool.common_lines());
+        self.lines.extend(pool::slot_lines(
+            pool.slots,
+            self.pages_full,
+            pool.slot_bytes,
+        ));
+        self.residency.set_window(pool.window);
+        self.residency.set_capacity(pool.slots as u32 - 1);
+    }
+
+    /// Bytes that the model takes outside the pool.
+    pub fn own_bytes(&self) -> u64 {
+        let own: u64 = self.own_lines().iter().map(|l| l.bytes).sum();
+        own + PAGE_BYTES as u64
+    }
+
+    /// The lines of the budget that are the model's own, slots aside.
+    pub fn own_lines(&self) -> &[Line] {
+        &self.lines[..OWN_LINES]
     }
 
     /// Reads in flight at most.
     pub fn depth(&self) -> usize {
-        (self.window as usize).max(DEPTH_MIN)
-    }
-
-    /// Bytes of the whole reservation.
-    pub fn arena_bytes(&self) -> usize {
-        self.fixed_bytes + self.slots * self.slot_bytes
+        pool::depth(self.window)
     }
 
     /// The sum of all lines: what the budget is used for.
@@ -355,14 +249,110 @@ impl Plan {
     }
 }
 
-/// The last two lines of a budget: the pool.
-fn slot_lines(slots: usize, pages_full: usize, slot_bytes: usize) -> [Line; 2] {
-    let line = |what, slots: usize| Line {
-        what,
-        bytes: (slots * slot_bytes) as u64,
-    };
-    [
-        line("slots: KV pages (context full)", pages_full),
-        line("slots: weights", slots - pages_full),
-    ]
+impl Own {
+    fn new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Own {
+        let limits_of = |rows: usize| BatchLimits {
+            rows,
+            logits_rows: request.logits_rows.min(rows),
+        };
+        let rows_allowed = |rows: usize| {
+            let (_, buffers, _) = Model::carved_bytes(config, matrices, limits_of(rows));
+            buffers as u64 <= request.memory / BUFFERS_SHARE
+        };
+        let rows = request
+            .rows
+            .or_else(|| ROWS_TRIED.into_iter().find(|&r| rows_allowed(r)))
+            .unwrap_or(1);
+        let limits = limits_of(rows);
+        let (vectors, buffers, logits) = Model::carved_bytes(config, matrices, limits);
+        let row_bytes_max = matrices.matrices.iter().map(|m| m.row_bytes()).max();
+
+        // What is left for the pool is known only with the tables, and those depend on the slots: take the tables
+        // for the smallest slots.
+        let smallest = tile::slot_bytes_min(&matrices.matrices);
+        let weight_bytes: u64 = matrices.matrices.iter().map(|m| m.bytes()).sum();
+        let context_wanted = request
+            .context
+            .unwrap_or(CONTEXT_DEFAULT.min(config.context_max));
+        let layout_least = kv::layout(config, smallest, context_wanted);
+        let layout_least = KvLayout {
+            page_positions: layout_least.page_positions.max(16),
+            ..layout_least
+        };
+        let tiles_most = 2 * weight_bytes.div_ceil(smallest as u64) as usize;
+        let tables = Store::table_bytes(&matrices.matrices, tiles_most)
+            + request.sessions
+                * Session::table_bytes(config.layers.len(), &layout_least, context_wanted);
+        let line = |what, bytes: usize| Line {
+            what,
+            bytes: bytes as u64,
+        };
+        let lines: [Line; OWN_LINES] = [
+            line("tokenizer", request.tokenizer_bytes),
+            line("norms and biases", vectors),
+            line("buffers of a sweep", buffers),
+            line("logits", logits),
+            line("tables", tables),
+        ];
+        Own {
+            limits,
+            lines: lines.to_vec(),
+            fixed_bytes: (vectors + buffers + logits).next_multiple_of(PAGE_BYTES),
+            row_bytes_max: row_bytes_max.unwrap_or(0),
+            context_wanted,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.lines.iter().map(|l| l.bytes).sum::<u64>() + PAGE_BYTES as u64
+    }
+
+    /// The model's plan with slots of `slot_bytes`; none if no page fits in one.
+    fn in_slots(
+        self,
+        config: &Config,
+        matrices: &MatrixPlan,
+        request: &Request,
+        slot_bytes: usize,
+        pages_max: usize,
+    ) -> Option<Plan> {
+        let (tiles, _) = tile::cut(&matrices.matrices, slot_bytes);
+        let uses = tile_uses(&matrices.matrices, &tiles);
+        let pages = |context: usize| {
+            let layout = kv::layout(config, slot_bytes, context);
+            if layout.page_positions == 0 {
+                return None;
+            }
+            let per_session: usize = config
+                .layers
+                .iter()
+                .map(|spec| kv::pages_max(spec, &layout, context, self.limits.rows))
+                .sum();
+            Some((layout, request.sessions * per_session))
+        };
+        let mut context = self.context_wanted;
+        let (mut layout, mut pages_full) = pages(context)?;
+        // A context that was not asked for takes no more than it may.
+        while request.context.is_none() && pages_full > pages_max && context > CONTEXT_LEAST {
+            context /= 2;
+            (layout, pages_full) = pages(context)?;
+        }
+        Some(Plan {
+            memory: request.memory,
+            lines: self.lines,
+            context,
+            limits: self.limits,
+            slot_bytes,
+            slots: 0,
+            slots_reserved: 0,
+            pages_full,
+            layout,
+            window: 0,
+            fixed_bytes: self.fixed_bytes,
+            row_bytes_max: self.row_bytes_max,
+            tiles_every_sweep: uses.iter().filter(|&&u| u >= 1.0).count(),
+            residency: Residency::new(&uses, 0, 0),
+            tiles,
+        })
+    }
 }

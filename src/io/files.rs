@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
@@ -193,9 +194,9 @@ impl AsFd for ModelFile {
     }
 }
 
-/// The opened files of a model, in the order of their paths.
+/// The opened files of one model or several, each model's in the order of their paths.
 #[derive(Debug)]
-pub struct Files(Vec<ModelFile>);
+pub struct Files(Vec<Arc<ModelFile>>);
 
 impl Files {
     /// The file with this number; panics if there is none, since ids are only made here.
@@ -208,7 +209,13 @@ impl Files {
         self.0
             .iter()
             .enumerate()
-            .map(|(i, file)| (FileId(i as u16), file))
+            .map(|(i, file)| (FileId(i as u16), &**file))
+    }
+
+    /// The files of several models, one model's after the other's.
+    pub fn together<'a>(models: impl IntoIterator<Item = &'a Arc<Files>>) -> Files {
+        let files = models.into_iter().flat_map(|files| files.0.iter());
+        Files(files.cloned().collect())
     }
 
     /// How many files there are.
@@ -225,7 +232,7 @@ impl Files {
     pub fn align(&self) -> u32 {
         self.0
             .iter()
-            .map(ModelFile::align)
+            .map(|file| file.align())
             .max()
             .unwrap_or(ALIGN_DEFAULT)
     }
@@ -250,7 +257,7 @@ pub fn open_model(paths: &[PathBuf], access: Access) -> Result<Files> {
     }
     let files: Result<Vec<_>> = paths
         .iter()
-        .map(|path| ModelFile::open(path, access))
+        .map(|path| ModelFile::open(path, access).map(Arc::new))
         .collect();
     Ok(Files(files?))
 }

@@ -70,6 +70,7 @@ impl Uring {
             .collect();
         let files_registered = match ring.submitter().register_files(&fds) {
             Ok(()) => true,
+            Err(_) if fds.is_empty() => false,
             Err(e) => {
                 log::warn!(
                     "io_uring: cannot register the files ({e}); each read looks its file up"

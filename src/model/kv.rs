@@ -26,6 +26,11 @@ pub fn layout(config: &Config, slot_bytes: usize, context: usize) -> KvLayout {
     }
 }
 
+/// Bytes of the smallest page there is.
+pub fn page_bytes_min(config: &Config) -> usize {
+    PAGE_POSITIONS_STEP * config.kv_dim() * 2 * 2
+}
+
 /// Pages that a layer holds at most at once when a session has reached `context` positions.
 ///
 /// A windowed layer gives up the pages that its window has left behind; `batch` rows come in one sweep.

@@ -123,9 +123,8 @@ pub struct Store {
     models: Vec<Member>,
     /// How many models there were so far.
     models_ever: u32,
-    /// The model in its sweep, and the one that is said to be swept next.
+    /// The model in its sweep.
     sweeping: usize,
-    next: Option<usize>,
     matrices: Vec<Matrix>,
     tiles: Vec<Tile>,
     ranges: Vec<Range<u32>>,
@@ -165,15 +164,15 @@ pub struct Store {
 impl Store {
     /// A store over `slots` without any model.
     ///
-    /// `window` is how many slots streamed tiles pass through. One slot is taken for reads of single rows.
-    pub fn empty(slots: Slots, io: Box<dyn Io>, window: u32) -> Self {
-        let mut free: Vec<SlotId> = (0..slots.count()).rev().collect();
+    /// The first `in_use` slots are in use; the others may be some time ([`resize`](Self::resize)). `window` is how many
+    /// slots streamed tiles pass through. One slot is taken for reads of single rows.
+    pub fn empty(slots: Slots, in_use: u32, io: Box<dyn Io>, window: u32) -> Self {
+        let mut free: Vec<SlotId> = (0..in_use).rev().collect();
         let rows_slot = free.pop().expect("the planner gives at least one slot");
         Store {
             models: Vec::new(),
             models_ever: 0,
             sweeping: 0,
-            next: None,
             states: Vec::new(),
             acquired: Vec::new(),
             matrices: Vec::new(),
@@ -182,8 +181,8 @@ impl Store {
             paths: Vec::new(),
             residency: Residency::empty(free.len() as u32, window),
             io,
+            withdrawn: (in_use..slots.count()).rev().collect(),
             slots,
-            withdrawn: Vec::new(),
             free,
             rows_slot,
             current: 0..0,
@@ -213,7 +212,8 @@ impl Store {
         io: Box<dyn Io>,
         window: u32,
     ) -> Self {
-        let mut store = Store::empty(slots, io, window);
+        let in_use = slots.count();
+        let mut store = Store::empty(slots, in_use, io, window);
         let weights = Weights {
             matrices,
             tiles,
@@ -256,6 +256,11 @@ impl Store {
     /// One tile; its matrix is one of [`matrices`](Self::matrices).
     pub fn tile(&self, tile: u32) -> &Tile {
         &self.tiles[tile as usize]
+    }
+
+    /// The matrix of a tile, if there is such a tile.
+    pub fn matrix_of(&self, tile: u32) -> Option<u32> {
+        self.tiles.get(tile as usize).map(|tile| tile.matrix)
     }
 
     /// The policy as it stands.

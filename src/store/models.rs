@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::integrity::Integrity;
+use super::order::Order;
 use super::{Phase, Store, TileState, tile_uses};
 use crate::error::Result;
 use crate::format::tile::{Matrix, Tile};
@@ -96,7 +97,7 @@ impl Store {
         id
     }
 
-    /// Removes a model between sweeps, and changes the number of slots in use as [`resize`](Self::resize) does.
+    /// Removes a model between sweeps, and changes the slots in use and the window as [`resize`](Self::resize) does.
     ///
     /// Reads in flight are waited for. `reopen` gives an [`Io`] that knows the files of the other models only.
     ///
@@ -105,11 +106,11 @@ impl Store {
     pub fn remove(
         &mut self,
         model: ModelId,
-        slots: u32,
+        (slots, window): (u32, u32),
         reopen: impl FnOnce(&[Region]) -> Result<Box<dyn Io>>,
     ) -> Result<()> {
         let place = self.place(model);
-        self.resize(slots, reopen)?;
+        self.resize(slots, window, reopen)?;
         for tile in self.models[place].tiles.clone() {
             if self.states[tile as usize].phase == Phase::Ready {
                 self.give_up(tile);
@@ -141,28 +142,29 @@ impl Store {
         }
         self.residency.remove(place);
         self.current = 0..0;
-        (self.sweeping, self.next) = (0, None);
+        self.sweeping = 0;
         self.set_order();
         self.restart_ahead();
         Ok(())
     }
 
     /// Begins a sweep of a model: calls that take the number of a matrix mean this model's from now on.
-    pub fn begin_sweep(&mut self, model: ModelId) {
+    ///
+    /// `next` is the model that is swept then: its tiles are read ahead when those of this sweep are in memory. If
+    /// nobody knows, it is taken to be the same model.
+    pub fn begin_sweep(&mut self, model: ModelId, next: Option<ModelId>) {
         self.sweeping = self.place(model);
-        self.set_order();
+        let next = next.map_or(self.sweeping, |next| self.place(next));
+        self.order.set_models(
+            &self.models[self.sweeping].tiles,
+            &self.models[next].tiles,
+            self.tiles.len() as u32,
+        );
     }
 
     /// The number in the table of all matrices of the first one of the model in its sweep.
     pub fn first_matrix(&self) -> usize {
         self.models[self.sweeping].matrices.start as usize
-    }
-
-    /// Says which model is swept after the sweep that comes (or is being made): its tiles are read ahead when those
-    /// of this sweep are in memory. Without this it is taken to be the same model.
-    pub fn set_next(&mut self, model: ModelId) {
-        self.next = Some(self.place(model));
-        self.set_order();
     }
 
     /// Says how often each model is swept, in the order in which they came; between sweeps. Allocates nothing.
@@ -179,7 +181,6 @@ impl Store {
     /// A file was changed, so what this sweep read of it may be anything. All tiles of the model are forgotten; later
     /// sweeps of it fail too, unless the file is put back as it was.
     pub fn finish_sweep(&mut self) -> Result<()> {
-        self.next = None;
         let member = &mut self.models[self.sweeping];
         if member.reads == member.reads_looked_at {
             return Ok(());
@@ -237,12 +238,12 @@ impl Store {
         member.expect("each file has a model")
     }
 
-    pub(super) fn set_order(&mut self) {
-        let Some(now) = self.models.get(self.sweeping) else {
-            return;
-        };
-        let next = &self.models[self.next.unwrap_or(self.sweeping)];
-        self.order
-            .set_models(&now.tiles, &next.tiles, self.tiles.len() as u32);
+    /// The models have changed: until a sweep begins, the first one's is expected.
+    fn set_order(&mut self) {
+        self.order = Order::default();
+        if let Some(first) = self.models.get(self.sweeping) {
+            let tiles = self.tiles.len() as u32;
+            self.order.set_models(&first.tiles, &first.tiles, tiles);
+        }
     }
 }

@@ -10,7 +10,8 @@ impl Store {
         self.slots.count() - self.withdrawn.len() as u32
     }
 
-    /// Changes the number of slots in use, between sweeps; the memory of those that leave goes back to the system.
+    /// Changes the number of slots in use and of those in the window, between sweeps; the memory of slots that leave goes
+    /// back to the system.
     ///
     /// Reads in flight are waited for, since the kernel holds on to registered memory: `reopen` gives an [`Io`] over
     /// the regions that stay, and the old one ends. Tiles and pages in slots that stay are not touched.
@@ -20,6 +21,7 @@ impl Store {
     pub fn resize(
         &mut self,
         slots: u32,
+        window: u32,
         reopen: impl FnOnce(&[Region]) -> Result<Box<dyn Io>>,
     ) -> Result<()> {
         assert!(
@@ -27,9 +29,11 @@ impl Store {
             "the pool is resized between sweeps"
         );
         let (before, slots) = (self.slots_in_use(), slots.min(self.slots.count()));
+        let (capacity, window_before) = (self.residency.capacity(), self.residency.window());
         let leaving = before.saturating_sub(slots);
-        if leaving > self.pages_free() {
-            let least = before - self.pages_free();
+        let spare = capacity.saturating_sub(window.min(self.residency.tiles()));
+        if leaving > spare {
+            let least = before - spare;
             return Err(Error::new(
                 Kind::Budget,
                 format!("{slots} slots cannot hold the pages in use and a window of reads"),
@@ -41,14 +45,10 @@ impl Store {
         }
         self.drain()?;
         let withdrawn = self.withdrawn.len();
-        let capacity = self.residency.capacity();
+        self.residency.set_window(window);
         if leaving > 0 {
             self.residency.set_capacity(capacity - leaving);
-            for tile in 0..self.tiles.len() as u32 {
-                if self.states[tile as usize].phase == Phase::Ready && !self.residency.keeps(tile) {
-                    self.give_up(tile);
-                }
-            }
+            self.make_free(leaving);
             // The last slots leave, so that the others stay few long regions.
             self.free.sort_unstable();
             let stay = self.free.len() - leaving as usize;
@@ -63,6 +63,7 @@ impl Store {
             Ok(io) => self.io = io,
             Err(error) => {
                 // As before: nothing was read since, so the slots that moved are still the last of their list.
+                self.residency.set_window(window_before);
                 self.residency.set_capacity(capacity);
                 if leaving > 0 {
                     self.free.extend(self.withdrawn.drain(withdrawn..));
@@ -79,6 +80,21 @@ impl Store {
         Ok(())
     }
 
+    /// Gives up tiles outside the plan, and if these are too few others, until so many slots are free.
+    fn make_free(&mut self, slots: u32) {
+        for kept in [false, true] {
+            for tile in 0..self.tiles.len() as u32 {
+                if kept && self.free.len() >= slots as usize {
+                    return;
+                }
+                let ready = self.states[tile as usize].phase == Phase::Ready;
+                if ready && self.residency.keeps(tile) == kept {
+                    self.give_up(tile);
+                }
+            }
+        }
+    }
+
     /// Waits for all reads in flight.
     pub(super) fn drain(&mut self) -> Result<()> {
         while self.io.in_flight() > 0 {
@@ -89,8 +105,11 @@ impl Store {
 
     /// The slots in use, as regions to register.
     fn regions(&self) -> Vec<Region> {
-        let live = |slot| !self.withdrawn.contains(&slot);
-        let regions = self.slots.regions(live).into_iter();
+        let mut live = vec![true; self.slots.count() as usize];
+        for &slot in &self.withdrawn {
+            live[slot as usize] = false;
+        }
+        let regions = self.slots.regions(|slot| live[slot as usize]).into_iter();
         regions.map(|(start, len)| Region { start, len }).collect()
     }
 }

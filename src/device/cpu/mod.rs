@@ -90,6 +90,11 @@ impl Cpu {
         })
     }
 
+    /// Takes scratch for other models from now on, whose weight rows have at most `row_bytes_max` bytes.
+    pub fn set_row_bytes_max(&mut self, row_bytes_max: usize) {
+        self.scratch = Scratch::new(self.pool.workers(), row_bytes_max);
+    }
+
     /// Bytes that [`Cpu::new`] allocates for scratch: one strip of 16 rows per thread.
     pub const fn scratch_bytes(threads: usize, row_bytes_max: usize) -> usize {
         Scratch::bytes(threads, row_bytes_max)

@@ -1,0 +1,308 @@
+//! Models come to an engine and go: at the start, and while it runs.
+//!
+//! Each takes what is its own out of the budget (vectors, buffers, logits, tables), and the pool has so many slots
+//! fewer; its weights then share the pool with those of the others. Slots keep the size that
+//! was chosen for the models of the start.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::demand::Demand;
+use super::plan::{Line, Plan};
+use super::pool::Pool;
+use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Row, threads};
+use crate::arena::Reservation;
+use crate::device::cpu::{Cpu, Isa};
+use crate::error::Result;
+use crate::format::tile;
+use crate::io::{self, Access, Files, Io, Region};
+use crate::model::forward::Model;
+use crate::model::kv::{self, Session};
+use crate::store::integrity::Integrity;
+use crate::store::{Store, Weights, sidecar};
+use crate::text::ChatTemplate;
+
+/// What a model or the pool has of the budget, for listings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Whose it is; none for what all models share.
+    pub model: Option<ModelId>,
+    /// Line by line.
+    pub lines: Vec<Line>,
+}
+
+impl Engine {
+    /// Opens an engine with one model (any file of a split one).
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new).
+    pub fn open(path: &Path, options: &Options) -> Result<Engine> {
+        Engine::new(&[(path.to_owned(), options.model.clone())], options)
+    }
+
+    /// Opens an engine with some models. Slots are chosen for these; others can be loaded later.
+    ///
+    /// # Errors
+    /// A file is not a sound GGUF of a supported model, the budget cannot hold the minimum, or the system refuses
+    /// memory or files.
+    pub fn new(models: &[(PathBuf, ModelOptions)], options: &Options) -> Result<Engine> {
+        let loaded: Vec<Loaded> = models
+            .iter()
+            .map(|(path, _)| Loaded::read(path))
+            .collect::<Result<_>>()?;
+        let wishes: Vec<&ModelOptions> = models.iter().map(|(_, wishes)| wishes).collect();
+        let (pool, plans) = super::loaded::divide(&loaded, &wishes, options)?;
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let cpu = Cpu::new(threads(options), isa, pool.row_bytes_max())?;
+
+        let opened: Vec<Arc<Files>> = loaded.iter().map(open_files).collect::<Result<_>>()?;
+        let files = Arc::new(Files::together(&opened));
+        let bytes = pool.slots_reserved * pool.slot_bytes;
+        let slots = Reservation::new(bytes)?.seal(pool.slot_bytes);
+        let in_use = pool.slots as u32;
+        let regions: Vec<Region> = slots
+            .regions(|slot| slot < in_use)
+            .into_iter()
+            .map(|(start, len)| Region { start, len })
+            .collect();
+        let io = io::choose(&files, &regions, pool.depth(), options.backend)?;
+        let store = Store::empty(slots, in_use, io, pool.window);
+        let mut engine = Engine {
+            hosted: Vec::new(),
+            store,
+            cpu,
+            pool,
+            demand: Demand::default(),
+            next: None,
+            batch: Vec::new(),
+            files,
+            options: options.clone(),
+            pace: None,
+        };
+        for (((loaded, plan), files), wishes) in
+            loaded.into_iter().zip(plans).zip(opened).zip(wishes)
+        {
+            engine.admit(loaded, plan, files, wishes)?;
+        }
+        Ok(engine)
+    }
+
+    /// Loads one more model, between sweeps. The sessions of the others go on; the pool is smaller by what the new
+    /// model takes for itself.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new), or the arena's slots are too small for the model. Everything is as it was then.
+    pub fn load(&mut self, path: &Path, wishes: &ModelOptions) -> Result<ModelId> {
+        let loaded = Loaded::read(path)?;
+        let request = loaded.request(wishes, self.pool.memory, threads(&self.options));
+        let pages_max = self.pool.slots / 2 / (self.hosted.len() + 1);
+        let slot_bytes = self.pool.slot_bytes;
+        let plan = Plan::in_slots(
+            &loaded.config,
+            &loaded.matrices,
+            &request,
+            slot_bytes,
+            pages_max,
+        )?;
+        let plans = self.hosted.iter().map(|hosted| &hosted.plan);
+        let pool = self.pool.shared_by(plans.chain([&plan]))?;
+
+        let own = open_files(&loaded)?;
+        let files = Arc::new(Files::together(self.opened().chain([&own])));
+        let before = (self.pool, Arc::clone(&self.files));
+        self.change_pool(pool, files)?;
+        let admitted = self.admit(loaded, plan, own, wishes);
+        if admitted.is_err() {
+            let (pool, files) = before;
+            self.change_pool(pool, files)?;
+        }
+        admitted
+    }
+
+    /// Unloads a model, between sweeps: its sessions end, and all its memory goes to the others.
+    ///
+    /// # Errors
+    /// The system refuses; the model is still there then.
+    pub fn unload(&mut self, model: ModelId) -> Result<()> {
+        let place = self.place(model);
+        let others = || {
+            let others = self.hosted.iter().enumerate();
+            others
+                .filter(move |(at, _)| *at != place)
+                .map(|(_, hosted)| hosted)
+        };
+        let pool = match others().next() {
+            Some(_) => self.pool.shared_by(others().map(|hosted| &hosted.plan))?,
+            // The last one leaves an empty pool behind, which others may come to.
+            None => self.pool,
+        };
+        let files = Arc::new(Files::together(others().map(|hosted| &hosted.files)));
+        self.store.save_checksums();
+        let (backend, depth) = (self.options.backend, pool.depth());
+        let reopen = |regions: &[Region]| io::choose(&files, regions, depth, backend);
+        let size = (pool.slots as u32, pool.window);
+        self.store.remove(model, size, reopen)?;
+        self.demand.remove(place);
+        let mut gone = self.hosted.remove(place);
+        for session in 0..gone.sessions.len() {
+            kv::clear(&mut gone.sessions, session, &mut self.store);
+        }
+        (self.pool, self.files) = (pool, files);
+        self.settle();
+        Ok(())
+    }
+
+    /// Changes the memory budget between sweeps, down or up to what the engine was opened with.
+    ///
+    /// Conversations go on, and their contexts can still grow to what was planned. Fewer or more weights stay in
+    /// memory from the next sweep on.
+    ///
+    /// # Errors
+    /// The budget cannot hold the buffers, the full contexts and a window of reads; nothing has changed then.
+    pub fn set_memory(&mut self, memory: u64) -> Result<()> {
+        let pool = Pool {
+            memory,
+            ..self.pool
+        };
+        let pool = pool.shared_by(self.hosted.iter().map(|hosted| &hosted.plan))?;
+        self.change_pool(pool, Arc::clone(&self.files))
+    }
+
+    /// The pool that all models share.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// How the whole budget is divided: what each model has for itself, then what all share.
+    pub fn budget(&self) -> Vec<Share> {
+        let own = |hosted: &Hosted| {
+            let pages = hosted.plan.pages_full * self.pool.slot_bytes;
+            let pages = Line {
+                what: "slots: KV pages (context full)",
+                bytes: pages as u64,
+            };
+            Share {
+                model: Some(hosted.id),
+                lines: hosted
+                    .plan
+                    .own_lines()
+                    .iter()
+                    .cloned()
+                    .chain([pages])
+                    .collect(),
+            }
+        };
+        let pages: usize = self
+            .hosted
+            .iter()
+            .map(|hosted| hosted.plan.pages_full)
+            .sum();
+        let weights = Line {
+            what: "slots: weights",
+            bytes: ((self.pool.slots - pages) * self.pool.slot_bytes) as u64,
+        };
+        let common = Share {
+            model: None,
+            lines: self
+                .pool
+                .common_lines()
+                .into_iter()
+                .chain([weights])
+                .collect(),
+        };
+        self.hosted.iter().map(own).chain([common]).collect()
+    }
+
+    /// The files of each model.
+    fn opened(&self) -> impl Iterator<Item = &Arc<Files>> {
+        self.hosted.iter().map(|hosted| &hosted.files)
+    }
+
+    /// Changes the slots in use, and the files that reads know; nothing if it fails.
+    fn change_pool(&mut self, pool: Pool, files: Arc<Files>) -> Result<()> {
+        let (backend, depth) = (self.options.backend, pool.depth());
+        let reopen = |regions: &[Region]| -> Result<Box<dyn Io>> {
+            io::choose(&files, regions, depth, backend)
+        };
+        self.store.resize(pool.slots as u32, pool.window, reopen)?;
+        (self.pool, self.files) = (pool, files);
+        self.settle();
+        Ok(())
+    }
+
+    /// Takes a model in, whose files the store's reads know already and for whose own part there is room.
+    fn admit(
+        &mut self,
+        loaded: Loaded,
+        plan: Plan,
+        files: Arc<Files>,
+        wishes: &ModelOptions,
+    ) -> Result<ModelId> {
+        let Loaded {
+            gguf,
+            config,
+            matrices,
+            tokenizer,
+        } = loaded;
+        let template = match &tokenizer {
+            Some(tokenizer) => Some(ChatTemplate::from_gguf(&gguf, tokenizer)?),
+            None => None,
+        };
+        let list = matrices.matrices.clone();
+        let layers = config.layers.len();
+        let mut arena = Reservation::new(plan.fixed_bytes)?;
+        let model = Model::new(
+            &gguf,
+            config,
+            matrices,
+            plan.limits,
+            plan.layout,
+            plan.tiles.len(),
+            &mut arena,
+        )?;
+        let paths = gguf.files().to_vec();
+        // The metadata's mapping goes before the slots fill, so that both never count at once.
+        drop(gguf);
+        let (tiles, ranges) = tile::cut(&list, plan.slot_bytes);
+        let cache = self.options.cache.clone().or_else(sidecar::cache_folder);
+        let verify = self.options.verify;
+        let integrity = Integrity::new(Arc::clone(&files), &list, &tiles, verify, cache.as_deref());
+        let id = self.store.add(Weights {
+            matrices: list,
+            tiles,
+            ranges,
+            paths,
+            integrity,
+        });
+        self.demand.add();
+        let sessions = (0..wishes.sessions)
+            .map(|_| Session::new(layers, plan.layout, plan.context))
+            .collect();
+        self.hosted.push(Hosted {
+            id,
+            tokenizer: tokenizer.map(Arc::new),
+            template: template.map(Arc::new),
+            model,
+            sessions,
+            plan,
+            files,
+        });
+        self.settle();
+        Ok(id)
+    }
+
+    /// Sees to what depends on all models together.
+    fn settle(&mut self) {
+        let pool = self.pool;
+        for hosted in &mut self.hosted {
+            hosted.plan.move_to(&pool);
+        }
+        self.cpu.set_row_bytes_max(pool.row_bytes_max());
+        let rows = self.hosted.iter().map(|hosted| hosted.plan.limits.rows);
+        self.batch = Vec::<Row>::with_capacity(rows.max().unwrap_or(0));
+    }
+}
+
+fn open_files(loaded: &Loaded) -> Result<Arc<Files>> {
+    io::open_model(loaded.gguf.files(), Access::Direct).map(Arc::new)
+}
