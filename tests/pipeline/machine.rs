@@ -139,9 +139,9 @@ impl Shape {
         self.matrices.matrices.iter().map(Matrix::bytes).sum()
     }
 
-    /// Divides a budget of this share of the file.
-    pub fn plan(&self, percent: u64, context: usize) -> Plan {
-        let request = Request {
+    /// What to plan for in a budget of this share of the file.
+    pub fn request(&self, percent: u64, context: usize) -> Request {
+        Request {
             memory: self.file_bytes() * percent / 100,
             context: Some(context),
             sessions: 1,
@@ -149,9 +149,17 @@ impl Shape {
             logits_rows: 1,
             threads: 2,
             tokenizer_bytes: 4 << 20,
-        };
-        Plan::new(&self.config, &self.matrices, &request)
-            .unwrap_or_else(|e| panic!("{} at {percent}%: {e}", self.name))
+        }
+    }
+
+    /// Divides a budget of this share of the file.
+    pub fn plan(&self, percent: u64, context: usize) -> Plan {
+        Plan::new(
+            &self.config,
+            &self.matrices,
+            &self.request(percent, context),
+        )
+        .unwrap_or_else(|e| panic!("{} at {percent}%: {e}", self.name))
     }
 }
 
