@@ -213,7 +213,7 @@ fn a_run_keeps_within_heat_and_answers_the_same() {
             "--temp",
             "0",
             "-n",
-            "6",
+            "3",
             "--threads",
             "2",
             "--root",
