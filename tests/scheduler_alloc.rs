@@ -1,0 +1,142 @@
+//! Between two tokens nothing is allocated while sessions come and go, share beginnings, stop, and are cancelled.
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use airstream::engine::request::{Event, Generate, Prompt, Sampling, Tag};
+use airstream::engine::scheduler::{Flow, Limits, Scheduler};
+use airstream::engine::{Engine, ModelOptions, Options, Prepared};
+use support::synth::{Arch, all_specs, write};
+
+/// Counts every allocation of any thread while `COUNTING` is set.
+struct Counting;
+
+static COUNTING: AtomicBool = AtomicBool::new(false);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if COUNTING.load(Ordering::Relaxed) {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Requests of all kinds: greedy and not, with common beginnings, long and short answers, in sessions and not.
+fn requests(scheduler: &Scheduler, round: u32) -> Vec<Prepared> {
+    let vocabulary = scheduler.vocabulary(None).expect("the first model");
+    let request = |i: u32| {
+        let beginning = (0..40).map(|t| (t * 7 + i % 3) % 320);
+        let own = (0..i % 7).map(|t| (t * 11 + i + round) % 320);
+        let sampling = Sampling {
+            temperature: (i % 2) as f32,
+            top_k: i % 3 * 20,
+            frequency_penalty: 0.5,
+            ..Sampling::default()
+        };
+        let request = Generate {
+            session: i.is_multiple_of(5).then(|| format!("s{}", i % 10)),
+            sampling,
+            max_tokens: Some(3 + i * 5 % 40),
+            ..Generate::new(Prompt::Tokens(beginning.chain(own).collect()))
+        };
+        vocabulary.prepare(&request).expect("a sound request")
+    };
+    (0..16).map(request).collect()
+}
+
+#[test]
+fn sixty_four_sweeps_with_sessions_that_come_and_go() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for arch in [Arch::Llama, Arch::Gemma3] {
+        let path = folder.path().join(format!("{arch:?}.gguf"));
+        let spec = all_specs().into_iter().find(|(_, spec)| spec.arch == arch);
+        write(&spec.expect("one of each").1, &path).expect("written");
+        let options = Options {
+            threads: Some(2),
+            model: ModelOptions {
+                context: Some(256),
+                sessions: 8,
+                logits_rows: 8,
+                ..ModelOptions::default()
+            },
+            ..Options::default()
+        };
+        let engine = Engine::open(&path, &options).expect("a sound model");
+        let mut scheduler = Scheduler::new(engine, &[("m", 1)], Limits::default());
+        let mut now = Duration::ZERO;
+        let mut told = [0_usize; 4];
+        // The counter sees every thread, and the harness's own allocate now and then: once in some rounds must be
+        // without any, and if sweeps took an allocation, none would be. The first round warms up.
+        let rounds = (0..5).map(|round| {
+            let mut coming = requests(&scheduler, round);
+            COUNTING.store(true, Ordering::SeqCst);
+            drop(std::hint::black_box(Box::new(1)));
+            assert!(
+                ALLOCATIONS.swap(0, Ordering::SeqCst) > 0,
+                "the counter does not count"
+            );
+            for sweep in 0..64_u32 {
+                if sweep % 4 != 3
+                    && let Some(prepared) = coming.pop()
+                {
+                    let tag = Tag {
+                        client: coming.len() as u32,
+                        request: round,
+                    };
+                    scheduler.submit(tag, prepared, now).expect("there is room");
+                }
+                if sweep == 20 {
+                    scheduler.cancel(
+                        Tag {
+                            client: 12,
+                            request: round,
+                        },
+                        now,
+                    );
+                }
+                now += Duration::from_millis(5);
+                scheduler.step(now, &mut |tag, event| {
+                    // The third client takes nothing for a while.
+                    if tag.client == 3 && sweep < 50 {
+                        return Flow::Full;
+                    }
+                    told[match event {
+                        Event::Accepted { .. } => 0,
+                        Event::Token { .. } => 1,
+                        Event::Done { .. } => 2,
+                        Event::Error { .. } => 3,
+                    }] += 1;
+                    Flow::Taken
+                });
+            }
+            COUNTING.store(false, Ordering::SeqCst);
+            let allocations = ALLOCATIONS.load(Ordering::SeqCst);
+            for client in 0..16 {
+                scheduler.cancel_client(client, now);
+            }
+            allocations
+        });
+        assert_eq!(rounds.skip(1).min(), Some(0), "{arch:?}");
+        let [accepted, tokens, done, errors] = told;
+        assert!(
+            accepted > 50 && tokens > 500 && done > 40 && errors == 0,
+            "{told:?}"
+        );
+    }
+}
