@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use airstream::engine::request::{Generate, Prompt, Reason};
+use airstream::engine::request::{Generate, Prompt, Reason, Sampling};
 use airstream::engine::scheduler::{Limits, SessionState, Step};
 use airstream::error::Kind;
 use random::Random;
-use serving::{Ending, Serving, greedy, seeded, tag};
+use serving::{Ending, Serving, tag};
 use support::synth::{Arch, all_specs, write};
 use tempfile::TempDir;
 
@@ -29,6 +29,40 @@ fn model(arch: Arch) -> (TempDir, PathBuf) {
 
 fn prompt(random: &mut Random, tokens: u64) -> Vec<u32> {
     (0..tokens).map(|_| random.below(320) as u32).collect()
+}
+
+/// A request for `count` of the likeliest tokens after `prompt`.
+fn greedy(prompt: &[u32], count: u32) -> Generate {
+    Generate {
+        sampling: Sampling::greedy(),
+        max_tokens: Some(count),
+        ..Generate::new(Prompt::Tokens(prompt.to_vec()))
+    }
+}
+
+/// The same, but chosen at random from a seed.
+fn seeded(prompt: &[u32], count: u32, seed: u64) -> Generate {
+    Generate {
+        sampling: Sampling {
+            seed: Some(seed),
+            repeat_penalty: 1.1,
+            ..Sampling::default()
+        },
+        ..greedy(prompt, count)
+    }
+}
+
+/// Rows computed so far.
+fn rows(serving: &Serving) -> u64 {
+    serving.scheduler.spent(None).expect("the first model").rows
+}
+
+/// Lets all idle sessions time out; slots that pages may take then.
+fn all_slots(serving: &mut Serving) -> usize {
+    serving.now += Duration::from_secs(1 << 30);
+    serving.finish();
+    assert_eq!(serving.scheduler.status().models[0].sessions, []);
+    serving.scheduler.engine().pages_free()
 }
 
 fn done(reason: Reason) -> impl Fn(&Option<Ending>) -> bool {
@@ -102,7 +136,7 @@ fn a_common_beginning_is_computed_once_and_no_slot_is_lost() {
             .iter()
             .map(|request| apart.ask(request).tokens)
             .collect();
-        let all_rows = apart.rows();
+        let all_rows = rows(&apart);
 
         let mut shared = Serving::open(&path, 8, 512, None, Limits::default());
         let slots = shared.scheduler.engine().pages_free();
@@ -127,12 +161,12 @@ fn a_common_beginning_is_computed_once_and_no_slot_is_lost() {
         }
         if arch == Arch::Llama {
             assert!(
-                shared.rows() + 5 * 150 <= all_rows,
+                rows(&shared) + 5 * 150 <= all_rows,
                 "{} of {all_rows} rows",
-                shared.rows()
+                rows(&shared)
             );
         }
-        assert_eq!(shared.all_slots(), slots, "{arch:?}");
+        assert_eq!(all_slots(&mut shared), slots, "{arch:?}");
     }
 }
 
@@ -172,7 +206,7 @@ fn a_session_goes_on_and_begins_anew_after_a_reset() {
         .expect_err("no such session")
         .to_string();
     assert!(refused.contains("map"), "{refused}");
-    assert_eq!(serving.all_slots(), slots);
+    assert_eq!(all_slots(&mut serving), slots);
 }
 
 #[test]
@@ -394,6 +428,82 @@ fn those_who_ask_for_the_same_get_the_same() {
     assert!((5..390).contains(&between), "{between} tokens meanwhile");
 }
 
+/// More sessions than there is memory for, if all were long.
+#[test]
+fn when_memory_is_short_idle_sessions_make_way_and_then_answers_end() {
+    let (_folder, path) = model(Arch::Llama);
+    let ask = |name: &str, first: u32, count: u32| Generate {
+        session: Some(name.into()),
+        ..greedy(&[first, 2, 3], count)
+    };
+    let mut wide = Serving::open(&path, 4, 1024, None, Limits::default());
+    let expected = wide.ask(&ask("a", 1, 300)).tokens;
+    let least = airstream::engine::Loaded::read(&path)
+        .and_then(|loaded| {
+            let options = serving::options(4, 1024, Some(1));
+            loaded.plan(&options)
+        })
+        .expect_err("a byte is too little")
+        .to_string();
+    let mib = least
+        .split("--memory ")
+        .nth(1)
+        .and_then(|rest| rest.split("MiB").next());
+    let memory = mib
+        .and_then(|mib| mib.parse::<u64>().ok())
+        .expect("it says what would do")
+        << 20;
+
+    let mut narrow = Serving::open(&path, 4, 1024, Some(memory), Limits::default());
+    let slots = narrow.scheduler.engine().pages_free();
+    // One after the other all fit, because those before give up their pages; they go on all the same.
+    for (name, first) in [("a", 1), ("b", 5), ("c", 6), ("d", 7)] {
+        let count = if name == "a" { 300 } else { 900 };
+        assert!(
+            done(Reason::Length)(&narrow.ask(&ask(name, first, count)).ending),
+            "{name}"
+        );
+    }
+    let status = narrow.scheduler.status();
+    let a = status.models[0]
+        .sessions
+        .iter()
+        .find(|s| s.name.as_deref() == Some("a"));
+    assert_eq!(
+        a.map(|s| (s.tokens, s.computed)),
+        Some((303, 0)),
+        "its pages went, its words did not"
+    );
+    let mut talk = vec![1, 2, 3];
+    talk.extend(&expected);
+    let more = Generate {
+        prompt: Prompt::Tokens(talk.clone()),
+        ..ask("a", 1, 9)
+    };
+    assert_eq!(narrow.ask(&more).tokens, wide.ask(&more).tokens);
+
+    // All at once do not fit: some end early and say why, and what they said is right.
+    for client in 0..4 {
+        narrow
+            .submit(tag(client, 0), &greedy(&[client, 9], 900))
+            .expect("room");
+    }
+    narrow.finish();
+    let mut whole = 0;
+    for client in 0..4 {
+        let answer = &narrow.answers[&tag(client, 0)];
+        let alone = wide.ask(&greedy(&[client, 9], 900)).tokens;
+        assert!(alone.starts_with(&answer.tokens));
+        match answer.ending {
+            Some(Ending::Done(Reason::Length, _)) => whole += 1,
+            Some(Ending::Done(Reason::Context, _)) => assert!(answer.tokens.len() > 100),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((1..4).contains(&whole), "{whole} were answered to the end");
+    assert_eq!(all_slots(&mut narrow), slots);
+}
+
 /// A thousand steps of everything that clients do.
 #[test]
 fn whatever_clients_do_every_request_ends_and_all_slots_come_back() {
@@ -485,6 +595,6 @@ fn whatever_clients_do_every_request_ends_and_all_slots_come_back() {
             }
         }
         assert!(ends[0] > 80 && ends[1] > 5 && ends[2] > 0, "{ends:?}");
-        assert_eq!(serving.all_slots(), slots, "{arch:?}");
+        assert_eq!(all_slots(&mut serving), slots, "{arch:?}");
     }
 }

@@ -135,7 +135,7 @@ fn sixty_four_sweeps_with_sessions_that_come_and_go() {
         assert_eq!(rounds.skip(1).min(), Some(0), "{arch:?}");
         let [accepted, tokens, done, errors] = told;
         assert!(
-            accepted > 50 && tokens > 500 && done > 40 && errors == 0,
+            accepted > 50 && tokens > 500 && done > 20 && errors == 0,
             "{told:?}"
         );
     }

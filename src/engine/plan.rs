@@ -71,7 +71,8 @@ pub struct Plan {
     pub slots: usize,
     /// Slots that there is address space for: the budget may grow to them.
     pub slots_reserved: usize,
-    /// Slots that all KV pages take when every session's context is full.
+    /// Slots that KV pages take when the contexts of as many sessions are full as there is surely memory for: of all
+    /// sessions where memory is plenty, of one at least. The others may take slots from the weights meanwhile.
     pub pages_full: usize,
     /// Layout of a page.
     pub layout: KvLayout,
@@ -328,15 +329,18 @@ impl Own {
                 .iter()
                 .map(|spec| kv::pages_max(spec, &layout, context, self.limits.rows))
                 .sum();
-            Some((layout, request.sessions * per_session))
+            Some((layout, per_session))
         };
         let mut context = self.context_wanted;
-        let (mut layout, mut pages_full) = pages(context)?;
+        let (mut layout, mut per_session) = pages(context)?;
         // A context that was not asked for takes no more than it may.
-        while request.context.is_none() && pages_full > pages_max && context > CONTEXT_LEAST {
+        while request.context.is_none() && per_session > pages_max && context > CONTEXT_LEAST {
             context /= 2;
-            (layout, pages_full) = pages(context)?;
+            (layout, per_session) = pages(context)?;
         }
+        // Sessions are seldom all full: of many, as many may be as take what one may, and one always.
+        let sessions_full = (pages_max / per_session.max(1)).max(1);
+        let pages_full = sessions_full.min(request.sessions) * per_session;
         Some(Plan {
             memory: request.memory,
             lines: self.lines,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use airstream::Result;
-use airstream::engine::request::{Counts, Event, Generate, Prompt, Reason, Sampling, Tag};
+use airstream::engine::request::{Counts, Event, Generate, Reason, Tag};
 use airstream::engine::scheduler::{Flow, Limits, Scheduler, Step};
 use airstream::engine::{Engine, ModelOptions, Options};
 use airstream::error::Kind;
@@ -41,24 +41,18 @@ pub fn tag(client: u32, request: u32) -> Tag {
     Tag { client, request }
 }
 
-/// A request for `count` of the likeliest tokens after `prompt`.
-pub fn greedy(prompt: &[u32], count: u32) -> Generate {
-    Generate {
-        sampling: Sampling::greedy(),
-        max_tokens: Some(count),
-        ..Generate::new(Prompt::Tokens(prompt.to_vec()))
-    }
-}
-
-/// The same, but chosen at random from a seed.
-pub fn seeded(prompt: &[u32], count: u32, seed: u64) -> Generate {
-    Generate {
-        sampling: Sampling {
-            seed: Some(seed),
-            repeat_penalty: 1.1,
-            ..Sampling::default()
+/// How engines are opened here.
+pub fn options(sessions: usize, context: usize, memory: Option<u64>) -> Options {
+    Options {
+        memory,
+        threads: Some(2),
+        model: ModelOptions {
+            context: Some(context),
+            sessions,
+            logits_rows: sessions,
+            ..ModelOptions::default()
         },
-        ..greedy(prompt, count)
+        ..Options::default()
     }
 }
 
@@ -70,17 +64,7 @@ impl Serving {
         memory: Option<u64>,
         limits: Limits,
     ) -> Serving {
-        let options = Options {
-            memory,
-            threads: Some(2),
-            model: ModelOptions {
-                context: Some(context),
-                sessions,
-                logits_rows: sessions,
-                ..ModelOptions::default()
-            },
-            ..Options::default()
-        };
+        let options = options(sessions, context, memory);
         let engine =
             Engine::open(model, &options).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
         Serving {
@@ -165,17 +149,5 @@ impl Serving {
         self.submit(tag, request).expect("there is room");
         self.finish();
         self.answers[&tag].clone()
-    }
-
-    pub fn rows(&self) -> u64 {
-        self.scheduler.spent(None).expect("the first model").rows
-    }
-
-    /// Lets all idle sessions time out; slots that pages may take then.
-    pub fn all_slots(&mut self) -> usize {
-        self.now += Duration::from_secs(1 << 30);
-        self.finish();
-        assert_eq!(self.scheduler.status().models[0].sessions, []);
-        self.scheduler.engine().pages_free()
     }
 }

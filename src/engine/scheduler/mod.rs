@@ -90,6 +90,8 @@ struct Hosted {
     sessions: Sessions,
     pace: Pace,
     spent: Spent,
+    /// Seconds of its last sweep.
+    last_s: f64,
     /// Sweeps so far, by which turns go round.
     turn: usize,
 }
@@ -138,6 +140,7 @@ impl Scheduler {
                 sessions: Sessions::new(engine.sessions(id), context),
                 pace: Pace::new(limits.neighbour_factor, engine.sessions(id)),
                 spent: Spent::default(),
+                last_s: 0.0,
                 turn: 0,
             });
         }

@@ -21,6 +21,8 @@ impl Scheduler {
             return Duration::ZERO;
         }
         let id = self.models[place].id;
+        let next = self.turns.after(place, self.models[place].last_s);
+        self.engine.set_next(self.models[next].id);
         let before = self.models[place].spent.time;
         let swept = self
             .engine
@@ -31,6 +33,7 @@ impl Scheduler {
         }
         let took = self.models[place].spent.time - before;
         let seconds = took.as_secs_f32();
+        self.models[place].last_s = took.as_secs_f64();
         let taken = |decoding: bool| -> usize {
             let rows = self.scratch.wants.iter().zip(&self.scratch.takes);
             rows.filter(|(want, _)| want.decoding == decoding)

@@ -46,6 +46,17 @@ impl Turns {
         Some(index)
     }
 
+    /// The model whose turn it is after a sweep of `model` that takes `seconds`, as far as one can tell now.
+    pub fn after(&self, model: usize, seconds: f64) -> usize {
+        let then = |index: usize, clock: &Clock| match index == model {
+            true => clock.seconds + seconds / clock.priority,
+            false => clock.seconds,
+        };
+        let waiting = (self.models.iter().enumerate()).filter(|(_, clock)| clock.busy);
+        let next = waiting.min_by(|(i, a), (j, b)| then(*i, a).total_cmp(&then(*j, b)));
+        next.map_or(model, |(index, _)| index)
+    }
+
     /// A sweep of the model took `seconds`.
     pub fn swept(&mut self, model: usize, seconds: f64) {
         let clock = &mut self.models[model];
@@ -60,8 +71,11 @@ mod tests {
     /// Seconds that each model had of `sweeps` sweeps, which take each model so long.
     fn shares(turns: &mut Turns, seconds: &[f64], sweeps: usize) -> Vec<f64> {
         let mut had = vec![0.0; seconds.len()];
+        let mut foreseen = None;
         for _ in 0..sweeps {
             let model = turns.next(|_| true).expect("all are busy");
+            assert!(foreseen.is_none_or(|foreseen| foreseen == model));
+            foreseen = Some(turns.after(model, seconds[model]));
             turns.swept(model, seconds[model]);
             had[model] += seconds[model];
         }
