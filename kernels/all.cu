@@ -8,6 +8,7 @@
 #include "matmul.cu"
 #include "matvec.cu"
 #include "quantize.cu"
+#include "read.cu"
 #include "rms_norm.cu"
 #include "rope.cu"
 #include "scale.cu"

@@ -162,6 +162,11 @@ unsafe impl<T: Plain> Send for Span<T> {}
 unsafe impl<T: Plain> Sync for Span<T> {}
 
 impl<T: Plain> Span<T> {
+    /// The whole mapping that the span is part of, as its first byte and its length: for a GPU that is to see it.
+    pub fn mapping(&self) -> (NonNull<u8>, usize) {
+        (self.mapping.base, self.mapping.bytes)
+    }
+
     /// The bytes that the span takes in the arena's mapping, for the budget.
     pub fn bytes(&self) -> usize {
         debug_assert!(self.len * size_of::<T>() <= self.mapping.bytes);

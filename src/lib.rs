@@ -15,7 +15,7 @@
 //! | [`mod@format`] | GGUF files, quant block layouts, and how matrices become tiles |
 //! | [`residency`] | the pure policy: which tiles stay, what is read next |
 //! | [`store`] | executes the policy: slots, reads in flight, pins |
-//! | [`device`] | the ops a sweep needs, on the CPU |
+//! | [`device`] | the ops a sweep needs, on the CPU or a GPU |
 //! | [`model`] | architectures and the forward pass, written once |
 //! | [`text`] | tokenizer, chat template, sampler |
 //! | [`engine`] | sessions, batches of rows, sweeps |

@@ -8,8 +8,12 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/launch.rs"]
+mod launch;
 #[path = "kernels/products.rs"]
 mod products;
+#[path = "kernels/sanitizers.rs"]
+mod sanitizers;
 #[path = "support/shim.rs"]
 mod shim;
 #[path = "kernels/small_ops.rs"]
@@ -40,9 +44,4 @@ fn assert_same(got: &[f32], expected: &[f32], what: &str) {
             "{what}: value {i}: {a:e} instead of {b:e}"
         );
     }
-}
-
-#[test]
-fn the_kernels_are_clean_under_sanitizers() {
-    shim::again_under_sanitizers("the_kernels_are_clean_under_sanitizers");
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::device::DeviceChoice;
 use crate::device::cpu::Isa;
 use crate::engine::{Engine, ModelOptions, Options};
 use crate::error::Result;
@@ -19,6 +20,9 @@ pub struct EngineArgs {
     /// Tokens of context. Default: 4096, or less where the model or the memory allows no more.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub ctx: Option<u32>,
+    /// What computes: the CPU, an NVIDIA GPU, or auto: the GPU if there is one that can.
+    #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
+    device: DeviceChoice,
     /// Threads that compute. Default: as many as this process may use.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
@@ -47,6 +51,7 @@ impl EngineArgs {
                 rows: self.rows,
                 ..ModelOptions::default()
             },
+            device: self.device,
             threads: self.threads.map(usize::from),
             isa: self.cpu,
             backend: self.backend,

@@ -130,7 +130,7 @@ impl Bench {
         let board = self.board.apply(&mut options)?;
         // Right before and right after: disks and shared machines change their speed within seconds.
         let plan = Loaded::read(&self.file)?.plan(&options)?;
-        let machine_before = self.machine.measure(&self.file, &plan, &options)?;
+        let mut machine_before = self.machine.measure(&self.file, &plan, &options)?;
         let mut engine = Engine::open(&self.file, &options)?;
         let monitor = self.board.watch(&board, &mut engine);
         self.trace.start(&mut engine);
@@ -156,16 +156,22 @@ impl Bench {
         let (pp, tg) = (series(pp), series(tg));
         let (config, isa) = (
             engine.config(ModelId::FIRST).clone(),
-            engine.cpu().isa().to_string(),
+            engine.device().name(),
         );
         let (threads, io) = (
-            engine.cpu().threads(),
+            engine.device().threads(),
             engine.store().io_description().to_owned(),
         );
         let plan = engine.plan(ModelId::FIRST).clone();
+        let gpu_rate = engine.device().gpu_read_rate()?;
         // The measurement takes memory of its own, which under a limit is there only without the engine.
         drop(engine);
-        let machine_after = self.machine.measure(&self.file, &plan, &options)?;
+        let mut machine_after = self.machine.measure(&self.file, &plan, &options)?;
+        if let Some(rate) = gpu_rate {
+            // What the GPU can read is not what the processor can.
+            machine_before.dram_bytes_per_s = rate;
+            machine_after.dram_bytes_per_s = rate;
+        }
         let machine = machine_before.mean(&machine_after);
         let roofline = tg
             .as_ref()

@@ -120,8 +120,8 @@ pub(super) fn run(
     let summary = Summary {
         model: file.display().to_string(),
         memory: plan.total_bytes(),
-        threads: engine.cpu().threads(),
-        isa: engine.cpu().isa().to_string(),
+        threads: engine.device().threads(),
+        isa: engine.device().name(),
         streamed_bytes_per_sweep: plan.streamed_bytes(0),
         together,
         slowed_median: beside.median_ms / alone.median_ms,

@@ -383,9 +383,8 @@ impl Conversation<'_> {
             );
         }
         text += &format!(
-            "compute   {} threads, {}; {}\n",
-            self.engine.cpu().threads(),
-            self.engine.cpu().isa(),
+            "compute   {}; {}\n",
+            self.engine.device().describe(),
             store.io_description()
         );
         let Total {

@@ -1,3 +1,262 @@
 //! The ops a sweep needs, on a device.
+#![allow(unsafe_code)]
 
 pub mod cpu;
+pub mod cuda;
+
+use cpu::{Activations, AttentionRow, Cpu, Inspect, Kinds, KvLayout, KvRow, RopePairing, TileView};
+use cuda::Cuda;
+use cuda::driver::Driver;
+use std::str::FromStr;
+
+use crate::error::Result;
+
+/// Which device a user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// A GPU that shares the processor's memory if there is one that can be used, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU.
+    Cuda,
+}
+
+impl DeviceChoice {
+    /// The GPU's driver, if that is what computes.
+    ///
+    /// # Errors
+    /// The GPU was asked for by name and cannot be used.
+    pub fn open(self) -> Result<Option<Box<dyn Driver>>> {
+        match self {
+            DeviceChoice::Cpu => Ok(None),
+            DeviceChoice::Cuda => cuda::open().map(Some),
+            // What was not built in is not missed.
+            DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(None),
+            DeviceChoice::Auto => match cuda::open() {
+                Ok(driver) if driver.facts().integrated => Ok(Some(driver)),
+                Ok(driver) => {
+                    let name = &driver.facts().name;
+                    log::info!("{name} does not share the processor's memory: the CPU computes");
+                    Ok(None)
+                }
+                Err(error) => {
+                    log::info!("the CPU computes: {error}");
+                    Ok(None)
+                }
+            },
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(DeviceChoice::Auto),
+            "cpu" => Ok(DeviceChoice::Cpu),
+            "cuda" => Ok(DeviceChoice::Cuda),
+            _ => Err("one of auto, cpu, cuda".into()),
+        }
+    }
+}
+
+/// What computes. Ops on the CPU are done when they return; on a GPU after [`Device::finish`], and until then nobody
+/// may touch what they use.
+#[derive(Debug)]
+pub enum Device {
+    /// Threads of the processor.
+    Cpu(Cpu),
+    /// A GPU, in the same memory.
+    Cuda(Box<Cuda>),
+}
+
+/// An op that both have with the same arguments.
+macro_rules! ops {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?);)*) => {
+        $(
+            $(#[$doc])*
+            #[allow(clippy::too_many_arguments)] // Shapes.
+            pub fn $name(&self, $($arg: $type),*) {
+                match self {
+                    Device::Cpu(cpu) => cpu.$name($($arg),*),
+                    Device::Cuda(cuda) => cuda.$name($($arg),*),
+                }
+            }
+        )*
+    };
+}
+
+impl Device {
+    ops! {
+        /// `out = x / rms(x) * weight` for each group of `weight.len()` values: a row, or a head of a row.
+        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
+        /// [`Device::rms_norm`] in place.
+        fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32);
+        /// `x += y`; a shorter `y` is repeated (a bias for every row).
+        fn add(x: &mut [f32], y: &[f32]);
+        /// `gate = silu(gate) * up`.
+        fn silu_mul(gate: &mut [f32], up: &[f32]);
+        /// `gate = gelu(gate) * up`, with the tanh approximation of gelu.
+        fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]);
+        /// `x *= factor`.
+        fn scale(x: &mut [f32], factor: f32);
+        /// `x = cap * tanh(x / cap)`.
+        fn softcap(x: &mut [f32], cap: f32);
+        /// Rotates every head of `x` (rows x heads x `head_dim`) by its row's angles ([`Cpu::rope`]).
+        fn rope(
+            x: &mut [f32],
+            rows: usize,
+            head_dim: usize,
+            cos: &[f32],
+            sin: &[f32],
+            pairing: RopePairing,
+        );
+    }
+
+    /// `to = from`.
+    pub fn copy(&self, from: &[f32], to: &mut [f32]) {
+        match self {
+            Device::Cpu(_) => to.copy_from_slice(from),
+            Device::Cuda(cuda) => cuda.copy(from, to),
+        }
+    }
+
+    /// Quantizes the rows of `x` (rows x `cols`) into `kinds`, for the products that follow. `x` stays as it is until
+    /// these are done.
+    pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds, into: &mut Activations) {
+        match self {
+            Device::Cpu(cpu) => cpu.quantize(x, cols, kinds, into),
+            // It has memory of its own for them.
+            Device::Cuda(cuda) => cuda.quantize(x, cols, kinds),
+        }
+    }
+
+    /// Multiplies every row that was quantized last, into `x`, with every tile ([`Cpu::matmul`]). Tiles that do not
+    /// stay are done with when this returns.
+    ///
+    /// # Safety
+    /// Tiles' data and outputs are valid, disjoint, and used by nobody else until they are done with.
+    pub unsafe fn matmul(
+        &self,
+        tiles: &[TileView],
+        x: &Activations,
+        inspect: &Inspect<'_>,
+        poll: &mut dyn FnMut(),
+    ) {
+        // SAFETY: what this function asks for.
+        unsafe {
+            match self {
+                Device::Cpu(cpu) => cpu.matmul(tiles, x, inspect, poll),
+                Device::Cuda(cuda) => cuda.matmul(tiles, inspect, poll),
+            }
+        }
+    }
+
+    /// Writes keys and values into their pages; the rows' keys, and their values, lie one behind the other.
+    ///
+    /// # Safety
+    /// Pointers are valid for the layout's sizes; no two rows are the same place of a page.
+    pub unsafe fn kv_append(&self, layout: &KvLayout, rows: &[KvRow]) {
+        // SAFETY: what this function asks for.
+        unsafe {
+            match self {
+                Device::Cpu(cpu) => cpu.kv_append(layout, rows),
+                Device::Cuda(cuda) => cuda.kv_append(layout, rows),
+            }
+        }
+    }
+
+    /// Attention of every row over its pages ([`Cpu::attention`]); the rows' queries, and their outputs, lie one
+    /// behind the other, and rows of one session stand in the order of their positions.
+    ///
+    /// # Safety
+    /// As for [`Cpu::attention`].
+    pub unsafe fn attention(
+        &self,
+        rows: &[AttentionRow],
+        layout: &KvLayout,
+        heads: usize,
+        scale: f32,
+        softcap: Option<f32>,
+    ) {
+        // SAFETY: what this function asks for.
+        unsafe {
+            match self {
+                Device::Cpu(cpu) => cpu.attention(rows, layout, heads, scale, softcap),
+                Device::Cuda(cuda) => cuda.attention(rows, layout, heads, scale, softcap),
+            }
+        }
+    }
+
+    /// Waits until all is done; `poll` is called meanwhile.
+    ///
+    /// # Errors
+    /// The GPU failed at something; it does nothing any more.
+    pub fn finish(&self, poll: &mut dyn FnMut()) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(cuda) => cuda.finish(poll),
+        }
+    }
+
+    /// Its instruction set, or the GPU's name.
+    pub fn name(&self) -> String {
+        match self {
+            Device::Cpu(cpu) => cpu.isa().to_string(),
+            Device::Cuda(cuda) => cuda.facts().name.clone(),
+        }
+    }
+
+    /// Threads of the processor that compute; the engine's own is one of them.
+    pub fn threads(&self) -> usize {
+        match self {
+            Device::Cpu(cpu) => cpu.threads(),
+            Device::Cuda(_) => 1,
+        }
+    }
+
+    /// Lets at most so many of its threads compute from now on ([`Cpu::set_active_threads`]); nothing to a GPU.
+    pub fn set_active_threads(&self, threads: usize) {
+        if let Device::Cpu(cpu) = self {
+            cpu.set_active_threads(threads);
+        }
+    }
+
+    /// What computes, in a few words.
+    pub fn describe(&self) -> String {
+        match self {
+            Device::Cpu(cpu) => format!("{} threads, {}", cpu.threads(), cpu.isa()),
+            Device::Cuda(cuda) => {
+                let facts = cuda.facts();
+                let memory = match facts.integrated {
+                    true => "shared memory",
+                    false => "over the bus",
+                };
+                let (major, minor) = facts.capability;
+                format!(
+                    "{} (compute capability {major}.{minor}), {memory}",
+                    facts.name
+                )
+            }
+        }
+    }
+
+    /// Bytes per second that a GPU reads of the arena, as measured now; none on the CPU.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn gpu_read_rate(&self) -> Result<Option<f64>> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            Device::Cuda(cuda) => cuda.read_rate().map(Some),
+        }
+    }
+
+    /// Whether tiles that stay are packed where they lie.
+    pub fn packs(&self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+}

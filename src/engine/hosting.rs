@@ -12,7 +12,10 @@ use super::plan::{Line, Plan};
 use super::pool::Pool;
 use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Row, threads};
 use crate::arena::Reservation;
+use crate::device::Device;
 use crate::device::cpu::{Cpu, Isa};
+use crate::device::cuda::driver::Driver;
+use crate::device::cuda::{Cuda, Sizes};
 use crate::error::Result;
 use crate::format::tile;
 use crate::io::{self, Access, Files, Io, Region};
@@ -46,14 +49,29 @@ impl Engine {
     /// A file is not a sound GGUF of a supported model, the budget cannot hold the minimum, or the system refuses
     /// memory or files.
     pub fn new(models: &[(PathBuf, ModelOptions)], options: &Options) -> Result<Engine> {
+        Engine::new_on(models, options, options.device.open()?)
+    }
+
+    /// As [`new`](Self::new), on a GPU whose driver is open already, or on the CPU if there is none.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new), or the driver refuses.
+    pub fn new_on(
+        models: &[(PathBuf, ModelOptions)],
+        options: &Options,
+        gpu: Option<Box<dyn Driver>>,
+    ) -> Result<Engine> {
         let loaded: Vec<Loaded> = models
             .iter()
             .map(|(path, _)| Loaded::read(path))
             .collect::<Result<_>>()?;
         let wishes: Vec<&ModelOptions> = models.iter().map(|(_, wishes)| wishes).collect();
-        let (pool, plans) = super::loaded::divide(&loaded, &wishes, options)?;
+        let (pool, plans) = super::loaded::divide(&loaded, &wishes, options, gpu.is_some())?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
-        let cpu = Cpu::new(threads(options), isa, pool.row_bytes_max())?;
+        let device = match gpu {
+            Some(driver) => Device::Cuda(Box::new(Cuda::new(driver)?)),
+            None => Device::Cpu(Cpu::new(threads(options), isa, pool.row_bytes_max())?),
+        };
 
         let opened: Vec<Arc<Files>> = loaded.iter().map(open_files).collect::<Result<_>>()?;
         let files = Arc::new(Files::together(&opened));
@@ -66,11 +84,12 @@ impl Engine {
             .map(|(start, len)| Region { start, len })
             .collect();
         let io = io::choose(&files, &regions, pool.depth(), options.backend)?;
-        let store = Store::empty(slots, in_use, io, pool.window);
+        let mut store = Store::empty(slots, in_use, io, pool.window);
+        store.set_plain(!device.packs());
         let mut engine = Engine {
             hosted: Vec::new(),
+            device,
             store,
-            cpu,
             pool,
             demand: Demand::default(),
             next: None,
@@ -84,6 +103,7 @@ impl Engine {
         {
             engine.admit(loaded, plan, files, wishes)?;
         }
+        engine.device.finish(&mut || ())?;
         Ok(engine)
     }
 
@@ -94,7 +114,8 @@ impl Engine {
     /// As of [`new`](Self::new), or the arena's slots are too small for the model. Everything is as it was then.
     pub fn load(&mut self, path: &Path, wishes: &ModelOptions) -> Result<ModelId> {
         let loaded = Loaded::read(path)?;
-        let request = loaded.request(wishes, self.pool.memory, threads(&self.options));
+        let gpu = matches!(self.device, Device::Cuda(_));
+        let request = loaded.request(wishes, self.pool.memory, threads(&self.options), gpu);
         let pages_max = self.pool.slots / 2 / (self.hosted.len() + 1);
         let slot_bytes = self.pool.slot_bytes;
         let plan = Plan::in_slots(
@@ -297,7 +318,22 @@ impl Engine {
         for hosted in &mut self.hosted {
             hosted.plan.move_to(&pool);
         }
-        self.cpu.set_row_bytes_max(pool.row_bytes_max());
+        match &mut self.device {
+            Device::Cpu(cpu) => cpu.set_row_bytes_max(pool.row_bytes_max()),
+            Device::Cuda(cuda) => {
+                let sizes = self.hosted.iter().filter_map(|hosted| hosted.plan.gpu);
+                let own = self.hosted.iter().map(|hosted| hosted.model.memory());
+                let slots = self.store.regions().into_iter().map(|r| (r.start, r.len));
+                // SAFETY: the memory is the models' and the store's, which call this whenever it changes, and goes
+                // after the device, or after the next call.
+                unsafe {
+                    cuda.fit(
+                        sizes.fold(Sizes::default(), Sizes::max),
+                        own.chain(slots).collect(),
+                    )
+                };
+            }
+        }
         let rows = self.hosted.iter().map(|hosted| hosted.plan.limits.rows);
         self.batch = Vec::<Row>::with_capacity(rows.max().unwrap_or(0));
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::plan::{Plan, Request};
 use super::pool::{self, Pool, Subject};
 use crate::board::detect::memory_available;
+use crate::device::DeviceChoice;
 use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
@@ -46,6 +47,8 @@ pub struct Options {
     pub memory_most: Option<u64>,
     /// What the model gets.
     pub model: ModelOptions,
+    /// What computes.
+    pub device: DeviceChoice,
     /// Threads that compute; all that this process may use if none.
     pub threads: Option<usize>,
     /// The instruction set; the best there is if none.
@@ -64,6 +67,7 @@ impl Default for Options {
             memory: None,
             memory_most: None,
             model: ModelOptions::default(),
+            device: DeviceChoice::default(),
             threads: None,
             isa: None,
             backend: None,
@@ -120,7 +124,8 @@ impl Loaded {
     /// Divides a budget for this model alone.
     pub fn plan(&self, options: &Options) -> Result<Plan> {
         let memory = options.memory.unwrap_or(UNLIMITED);
-        let request = self.request(&options.model, memory, threads(options));
+        let gpu = options.device == DeviceChoice::Cuda;
+        let request = self.request(&options.model, memory, threads(options), gpu);
         let plan = Plan::new(&self.config, &self.matrices, &request)?;
         if options.memory.is_some() {
             return Ok(plan);
@@ -130,8 +135,14 @@ impl Loaded {
         Plan::new(&self.config, &self.matrices, &Request { memory, ..request })
     }
 
-    /// What to plan for, in a budget of `memory`.
-    pub(super) fn request(&self, wishes: &ModelOptions, memory: u64, threads: usize) -> Request {
+    /// What to plan for, in a budget of `memory`; a GPU computes, if `gpu`.
+    pub(super) fn request(
+        &self,
+        wishes: &ModelOptions,
+        memory: u64,
+        threads: usize,
+        gpu: bool,
+    ) -> Request {
         Request {
             memory,
             context: wishes.context,
@@ -139,6 +150,7 @@ impl Loaded {
             rows: wishes.rows,
             logits_rows: wishes.logits_rows,
             threads,
+            gpu,
             tokenizer_bytes: self.tokenizer.as_ref().map_or(0, Tokenizer::table_bytes),
         }
     }
@@ -149,13 +161,14 @@ pub(super) fn divide(
     models: &[Loaded],
     wishes: &[&ModelOptions],
     options: &Options,
+    gpu: bool,
 ) -> Result<(Pool, Vec<Plan>)> {
     let threads = threads(options);
     let within = |memory: u64| -> Result<(Pool, Vec<Plan>)> {
         let requests: Vec<Request> = models
             .iter()
             .zip(wishes)
-            .map(|(model, wishes)| model.request(wishes, memory, threads))
+            .map(|(model, wishes)| model.request(wishes, memory, threads, gpu))
             .collect();
         let subjects: Vec<Subject> = models
             .iter()

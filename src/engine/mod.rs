@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::board::{self, Pace};
-use crate::device::cpu::Cpu;
+use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::io::Files;
 use crate::model::config::Config;
@@ -74,9 +74,10 @@ struct Hosted {
 /// # Panics
 /// Every call that takes a [`ModelId`] does if the engine has no such model.
 pub struct Engine {
+    // First of all: a GPU is done with memory before that goes.
+    device: Device,
     hosted: Vec<Hosted>,
     store: Store,
-    cpu: Cpu,
     pool: Pool,
     demand: Demand,
     /// The model after the sweep that comes, if somebody said so.
@@ -100,7 +101,7 @@ impl Engine {
     pub fn full_limits(&self) -> board::Limits {
         let plans = || self.hosted.iter().map(|hosted| &hosted.plan);
         board::Limits {
-            threads: self.cpu.threads() as u32,
+            threads: self.device.threads() as u32,
             reads: plans().map(Plan::depth).max().unwrap_or(1) as u32,
             rows: plans().map(|plan| plan.limits.rows).max().unwrap_or(1) as u32,
             drafts: 0,
@@ -123,7 +124,7 @@ impl Engine {
         if let Some(pace) = &self.pace {
             pace.rest();
             let limits = pace.limits();
-            self.cpu.set_active_threads(limits.threads as usize);
+            self.device.set_active_threads(limits.threads as usize);
             self.store.set_reads_max(limits.reads as usize);
         }
     }
@@ -210,8 +211,8 @@ impl Engine {
     }
 
     /// The device.
-    pub fn cpu(&self) -> &Cpu {
-        &self.cpu
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The tokenizer, to be shared with other threads.
@@ -278,7 +279,7 @@ impl Engine {
         let hosted = &mut self.hosted[place];
         hosted
             .model
-            .sweep(rows, &mut hosted.sessions, &mut self.store, &self.cpu)?;
+            .sweep(rows, &mut hosted.sessions, &mut self.store, &self.device)?;
         if let Some(pace) = &self.pace {
             pace.swept(began.elapsed());
         }

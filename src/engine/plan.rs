@@ -1,7 +1,8 @@
 //! How a memory budget is divided for a model: a pure function from its shape and the budget to every line.
 
 use crate::arena::PAGE_BYTES;
-use crate::device::cpu::KvLayout;
+use crate::device::cpu::{Kinds, KvLayout};
+use crate::device::cuda::Sizes;
 use crate::error::{Error, Kind, Result};
 use crate::format::tile::{self, Tile};
 use crate::model::config::Config;
@@ -17,8 +18,6 @@ use super::pool::{self, Pool};
 pub const CONTEXT_DEFAULT: usize = 4096;
 /// A context that nobody asked for is not made smaller than this.
 const CONTEXT_LEAST: usize = 256;
-/// Lines of a budget that are a model's own, beside its slots.
-const OWN_LINES: usize = 5;
 /// Rows per sweep that are tried, best first: a prompt costs one pass over the disk per so many tokens.
 const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
 /// The buffers of a sweep may take this fraction of the budget.
@@ -41,6 +40,8 @@ pub struct Request {
     pub logits_rows: usize,
     /// Threads that compute.
     pub threads: usize,
+    /// A GPU computes, in the same memory.
+    pub gpu: bool,
     /// Bytes of the tokenizer's tables.
     pub tokenizer_bytes: usize,
 }
@@ -59,6 +60,8 @@ pub struct Line {
 pub struct Plan {
     /// The promise that was planned for.
     pub memory: u64,
+    /// How many of the lines are the model's own, beside its slots.
+    own_lines: usize,
     /// Its lines, as they are while the model is alone: the model's own first, then what all models share.
     pub lines: Vec<Line>,
     /// Positions of a session.
@@ -80,6 +83,8 @@ pub struct Plan {
     pub window: u32,
     /// Bytes of the model's vectors, buffers and logits.
     pub fixed_bytes: usize,
+    /// What a GPU's own memory is made for, if one computes.
+    pub gpu: Option<Sizes>,
     /// Bytes of its longest row of weights.
     pub row_bytes_max: usize,
     /// All tiles of the model, in the order of the sweep.
@@ -97,6 +102,7 @@ struct Own {
     fixed_bytes: usize,
     row_bytes_max: usize,
     context_wanted: usize,
+    gpu: Option<Sizes>,
 }
 
 impl Plan {
@@ -198,7 +204,7 @@ impl Plan {
         self.memory = pool.memory;
         (self.slots, self.slots_reserved, self.window) =
             (pool.slots, pool.slots_reserved, pool.window);
-        self.lines.truncate(OWN_LINES);
+        self.lines.truncate(self.own_lines);
         self.lines.extend(pool.common_lines());
         self.lines.extend(pool::slot_lines(
             pool.slots,
@@ -217,7 +223,7 @@ impl Plan {
 
     /// The lines of the budget that are the model's own, slots aside.
     pub fn own_lines(&self) -> &[Line] {
-        &self.lines[..OWN_LINES]
+        &self.lines[..self.own_lines]
     }
 
     /// Reads in flight at most.
@@ -288,16 +294,21 @@ impl Own {
             what,
             bytes: bytes as u64,
         };
-        let lines: [Line; OWN_LINES] = [
+        let mut lines = vec![
             line("tokenizer", request.tokenizer_bytes),
             line("norms and biases", vectors),
             line("buffers of a sweep", buffers),
             line("logits", logits),
             line("tables", tables),
         ];
+        let gpu = request
+            .gpu
+            .then(|| gpu_sizes(config, matrices, limits, request.sessions, context_wanted));
+        lines.extend(gpu.map(|sizes| line("GPU's rows and tables", sizes.bytes())));
         Own {
             limits,
-            lines: lines.to_vec(),
+            lines,
+            gpu,
             fixed_bytes: (vectors + buffers + logits).next_multiple_of(PAGE_BYTES),
             row_bytes_max: row_bytes_max.unwrap_or(0),
             context_wanted,
@@ -343,7 +354,9 @@ impl Own {
         let pages_full = sessions_full.min(request.sessions) * per_session;
         Some(Plan {
             memory: request.memory,
+            own_lines: self.lines.len(),
             lines: self.lines,
+            gpu: self.gpu,
             context,
             limits: self.limits,
             slot_bytes,
@@ -358,5 +371,25 @@ impl Own {
             residency: Residency::new(&uses, 0, 0),
             tiles,
         })
+    }
+}
+
+/// What a GPU's own memory is made for.
+fn gpu_sizes(
+    config: &Config,
+    matrices: &MatrixPlan,
+    limits: BatchLimits,
+    sessions: usize,
+    context: usize,
+) -> Sizes {
+    let all = matrices.matrices.iter();
+    Sizes {
+        rows: limits.rows,
+        cols: all.clone().map(|m| m.cols).max().unwrap_or(0),
+        kinds: all.fold(Kinds::NONE, |kinds, m| kinds | Kinds::of(m.qtype)),
+        heads: config.heads,
+        head_dim: config.head_dim,
+        context,
+        sessions,
     }
 }

@@ -4,8 +4,11 @@
 //! carved for the most rows that a sweep may have.
 #![allow(unsafe_code)]
 
+use std::ptr::NonNull;
+
 use crate::arena::{Reservation, Span};
-use crate::device::cpu::{self, Activations, AttentionRow, Cpu, Kinds, KvLayout, KvRow, TileView};
+use crate::device::Device;
+use crate::device::cpu::{self, Activations, AttentionRow, KvLayout, KvRow, TileView};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::format::quant;
@@ -108,7 +111,7 @@ impl Model {
         };
         let (cos, sin) = (angles()?, angles()?);
         let logits = floats(limits.logits_rows * config.vocab)?;
-        let mut quantized = arena.carve::<u8>(activation_bytes(&config, &plan, rows))?;
+        let mut quantized = arena.carve::<u8>(plan.activation_bytes(&config, rows))?;
         // SAFETY: the span is moved into the model with the view, nobody else has it, and spans are aligned to 64.
         let activations = unsafe { Activations::new(quantized.as_mut_ptr(), quantized.len()) };
         let frequencies = config
@@ -165,7 +168,7 @@ impl Model {
             + 2 * of(rows * config.kv_dim())
             + 2 * of(rows * config.ff)
             + 2 * config.ropes.len() * of(rows * config.rope_dims / 2)
-            + Reservation::carved_size::<u8>(activation_bytes(config, plan, rows));
+            + Reservation::carved_size::<u8>(plan.activation_bytes(config, rows));
         (
             Vectors::bytes(config),
             buffers,
@@ -181,6 +184,11 @@ impl Model {
     /// Its matrices, in the order of the sweep.
     pub fn matrices(&self) -> &MatrixPlan {
         &self.plan
+    }
+
+    /// The memory that everything of it is in but weights and pages.
+    pub fn memory(&self) -> (NonNull<u8>, usize) {
+        self.x.mapping()
     }
 
     /// The largest batch.
@@ -207,7 +215,7 @@ impl Model {
         rows: &[Row],
         sessions: &mut [Session],
         store: &mut Store,
-        cpu: &Cpu,
+        device: &Device,
     ) -> Result<()> {
         let count = rows.len();
         assert!(
@@ -216,20 +224,34 @@ impl Model {
         );
         let begun = store.trace().begin();
         self.place_rows(rows, sessions, store)?;
-        let embed_begun = store.trace().begin();
-        self.embed(store, cpu)?;
-        store.trace().end(embed_begun, What::Embed);
-        for layer in 0..self.config.layers.len() {
-            self.attend(layer, rows, sessions, store, cpu)?;
-            self.feed_forward(layer, count, store, cpu)?;
-        }
-        self.head(rows, store, cpu)?;
+        let computed = self.compute(rows, sessions, store, device);
+        // Even after an error: what a GPU still works on must not be touched by the next sweep.
+        let finished = device.finish(&mut || ());
+        computed.and(finished)?;
         store.finish_sweep()?;
         for (index, session) in sessions.iter_mut().enumerate() {
             session.advance(rows.iter().filter(|row| row.session == index).count());
         }
         store.trace().end(begun, What::Sweep(count as u32));
         Ok(())
+    }
+
+    /// Everything from the tokens to the logits.
+    fn compute(
+        &mut self,
+        rows: &[Row],
+        sessions: &[Session],
+        store: &mut Store,
+        device: &Device,
+    ) -> Result<()> {
+        let begun = store.trace().begin();
+        self.embed(store, device)?;
+        store.trace().end(begun, What::Embed);
+        for layer in 0..self.config.layers.len() {
+            self.attend(layer, rows, sessions, store, device)?;
+            self.feed_forward(layer, rows.len(), store, device)?;
+        }
+        self.head(rows, store, device)
     }
 
     /// Finds each row's position, the pages for it and its rotary angles.
@@ -272,7 +294,7 @@ impl Model {
     }
 
     /// x = embeddings of the tokens.
-    fn embed(&mut self, store: &mut Store, cpu: &Cpu) -> Result<()> {
+    fn embed(&mut self, store: &mut Store, device: &Device) -> Result<()> {
         let matrix = self.plan.embed;
         let (qtype, dim) = (self.plan.matrices[matrix].qtype, self.config.dim);
         let (x, plain) = (&mut self.x, self.embed_row.as_mut_slice());
@@ -287,7 +309,7 @@ impl Model {
             quant::dequantize_row(qtype, bytes, &mut x[index * dim..][..dim]);
         })?;
         if self.config.embed_scale != 1.0 {
-            cpu.scale(
+            device.scale(
                 &mut self.x[..self.tokens.len() * dim],
                 self.config.embed_scale,
             );
@@ -302,7 +324,7 @@ impl Model {
         rows: &[Row],
         sessions: &[Session],
         store: &mut Store,
-        cpu: &Cpu,
+        device: &Device,
     ) -> Result<()> {
         let count = rows.len();
         let config = &self.config;
@@ -318,14 +340,14 @@ impl Model {
         );
 
         let h = &mut self.h[..count * dim];
-        cpu.rms_norm(
+        device.rms_norm(
             &self.x[..count * dim],
             &vectors.attn_norm,
             config.norm_eps,
             h,
         );
-        let kinds = kinds(&self.plan, matrices.q..matrices.q + 3);
-        cpu.quantize(h, dim, kinds, &mut self.activations);
+        let kinds = self.plan.kinds(matrices.q..matrices.q + 3);
+        device.quantize(h, dim, kinds, &mut self.activations);
         let outs = [
             (q.as_mut_ptr(), q_dim),
             (k.as_mut_ptr(), kv_dim),
@@ -338,24 +360,24 @@ impl Model {
             &self.activations,
             &mut self.tiles,
             store,
-            cpu,
+            device,
         )?;
         if let Some(biases) = &vectors.qkv_bias {
-            cpu.add(q, &biases[0]);
-            cpu.add(k, &biases[1]);
-            cpu.add(v, &biases[2]);
+            device.add(q, &biases[0]);
+            device.add(k, &biases[1]);
+            device.add(v, &biases[2]);
         }
         if let Some(norms) = &vectors.qk_norm {
-            cpu.rms_norm_in_place(q, &norms[0], config.norm_eps);
-            cpu.rms_norm_in_place(k, &norms[1], config.norm_eps);
+            device.rms_norm_in_place(q, &norms[0], config.norm_eps);
+            device.rms_norm_in_place(k, &norms[1], config.norm_eps);
         }
         let angles = count * config.rope_dims / 2;
         let (cos, sin) = (
             &self.cos[spec.rope][..angles],
             &self.sin[spec.rope][..angles],
         );
-        cpu.rope(q, count, head_dim, cos, sin, config.pairing);
-        cpu.rope(k, count, head_dim, cos, sin, config.pairing);
+        device.rope(q, count, head_dim, cos, sin, config.pairing);
+        device.rope(k, count, head_dim, cos, sin, config.pairing);
 
         let begun = store.trace().begin();
         let out = &mut self.h[..count * q_dim];
@@ -384,8 +406,8 @@ impl Model {
         // SAFETY: `place_rows` took pages for all positions of the batch, each position has its own place, and
         // everything from a row's `start` on was appended by this sweep or earlier ones; outputs are disjoint rows.
         unsafe {
-            cpu.kv_append(&self.layout, &self.kv_rows);
-            cpu.attention(
+            device.kv_append(&self.layout, &self.kv_rows);
+            device.attention(
                 &self.attention_rows,
                 &self.layout,
                 config.heads,
@@ -395,8 +417,8 @@ impl Model {
         }
         store.trace().end(begun, What::Attention(layer as u32));
 
-        let kinds = self::kinds(&self.plan, matrices.o..matrices.o + 1);
-        cpu.quantize(out, q_dim, kinds, &mut self.activations);
+        let kinds = self.plan.kinds(matrices.o..matrices.o + 1);
+        device.quantize(out, q_dim, kinds, &mut self.activations);
         let y = &mut self.y[..count * dim];
         matmul(
             matrices.o,
@@ -405,12 +427,12 @@ impl Model {
             &self.activations,
             &mut self.tiles,
             store,
-            cpu,
+            device,
         )?;
         if let Some(norms) = &vectors.post_norms {
-            cpu.rms_norm_in_place(y, &norms[0], config.norm_eps);
+            device.rms_norm_in_place(y, &norms[0], config.norm_eps);
         }
-        cpu.add(&mut self.x[..count * dim], y);
+        device.add(&mut self.x[..count * dim], y);
         Ok(())
     }
 
@@ -420,7 +442,7 @@ impl Model {
         layer: usize,
         count: usize,
         store: &mut Store,
-        cpu: &Cpu,
+        device: &Device,
     ) -> Result<()> {
         let config = &self.config;
         let (dim, ff) = (config.dim, config.ff);
@@ -429,16 +451,16 @@ impl Model {
         let (gate, up) = (&mut self.gate[..count * ff], &mut self.up[..count * ff]);
 
         let h = &mut self.h[..count * dim];
-        cpu.rms_norm(
+        device.rms_norm(
             &self.x[..count * dim],
             &vectors.ffn_norm,
             config.norm_eps,
             h,
         );
-        cpu.quantize(
+        device.quantize(
             h,
             dim,
-            kinds(&self.plan, matrices.gate..matrices.gate + 2),
+            self.plan.kinds(matrices.gate..matrices.gate + 2),
             &mut self.activations,
         );
         let outs = [(gate.as_mut_ptr(), ff), (up.as_mut_ptr(), ff)];
@@ -449,16 +471,16 @@ impl Model {
             &self.activations,
             &mut self.tiles,
             store,
-            cpu,
+            device,
         )?;
         match config.activation {
-            Activation::Silu => cpu.silu_mul(gate, up),
-            Activation::GeluTanh => cpu.gelu_tanh_mul(gate, up),
+            Activation::Silu => device.silu_mul(gate, up),
+            Activation::GeluTanh => device.gelu_tanh_mul(gate, up),
         }
-        cpu.quantize(
+        device.quantize(
             gate,
             ff,
-            kinds(&self.plan, matrices.down..matrices.down + 1),
+            self.plan.kinds(matrices.down..matrices.down + 1),
             &mut self.activations,
         );
         let y = &mut self.y[..count * dim];
@@ -469,21 +491,22 @@ impl Model {
             &self.activations,
             &mut self.tiles,
             store,
-            cpu,
+            device,
         )?;
         if let Some(norms) = &vectors.post_norms {
-            cpu.rms_norm_in_place(y, &norms[1], config.norm_eps);
+            device.rms_norm_in_place(y, &norms[1], config.norm_eps);
         }
-        cpu.add(&mut self.x[..count * dim], y);
+        device.add(&mut self.x[..count * dim], y);
         Ok(())
     }
 
     /// logits = head(norm(x)) of the rows that want them.
-    fn head(&mut self, rows: &[Row], store: &mut Store, cpu: &Cpu) -> Result<()> {
+    fn head(&mut self, rows: &[Row], store: &mut Store, device: &Device) -> Result<()> {
         let (dim, vocab) = (self.config.dim, self.config.vocab);
         let mut count = 0;
         for (index, _) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
-            self.y[count * dim..][..dim].copy_from_slice(&self.x[index * dim..][..dim]);
+            let from = &self.x[index * dim..][..dim];
+            device.copy(from, &mut self.y[count * dim..][..dim]);
             count += 1;
         }
         assert!(count <= self.limits.logits_rows, "{count} rows want logits");
@@ -491,16 +514,16 @@ impl Model {
             return Ok(());
         }
         let h = &mut self.h[..count * dim];
-        cpu.rms_norm(
+        device.rms_norm(
             &self.y[..count * dim],
             &self.vectors.output_norm,
             self.config.norm_eps,
             h,
         );
-        cpu.quantize(
+        device.quantize(
             h,
             dim,
-            kinds(&self.plan, self.plan.head..self.plan.head + 1),
+            self.plan.kinds(self.plan.head..self.plan.head + 1),
             &mut self.activations,
         );
         let logits = &mut self.logits[..count * vocab];
@@ -512,37 +535,13 @@ impl Model {
             &self.activations,
             &mut self.tiles,
             store,
-            cpu,
+            device,
         )?;
         if let Some(cap) = self.config.logit_softcap {
-            cpu.softcap(logits, cap);
+            device.softcap(logits, cap);
         }
         Ok(())
     }
-}
-
-/// What the weights of a run of matrices want to be multiplied with.
-fn kinds(plan: &MatrixPlan, matrices: std::ops::Range<usize>) -> Kinds {
-    plan.matrices[matrices]
-        .iter()
-        .fold(Kinds::NONE, |all, matrix| all | Kinds::of(matrix.qtype))
-}
-
-/// Bytes of quantized rows, enough for every group of matrices.
-fn activation_bytes(config: &Config, plan: &MatrixPlan, rows: usize) -> usize {
-    let groups = plan.layers.iter().flat_map(|layer| {
-        [
-            (config.dim, layer.q..layer.q + 3),
-            (config.q_dim(), layer.o..layer.o + 1),
-            (config.dim, layer.gate..layer.gate + 2),
-            (config.ff, layer.down..layer.down + 1),
-        ]
-    });
-    groups
-        .chain([(config.dim, plan.head..plan.head + 1)])
-        .map(|(cols, matrices)| Activations::bytes(rows, cols, kinds(plan, matrices)))
-        .max()
-        .unwrap_or(0)
 }
 
 /// Multiplies the activations with `outs.len()` successive matrices, tile by tile as they are in memory.
@@ -555,7 +554,7 @@ fn matmul(
     activations: &Activations,
     tiles: &mut Vec<TileView>,
     store: &mut Store,
-    cpu: &Cpu,
+    device: &Device,
 ) -> Result<()> {
     let begun = store.trace().begin();
     let sums = store.sums();
@@ -586,7 +585,7 @@ fn matmul(
         let computed = store.trace().begin();
         // SAFETY: acquired tiles are the device's until they are released, tiles have disjoint rows, and each
         // buffer holds `out_stride` values for every row.
-        unsafe { cpu.matmul(tiles, activations, inspect, &mut || store.feed()) };
+        unsafe { device.matmul(tiles, activations, inspect, &mut || store.feed()) };
         store
             .trace()
             .end(computed, What::Compute(tiles.len() as u32));

@@ -1,9 +1,11 @@
 //! Which tensors a model has: matrices to stream, and small vectors that stay.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::arena::{Reservation, Span};
+use crate::device::cpu::{Activations, Kinds};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::{Gguf, TensorInfo};
 use crate::format::quant;
@@ -91,6 +93,32 @@ impl MatrixPlan {
             .filter(|m| m.used == Use::EverySweep)
             .map(Matrix::bytes)
             .sum()
+    }
+}
+
+impl MatrixPlan {
+    /// What the weights of a run of matrices want to be multiplied with.
+    pub fn kinds(&self, matrices: Range<usize>) -> Kinds {
+        self.matrices[matrices]
+            .iter()
+            .fold(Kinds::NONE, |all, matrix| all | Kinds::of(matrix.qtype))
+    }
+
+    /// Bytes of quantized rows, enough for every group of matrices.
+    pub fn activation_bytes(&self, config: &Config, rows: usize) -> usize {
+        let groups = self.layers.iter().flat_map(|layer| {
+            [
+                (config.dim, layer.q..layer.q + 3),
+                (config.q_dim(), layer.o..layer.o + 1),
+                (config.dim, layer.gate..layer.gate + 2),
+                (config.ff, layer.down..layer.down + 1),
+            ]
+        });
+        groups
+            .chain([(config.dim, self.head..self.head + 1)])
+            .map(|(cols, matrices)| Activations::bytes(rows, cols, self.kinds(matrices)))
+            .max()
+            .unwrap_or(0)
     }
 }
 

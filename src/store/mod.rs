@@ -68,7 +68,7 @@ struct TileState {
     phase: Phase,
     /// Its slot, unless absent.
     slot: SlotId,
-    /// Its rows lie in the kernels' packed order (only kept tiles do).
+    /// Its rows lie in the kernels' packed order (only kept tiles do); if kept tiles stay plain, they were inspected.
     packed: bool,
     /// Reads so far that brought nothing, while reading.
     tries: u8,
@@ -97,7 +97,7 @@ impl TileState {
 pub struct TileMemory {
     /// Its first row.
     pub data: NonNull<u8>,
-    /// Whether its rows lie in packed order already.
+    /// Whether its rows lie in packed order already; if kept tiles stay plain, whether they were inspected.
     pub packed: bool,
     /// Whether it stays, so that packing it in place pays.
     pub keep: bool,
@@ -147,6 +147,8 @@ pub struct Store {
     order: Order,
     /// Reads ahead in flight at most, if fewer than the I/O's depth.
     reads_max: usize,
+    /// The device does not pack kept tiles.
+    plain: bool,
     pass: u32,
     row_reads: [RowRead; ROWS_MAX],
     rows_pending: usize,
@@ -189,6 +191,7 @@ impl Store {
             waiting: 0,
             order: Order::default(),
             reads_max: usize::MAX,
+            plain: false,
             pass: 0,
             row_reads: [RowRead::default(); ROWS_MAX],
             rows_pending: 0,
@@ -229,6 +232,11 @@ impl Store {
     pub fn with_integrity(mut self, integrity: Integrity) -> Self {
         self.models[0].integrity = integrity;
         self
+    }
+
+    /// Whether the device leaves kept tiles as the file has them; said before any is handed out.
+    pub fn set_plain(&mut self, plain: bool) {
+        self.plain = plain;
     }
 
     /// Bytes of the tables that a store keeps for matrices cut into `tiles` tiles.

@@ -104,7 +104,7 @@ impl Store {
     }
 
     /// The slots in use, as regions to register.
-    fn regions(&self) -> Vec<Region> {
+    pub fn regions(&self) -> Vec<Region> {
         let mut live = vec![true; self.slots.count() as usize];
         for &slot in &self.withdrawn {
             live[slot as usize] = false;

@@ -180,7 +180,7 @@ impl Store {
         let strip = &data[strip_first * row_bytes..][..strip_rows * row_bytes];
         let lane = within - strip_first;
         // The last strip of a matrix may be shorter; it stays in plain order.
-        if state.packed && strip_rows == STRIP_ROWS {
+        if state.packed && !self.plain && strip_rows == STRIP_ROWS {
             with(RowBytes::Packed { strip, lane });
         } else if state.packed || self.row_agrees(matrix, row, strip) {
             with(RowBytes::Plain(&strip[lane * row_bytes..][..row_bytes]));

@@ -1,6 +1,7 @@
 //! Keys, values and attention: the CPU's within one split, exact arithmetic to compare with beyond.
 
-use super::shim::{Shim, launch};
+use super::launch::launch;
+use super::shim::Shim;
 use super::weights::Rng;
 use super::{ORDERS, assert_same, cpu, floats};
 use airstream::device::cpu::{AttentionRow, KvLayout, KvRow};
@@ -297,6 +298,30 @@ fn attention_within_a_split_is_the_cpus_bit_for_bit() {
                 &format!("case {i} page {page_positions} unit {unit_rows}"),
             );
         }
+    }
+}
+
+#[test]
+fn attention_of_random_shapes_is_the_cpus_too() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(29);
+    for i in 0..10 {
+        let mut below = |n: u64| (random.next() % n) as usize;
+        let shape = [
+            1 + below(3),
+            1 + below(10),
+            16 * (1 + below(8)),
+            1 + below(60),
+        ];
+        let window = [usize::MAX, 1 + below(40)][below(2)];
+        let softcap = [None, Some(4.0)][below(2)];
+        let (first, page) = (below(shape[3] as u64), 16 * (1 + below(4)));
+        let (unit, order) = (1 + below(8), below(4) as u64);
+        let case = Case::new(shape, window, softcap);
+        let (_, expected) = case.on_cpu(first, page);
+        let (_, got) = case.on_gpu(shim, order, first, page, unit);
+        let what = format!("case {i}: {shape:?}, window {window}, {softcap:?}, from {first}");
+        assert_same(&got, &expected, &what);
     }
 }
 

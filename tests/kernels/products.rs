@@ -1,6 +1,7 @@
 //! Quantization and products, for every type, width, alignment and batch.
 
-use super::shim::{Shim, launch};
+use super::launch::launch;
+use super::shim::Shim;
 use super::weights::{Rng, random_blocks};
 use super::{ORDERS, assert_same, cpu, floats};
 use airstream::device::cpu::{Activations, Kinds, TileView};
@@ -185,6 +186,36 @@ fn products_are_the_cpus_bit_for_bit() {
             let what = format!("{} {rows} rows of {cols}, batch {batch}", qtype.name());
             assert_same(&got, &expected, &what);
         }
+    }
+}
+
+#[test]
+fn random_shapes_are_the_cpus_too() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(23);
+    for _ in 0..40 {
+        let mut below = |n: u64| (random.next() % n) as usize;
+        let qtype = QuantType::ALL[below(13)];
+        let cols = match qtype.block_values() {
+            1 => 1 + below(200),
+            32 => 32 * (1 + below(40)),
+            _ => 256 * (1 + below(6)),
+        };
+        // The CPU takes halves in pairs.
+        let cols = match qtype {
+            QuantType::F16 | QuantType::BF16 => cols.next_multiple_of(2),
+            _ => cols,
+        };
+        let (rows, tile_rows) = (1 + below(60), 16 * (1 + below(3)));
+        let (batch, lead, order) = ([1, 1 + below(20)][below(2)], below(16), below(5) as u64);
+        let weights = random_blocks(&mut random, qtype, rows * cols, 0.05);
+        let x = hard_rows(&mut random, batch * cols);
+        let got = on_gpu(shim, order, qtype, (&weights, tile_rows, lead), cols, &x);
+        let what = format!(
+            "{} {rows} rows of {cols} in tiles of {tile_rows} at {lead}, batch {batch}, order {order}",
+            qtype.name()
+        );
+        assert_same(&got, &on_cpu(qtype, &weights, cols, &x), &what);
     }
 }
 

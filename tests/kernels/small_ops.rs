@@ -1,6 +1,7 @@
 //! The ops between the products, and the choice of the largest logits.
 
-use super::shim::{Shim, launch};
+use super::launch::launch;
+use super::shim::Shim;
 use super::weights::Rng;
 use super::{ORDERS, assert_same, cpu, floats};
 use airstream::device::cpu::RopePairing;
@@ -152,5 +153,28 @@ fn the_largest_logits_come_first_and_of_equal_ones_the_first() {
             let places: Vec<u32> = found.iter().map(|f| f.0).collect();
             assert_eq!(places, expected[..k], "{k} of {n}");
         }
+    }
+}
+
+#[test]
+fn all_that_is_to_be_read_is_read() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(6);
+    for (count, blocks) in [(1, 1), (1023, 3), (5000, 2), (4096, 7)] {
+        let words: Vec<u128> = (0..count)
+            .map(|_| u128::from(random.next()) << 64 | u128::from(random.next()))
+            .collect();
+        let mut out = vec![0_u32; blocks];
+        launch!(
+            shim, 1, "read_memory", [blocks as u32, 1, 1], 256;
+            words.as_ptr(), count as u64, blocks as u32, out.as_mut_ptr()
+        );
+        let all = words.iter().fold(0, |all, word| all ^ word);
+        let expected = (0..4).fold(0, |folded, i| folded ^ (all >> (32 * i)) as u32);
+        assert_eq!(
+            out.iter().fold(0, |a, b| a ^ b),
+            expected,
+            "{count} by {blocks}"
+        );
     }
 }

@@ -148,6 +148,7 @@ impl Shape {
             rows: None,
             logits_rows: 1,
             threads: 2,
+            gpu: false,
             tokenizer_bytes: 4 << 20,
         }
     }

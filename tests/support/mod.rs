@@ -2,4 +2,4 @@
 
 pub mod gguf_writer;
 pub mod synth;
-mod weights;
+pub mod weights;

@@ -11,7 +11,7 @@ type Launch =
     unsafe extern "C" fn(*const c_char, *const u32, u32, *const *mut c_void, u64) -> *const c_char;
 
 /// Set in the process that runs under the sanitizers.
-const SANITIZED: &str = "AIRSTREAM_TEST_SANITIZED";
+pub const SANITIZED: &str = "AIRSTREAM_TEST_SANITIZED";
 
 /// Launches kernels, one at a time.
 pub struct Shim {
@@ -66,23 +66,8 @@ impl Shim {
     }
 }
 
-/// Launches a kernel in some order of its threads: the arguments must be of the kernel's types.
-macro_rules! launch {
-    ($shim:expr, $order:expr, $name:expr, $grid:expr, $threads:expr; $($argument:expr),* $(,)?) => {{
-        let mut params: Vec<*mut std::ffi::c_void> = Vec::new();
-        let mut boxes: Vec<Box<dyn std::any::Any>> = Vec::new();
-        $(
-            let mut boxed = Box::new($argument);
-            params.push(std::ptr::from_mut(boxed.as_mut()).cast());
-            boxes.push(boxed);
-        )*
-        // SAFETY: the tests give each kernel what it asks for.
-        unsafe { $shim.launch($name, $grid, $threads, &params, $order) };
-    }};
-}
-pub(crate) use launch;
-
-fn compiler() -> Option<String> {
+/// The C++ compiler; none where there is none. With CI set there has to be one.
+pub fn compiler() -> Option<String> {
     let named = std::env::var("CXX").ok();
     let candidates = named
         .as_deref()
@@ -122,7 +107,7 @@ fn newest_source(folder: &Path) -> SystemTime {
 }
 
 /// Compiles the library, unless it is there and newer than its sources.
-fn build(sanitized: bool) -> Option<PathBuf> {
+pub fn build(sanitized: bool) -> Option<PathBuf> {
     let compiler = compiler()?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let name = if sanitized {
@@ -185,43 +170,4 @@ fn load(library: &Path) -> Launch {
     assert!(!symbol.is_null(), "the library has its function");
     // SAFETY: the function has this type.
     unsafe { std::mem::transmute::<*mut c_void, Launch>(symbol) }
-}
-
-/// Runs all other tests of this binary once more, with a library that has the sanitizers in it.
-pub fn again_under_sanitizers(this_test: &str) {
-    if std::env::var_os(SANITIZED).is_some() {
-        return;
-    }
-    let Some(compiler) = compiler() else {
-        return;
-    };
-    build(true);
-    // The sanitizer has to be there before anything is allocated.
-    let name = match Command::new(&compiler).arg("--version").output() {
-        Ok(out) if String::from_utf8_lossy(&out.stdout).contains("clang") => {
-            format!("libclang_rt.asan-{}.so", std::env::consts::ARCH)
-        }
-        _ => "libasan.so".to_string(),
-    };
-    let found = Command::new(&compiler)
-        .arg(format!("-print-file-name={name}"))
-        .output();
-    let runtime = String::from_utf8(found.expect("the compiler starts").stdout).expect("a path");
-    let test = std::env::current_exe().expect("a program has a path");
-    let output = Command::new(test)
-        .args(["--skip", this_test, "--test-threads", "1"])
-        .env(SANITIZED, "1")
-        .env("LD_PRELOAD", runtime.trim())
-        // The test harness leaks a little.
-        .env("ASAN_OPTIONS", "detect_leaks=0")
-        .env("UBSAN_OPTIONS", "print_stacktrace=1")
-        .output()
-        .expect("this program starts once more");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(
-        output.status.success() && text(&output.stdout).contains("test result: ok"),
-        "{}\n{}",
-        text(&output.stdout),
-        text(&output.stderr)
-    );
 }

@@ -1,0 +1,48 @@
+//! What the GPU's memory delivers.
+
+use super::Cuda;
+use super::driver::Args;
+use crate::error::Result;
+
+/// Bytes that a block of `read_memory` takes at a time, and blocks at most: enough for every GPU.
+const READ_PIECE_BYTES: usize = 16 << 10;
+const READERS_MAX: usize = 1024;
+/// Bytes read at a time, more than caches hold, and how often: the fastest time counts.
+const READ_BYTES_MAX: usize = 256 << 20;
+const READ_TIMES: usize = 8;
+
+impl Cuda {
+    /// Bytes per second that the GPU reads of the largest piece of memory it sees, at best: the limit of products
+    /// with one row.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn read_rate(&self) -> Result<f64> {
+        let mut fastest = f64::INFINITY;
+        let mut bytes = 0;
+        for _ in 0..READ_TIMES {
+            self.finish(&mut || ())?;
+            let begun = std::time::Instant::now();
+            bytes = self.read(READ_BYTES_MAX);
+            self.finish(&mut || ())?;
+            fastest = fastest.min(begun.elapsed().as_secs_f64());
+        }
+        Ok(bytes as f64 / fastest)
+    }
+
+    /// Reads up to `bytes_max` bytes of the largest piece of memory, and answers how many.
+    pub(super) fn read(&self, bytes_max: usize) -> usize {
+        let Some(largest) = self.seen.iter().max_by_key(|seen| seen.bytes) else {
+            return 0;
+        };
+        let bytes = largest.bytes.min(bytes_max) / 16 * 16;
+        let blocks = (bytes / READ_PIECE_BYTES).clamp(1, READERS_MAX);
+        let args = Args::new()
+            .with(largest.address)
+            .with(bytes as u64 / 16)
+            .with(blocks as u32)
+            .with(self.at(self.own.partial.as_ptr()));
+        self.op(self.kernels.read, [blocks, 1, 1], 256, args);
+        bytes
+    }
+}

@@ -1,0 +1,380 @@
+//! The CUDA device: the CPU's ops as kernels on a GPU, on memory where it lies.
+//!
+//! # Placement
+//!
+//! Slots and buffers are registered with the driver, so the GPU computes on tiles where reads land and
+//! on the buffers that the processor sees too (`Direct`). On a Jetson that is the same DRAM. Ops take the
+//! processor's pointers and hand the GPU's to the kernels; they differ by a constant in each mapping.
+//!
+//! # Order and fences
+//!
+//! Ops return when they are launched. The processor may touch what they use only after
+//! [`Cuda::finish`]. Products are different where tiles stream: [`Cuda::matmul`] comes back only when the
+//! kernels have read them, so that their slots may be read into again. `queue` bounds how far ahead
+//! the processor runs.
+//!
+//! # Errors
+//!
+//! The first error of the driver is kept, later ops do nothing, and `finish` tells of it: so ops have
+//! no results to look at, and a sweep fails as a whole.
+//!
+//! # Agreement
+//!
+//! Every kernel is the CPU's op bit for bit (`tests/kernels.rs`), except attention over more than 256
+//! positions, where several softmaxes are put together in the order of their positions: that rounds
+//! otherwise, so a greedy token can differ from the CPU's where two logits are that close. It never
+//! depends on the batch or the budget.
+#![allow(unsafe_code)]
+
+mod attention;
+pub mod driver;
+mod measure;
+#[cfg(feature = "cuda")]
+mod nvidia;
+mod ops;
+mod queue;
+
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+
+use crate::arena::{PAGE_BYTES, Reservation, Span};
+use crate::device::cpu::Kinds;
+use crate::error::{Error, Result};
+use crate::format::quant::QuantType;
+use driver::{Args, Driver, Facts, KernelId};
+use ops::Kernels;
+use queue::{Queue, table_bytes};
+
+/// Opens the GPU's driver.
+///
+/// # Errors
+/// This program was built without it, or there is no GPU that can be used; the error says why.
+pub fn open() -> Result<Box<dyn Driver>> {
+    #[cfg(feature = "cuda")]
+    return Ok(Box::new(nvidia::Nvidia::open()?));
+    #[cfg(not(feature = "cuda"))]
+    Err(Error::new(
+        crate::error::Kind::Unsupported,
+        "this program was built without CUDA",
+        "build it with --features cuda, or use --device cpu",
+    ))
+}
+
+/// What the device's own memory is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// Rows in a sweep at most.
+    pub rows: usize,
+    /// The widest row that is quantized.
+    pub cols: usize,
+    /// What rows are quantized into.
+    pub kinds: Kinds,
+    /// Query heads of a row.
+    pub heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// Positions of a session at most.
+    pub context: usize,
+    /// Sessions in a batch at most.
+    pub sessions: usize,
+}
+
+/// Rows that a panel of quantized rows has, unless it is a single one.
+const PANEL_ROWS: usize = 8;
+/// Tiles that one launch takes at most.
+const TILES_MAX: usize = 1024;
+/// f32s for what the splits of attention find; more rows than fit are taken in turns.
+const PARTIAL_VALUES: usize = 1 << 20;
+/// Positions in a split (`kernels/attend.cu`).
+const SPLIT: usize = 256;
+/// Positions of a page at least.
+const PAGE_POSITIONS_MIN: usize = 16;
+
+/// The kinds for blocks of 32 and of 256, and the values in a block.
+const QUANTIZED: [(Kinds, usize); 2] = [
+    (Kinds::of(QuantType::Q4_0), 32),
+    (Kinds::of(QuantType::Q4_K), 256),
+];
+
+/// Where in the memory for quantized rows what stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    q: usize,
+    scales: usize,
+    sums: usize,
+    end: usize,
+}
+
+impl Part {
+    /// For rows in blocks of `block` values, from byte `start` on.
+    const fn new(start: usize, rows: usize, cols: usize, block: usize) -> Part {
+        let rows = padded(rows);
+        let q = start;
+        let scales = q + (2 * rows * cols).next_multiple_of(64);
+        let sums = scales + (4 * rows * (cols / block)).next_multiple_of(64);
+        let end = sums + (4 * rows * (cols / 32)).next_multiple_of(64);
+        Part {
+            q,
+            scales,
+            sums,
+            end,
+        }
+    }
+}
+
+/// Rows with those that fill the last panel up.
+const fn padded(rows: usize) -> usize {
+    if rows <= 1 {
+        rows
+    } else {
+        rows.next_multiple_of(PANEL_ROWS)
+    }
+}
+
+impl Sizes {
+    fn quantized_bytes(&self) -> usize {
+        let wanted = QUANTIZED
+            .iter()
+            .filter(|(kind, _)| self.kinds.contains(*kind));
+        wanted.fold(0, |end, &(_, block)| {
+            Part::new(end, self.rows, self.cols, block).end
+        })
+    }
+
+    fn tables_bytes(&self) -> usize {
+        let pages = self.sessions * self.context.div_ceil(PAGE_POSITIONS_MIN);
+        let attention = table_bytes::<u64>(pages) + attention::row_tables_bytes(self.rows);
+        2 * attention
+            .max(ops::tile_tables_bytes(TILES_MAX))
+            .next_multiple_of(64)
+    }
+
+    /// f32s for what the splits of one row find, and for several where there is room.
+    fn partial_values(&self) -> usize {
+        let splits = self.context.div_ceil(SPLIT) + 1;
+        PARTIAL_VALUES.max(self.heads * splits * (self.head_dim + 2))
+    }
+
+    /// What is enough for both.
+    pub fn max(self, other: Sizes) -> Sizes {
+        Sizes {
+            rows: self.rows.max(other.rows),
+            cols: self.cols.max(other.cols),
+            kinds: self.kinds | other.kinds,
+            heads: self.heads.max(other.heads),
+            head_dim: self.head_dim.max(other.head_dim),
+            context: self.context.max(other.context),
+            sessions: self.sessions.max(other.sessions),
+        }
+    }
+
+    /// Bytes of a device's own memory.
+    pub fn bytes(&self) -> usize {
+        Reservation::carved_size::<u8>(self.quantized_bytes())
+            + Reservation::carved_size::<u8>(self.tables_bytes())
+            + Reservation::carved_size::<f32>(self.partial_values()).next_multiple_of(PAGE_BYTES)
+    }
+}
+
+/// What the last quantization made.
+#[derive(Debug, Clone, Copy, Default)]
+struct Quantized {
+    rows: usize,
+    cols: usize,
+    kinds: Kinds,
+    /// The rows as they were, at an address of the GPU.
+    x: u64,
+    /// Where the parts of `QUANTIZED` stand.
+    parts: [Option<Part>; 2],
+}
+
+/// Memory that the GPU sees.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    base: NonNull<u8>,
+    bytes: usize,
+    /// Where it begins for the GPU.
+    address: u64,
+}
+
+/// The device's own memory.
+struct Own {
+    sizes: Sizes,
+    /// Quantized rows.
+    activations: Span<u8>,
+    /// What the splits of attention find.
+    partial: Span<f32>,
+    queue: RefCell<Queue>,
+}
+
+impl Own {
+    fn new(sizes: Sizes) -> Result<Own> {
+        let mut memory = Reservation::new(sizes.bytes())?;
+        Ok(Own {
+            sizes,
+            activations: memory.carve(sizes.quantized_bytes())?,
+            queue: RefCell::new(Queue::new(memory.carve(sizes.tables_bytes())?)),
+            partial: memory.carve(sizes.partial_values())?,
+        })
+    }
+}
+
+/// A GPU that computes in the processor's memory.
+///
+/// One thread at a time gives it work.
+pub struct Cuda {
+    driver: Box<dyn Driver>,
+    kernels: Kernels,
+    /// All that was registered.
+    seen: Vec<Seen>,
+    own: Own,
+    quantized: Cell<Quantized>,
+    failed: RefCell<Option<Error>>,
+}
+
+// SAFETY: the pointers are addresses to compare others with, and to unregister.
+unsafe impl Send for Cuda {}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cuda")
+            .field("facts", self.facts())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Cuda {
+    /// A device that sees no memory but its own yet. Everything is loaded and has run once when this returns.
+    ///
+    /// # Errors
+    /// The driver refuses memory or kernels.
+    pub fn new(driver: Box<dyn Driver>) -> Result<Cuda> {
+        let kernels = Kernels::load(driver.as_ref())?;
+        let mut cuda = Cuda {
+            driver,
+            kernels,
+            seen: Vec::new(),
+            own: Own::new(Sizes::default())?,
+            quantized: Cell::default(),
+            failed: RefCell::default(),
+        };
+        // SAFETY: no memory but the device's own.
+        unsafe { cuda.fit(Sizes::default(), Vec::new()) };
+        // The first launch of all sets things up in the driver.
+        cuda.read(16);
+        cuda.finish(&mut || ())?;
+        Ok(cuda)
+    }
+
+    /// Makes the device's own memory large enough for `sizes`, and has it see `memory` and nothing else. An error is
+    /// told by the next [`finish`](Self::finish). Allocates.
+    ///
+    /// # Safety
+    /// The memory stays mapped until the device is dropped or told of other memory; so does, until this returns, what
+    /// it was told of before. Pages that were given back to the system since are in no range that is told again.
+    pub unsafe fn fit(&mut self, sizes: Sizes, mut memory: Vec<(NonNull<u8>, usize)>) {
+        // Nothing runs while memory comes and goes.
+        if self.finish(&mut || ()).is_err() {
+            return;
+        }
+        let grown = match sizes == self.own.sizes {
+            true => Ok(None),
+            false => Own::new(sizes).map(Some),
+        };
+        let before = match grown {
+            Ok(grown) => grown.map(|own| std::mem::replace(&mut self.own, own)),
+            Err(error) => return self.attempt(|| Err(error)),
+        };
+        memory.push(self.own.partial.mapping());
+        let (stays, goes) = self
+            .seen
+            .iter()
+            .partition(|seen| memory.contains(&(seen.base, seen.bytes)));
+        let goes: Vec<Seen> = goes;
+        self.seen = stays;
+        for seen in goes {
+            // SAFETY: registered below, and nothing is running.
+            unsafe { self.driver.unregister(seen.base) };
+        }
+        drop(before);
+        for (base, bytes) in memory {
+            if self
+                .seen
+                .iter()
+                .any(|seen| (seen.base, seen.bytes) == (base, bytes))
+            {
+                continue;
+            }
+            // SAFETY: the caller vouches for it.
+            match unsafe { self.driver.register(base, bytes) } {
+                Ok(address) => self.seen.push(Seen {
+                    base,
+                    bytes,
+                    address,
+                }),
+                Err(error) => return self.attempt(|| Err(error)),
+            }
+        }
+        self.seen.sort_by_key(|seen| seen.base);
+    }
+
+    /// What is known of the GPU.
+    pub fn facts(&self) -> &Facts {
+        self.driver.facts()
+    }
+
+    /// Waits until everything is done that was asked for; `poll` is called meanwhile.
+    ///
+    /// # Errors
+    /// Something failed; the device does nothing any more.
+    pub fn finish(&self, poll: &mut dyn FnMut()) -> Result<()> {
+        self.attempt(|| {
+            self.own
+                .queue
+                .borrow_mut()
+                .finish(self.driver.as_ref(), poll)
+        });
+        self.failed.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// Does something with the driver, unless it has failed before.
+    fn attempt(&self, work: impl FnOnce() -> Result<()>) {
+        if self.failed.borrow().is_some() {
+            return;
+        }
+        if let Err(error) = work() {
+            *self.failed.borrow_mut() = Some(error);
+        }
+    }
+
+    /// The GPU's address of something that it sees.
+    fn at<T>(&self, place: *const T) -> u64 {
+        let before = self
+            .seen
+            .partition_point(|seen| seen.base.addr().get() <= place.addr());
+        let seen = before.checked_sub(1).map(|last| self.seen[last]);
+        let seen = seen.expect("memory that the GPU sees");
+        let offset = place.addr() - seen.base.addr().get();
+        assert!(offset < seen.bytes, "memory that the GPU sees");
+        seen.address + offset as u64
+    }
+
+    /// Launches a kernel of the op that was begun.
+    fn launch(&self, kernel: KernelId, grid: [usize; 3], threads: u32, args: Args) -> Result<()> {
+        let grid = grid.map(|n| u32::try_from(n).expect("a grid of a sweep"));
+        // SAFETY: each op gives its kernel what it takes, within the arena; the caller of the op vouches for the rest.
+        unsafe { self.driver.launch(kernel, grid, threads, &args) }
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish(&mut || ()) {
+            log::debug!("closing the device: {error}");
+        }
+        for seen in &self.seen {
+            // SAFETY: registered by `fit`; nothing is running.
+            unsafe { self.driver.unregister(seen.base) };
+        }
+    }
+}

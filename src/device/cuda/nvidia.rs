@@ -1,0 +1,337 @@
+//! NVIDIA's driver library, found at run time: one program runs with and without it.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_int, c_void};
+use std::ptr::{self, NonNull};
+
+use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
+
+use super::driver::{Args, Driver, EVENTS, Facts, KernelId};
+use crate::error::{Error, Kind, Result};
+
+/// The kernels in PTX ISA 7.4 for sm_87, and a zero, which the driver compiles for the GPU at hand.
+static PTX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+/// The same assembled for sm_87; empty if there was no ptxas when this was built.
+static CUBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.cubin"));
+
+/// Where JetPack has the driver, in case the loader does not look there: version 6 and later, 5.
+const JETPACK: [&CStr; 2] = [
+    c"/usr/lib/aarch64-linux-gnu/nvidia/libcuda.so.1",
+    c"/usr/lib/aarch64-linux-gnu/tegra/libcuda.so.1",
+];
+/// What the kernels ask for: `mma` with int8 and asynchronous copies came with 8.0, but the PTX is for 8.7.
+const CAPABILITY_MIN: (u32, u32) = (8, 7);
+/// The driver that knows PTX ISA 7.4.
+const VERSION_MIN: c_int = 11_040;
+
+/// One GPU.
+pub(super) struct Nvidia {
+    facts: Facts,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    events: [sys::CUevent; EVENTS],
+    module: sys::CUmodule,
+}
+
+// SAFETY: the driver's handles may be used from any thread; each call makes the context the thread's own first.
+unsafe impl Send for Nvidia {}
+
+/// What a result means, if it is not success.
+fn check(result: CUresult, doing: &str) -> Result<()> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text = ptr::null();
+    // SAFETY: a place for the pointer to a static string.
+    let known = unsafe { sys::cuGetErrorString(result, &mut text) } == CUresult::CUDA_SUCCESS;
+    let text = match known && !text.is_null() {
+        // SAFETY: the driver's own string.
+        true => unsafe { CStr::from_ptr(text) }
+            .to_string_lossy()
+            .into_owned(),
+        false => format!("error {}", result as u32),
+    };
+    let (kind, remedy) = match result {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => (
+            Kind::Budget,
+            "give a smaller --memory, or free memory on the GPU",
+        ),
+        CUresult::CUDA_ERROR_NO_DEVICE => (
+            Kind::Unsupported,
+            "use --device cpu, or a machine with an NVIDIA GPU",
+        ),
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => (
+            Kind::Unsupported,
+            "update the driver (JetPack 5.1 or later), or use --device cpu",
+        ),
+        _ => (
+            Kind::Io,
+            "start again; if it stays so, look at the kernel's log (dmesg) or use --device cpu",
+        ),
+    };
+    Err(Error::new(
+        kind,
+        format!("the GPU cannot {doing}: {text}"),
+        remedy,
+    ))
+}
+
+fn attribute(device: sys::CUdevice, attribute: CUdevice_attribute) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: a place for the value.
+    let result = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, device) };
+    check(result, "be asked what it is").map(|()| value as u32)
+}
+
+impl Nvidia {
+    /// The first GPU, with the kernels loaded.
+    ///
+    /// # Errors
+    /// There is no driver, an old one, no GPU or one without what the kernels need.
+    pub(super) fn open() -> Result<Nvidia> {
+        for place in JETPACK {
+            // A library that was loaded by its path is found by its name afterwards.
+            // SAFETY: NVIDIA's own library, which may be loaded at any time; it stays loaded.
+            unsafe { libc::dlopen(place.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        }
+        // SAFETY: loads the library if it is there.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "there is no CUDA driver: libcuda.so.1 cannot be loaded",
+                "install NVIDIA's driver (on a Jetson: JetPack; in a container: the NVIDIA runtime), or use --device cpu",
+            ));
+        }
+        // SAFETY: plain calls, with places for what they answer.
+        unsafe {
+            check(sys::cuInit(0), "be used")?;
+            let mut version = 0;
+            check(sys::cuDriverGetVersion(&mut version), "tell its driver")?;
+            if version < VERSION_MIN {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!(
+                        "the CUDA driver is of version {}.{}",
+                        version / 1000,
+                        version % 1000 / 10
+                    ),
+                    "update it to 11.4 or later (JetPack 5.1), or use --device cpu",
+                ));
+            }
+            let mut device = 0;
+            check(sys::cuDeviceGet(&mut device, 0), "be found")?;
+            let facts = facts(device)?;
+            let mut context = ptr::null_mut();
+            check(
+                sys::cuDevicePrimaryCtxRetain(&mut context, device),
+                "be opened",
+            )?;
+            let mut nvidia = Nvidia {
+                facts,
+                device,
+                context,
+                stream: ptr::null_mut(),
+                events: [ptr::null_mut(); EVENTS],
+                module: ptr::null_mut(),
+            };
+            nvidia.bind()?;
+            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+            check(
+                sys::cuStreamCreate(&mut nvidia.stream, flags),
+                "open a stream",
+            )?;
+            for event in &mut nvidia.events {
+                let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
+                check(sys::cuEventCreate(event, flags), "make an event")?;
+            }
+            nvidia.load()?;
+            Ok(nvidia)
+        }
+    }
+
+    /// Makes the context this thread's.
+    fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "be used")
+    }
+
+    /// Loads the kernels: as assembled where that fits the GPU, else compiled by the driver.
+    fn load(&mut self) -> Result<()> {
+        if !CUBIN.is_empty() && self.facts.capability == CAPABILITY_MIN {
+            // SAFETY: a whole cubin.
+            let loaded = unsafe { sys::cuModuleLoadData(&mut self.module, CUBIN.as_ptr().cast()) };
+            if loaded == CUresult::CUDA_SUCCESS {
+                return Ok(());
+            }
+            log::info!("the assembled kernels do not load ({loaded:?}); the driver compiles them");
+        }
+        assert_eq!(PTX.last(), Some(&0), "build.rs ends the text with a zero");
+        // SAFETY: PTX that ends with a zero.
+        let loaded = unsafe { sys::cuModuleLoadData(&mut self.module, PTX.as_ptr().cast()) };
+        check(loaded, "load the kernels")
+    }
+}
+
+fn facts(device: sys::CUdevice) -> Result<Facts> {
+    let mut name = [0; 96];
+    // SAFETY: the array and its length.
+    let named = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, device) };
+    check(named, "tell its name")?;
+    // SAFETY: the driver ends the name with a zero.
+    let name = unsafe { CStr::from_ptr(name.as_ptr()) }
+        .to_string_lossy()
+        .into_owned();
+    let of = |a| attribute(device, a);
+    let capability = (
+        of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    );
+    if capability < CAPABILITY_MIN {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "{name} has compute capability {}.{}",
+                capability.0, capability.1
+            ),
+            format!(
+                "use a GPU of {}.{} or later, or --device cpu",
+                CAPABILITY_MIN.0, CAPABILITY_MIN.1
+            ),
+        ));
+    }
+    if of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED)? == 0 {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("{name} cannot compute on the processor's memory"),
+            "use --device cpu",
+        ));
+    }
+    Ok(Facts {
+        name,
+        capability,
+        integrated: of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
+    })
+}
+
+impl Driver for Nvidia {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    unsafe fn register(&self, base: NonNull<u8>, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let memory = base.as_ptr().cast::<c_void>();
+        let mut address = 0;
+        // SAFETY: the caller vouches for the memory.
+        unsafe {
+            let flags = sys::CU_MEMHOSTREGISTER_DEVICEMAP;
+            check(
+                sys::cuMemHostRegister_v2(memory, bytes, flags),
+                "register the arena",
+            )?;
+            check(
+                sys::cuMemHostGetDevicePointer_v2(&mut address, memory, 0),
+                "map the arena",
+            )?;
+        }
+        Ok(address)
+    }
+
+    unsafe fn unregister(&self, base: NonNull<u8>) {
+        let unbound = self.bind();
+        // SAFETY: the caller registered it.
+        let result = unsafe { sys::cuMemHostUnregister(base.as_ptr().cast()) };
+        if let Err(error) = unbound.and(check(result, "let the arena go")) {
+            log::debug!("{error}");
+        }
+    }
+
+    fn kernel(&self, name: &str) -> Result<KernelId> {
+        self.bind()?;
+        let c_name = CString::new(name).expect("kernels' names have no zeros");
+        let mut function = ptr::null_mut();
+        // SAFETY: the module is loaded.
+        let found =
+            unsafe { sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr()) };
+        check(found, &format!("find the kernel {name}"))?;
+        Ok(KernelId(function.addr() as u64))
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: KernelId,
+        [x, y, z]: [u32; 3],
+        threads: u32,
+        args: &Args,
+    ) -> Result<()> {
+        self.bind()?;
+        let function = ptr::with_exposed_provenance_mut(kernel.0 as usize);
+        let mut pointers = args.pointers();
+        // SAFETY: the function is of this module, and the caller vouches for its arguments, which are copied.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                function,
+                x,
+                y,
+                z,
+                threads,
+                1,
+                1,
+                0,
+                self.stream,
+                pointers.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        check(launched, "run a kernel")
+    }
+
+    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller vouches for the ranges.
+        check(
+            unsafe { sys::cuMemcpyAsync(to, from, bytes, self.stream) },
+            "copy",
+        )
+    }
+
+    fn record(&self, event: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: both are this context's.
+        check(
+            unsafe { sys::cuEventRecord(self.events[event], self.stream) },
+            "mark a place",
+        )
+    }
+
+    fn done(&self, event: usize) -> Result<bool> {
+        self.bind()?;
+        // SAFETY: the event is this context's.
+        match unsafe { sys::cuEventQuery(self.events[event]) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check(result, "go on").map(|()| true),
+        }
+    }
+}
+
+impl Drop for Nvidia {
+    fn drop(&mut self) {
+        // SAFETY: all were made by `open` where they are not null, and nothing else has them.
+        let results = unsafe {
+            [
+                sys::cuCtxSetCurrent(self.context),
+                sys::cuStreamSynchronize(self.stream),
+                sys::cuModuleUnload(self.module),
+                sys::cuEventDestroy_v2(self.events[0]),
+                sys::cuEventDestroy_v2(self.events[1]),
+                sys::cuEventDestroy_v2(self.events[2]),
+                sys::cuStreamDestroy_v2(self.stream),
+                sys::cuDevicePrimaryCtxRelease_v2(self.device),
+            ]
+        };
+        if results.iter().any(|&r| r != CUresult::CUDA_SUCCESS) {
+            log::debug!("closing the GPU: {results:?}");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! The ops as launches: grids, arguments and tables. The kernels (`kernels/`) say what they compute.
+#![allow(unsafe_code)]
+
+use super::driver::{Arg, Args, Driver, KernelId};
+use super::queue::table_bytes;
+use super::{Cuda, PANEL_ROWS, Part, QUANTIZED, Quantized, TILES_MAX, padded};
+use crate::device::cpu::{Inspect, Kinds, RopePairing, TileView};
+use crate::error::Result;
+use crate::format::quant::QuantType;
+use crate::format::tile::STRIP_ROWS;
+
+/// Rows of a batch that a warp of `floats` takes, and a pair of warps of `matmul`; and how many of them a block has.
+const FLOATS_ROWS: usize = 8;
+const MATMUL_ROWS: usize = 64;
+const GROUPS_MAX: usize = 8;
+
+/// `Tile` of `weights.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Tile {
+    data: u64,
+    out: u64,
+    rows: u32,
+    stride: u32,
+}
+
+/// `Activations` of `activations.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Activations {
+    q: u64,
+    scales: u64,
+    sums: u64,
+}
+// SAFETY: three pointers.
+unsafe impl Arg for Activations {}
+
+/// Bytes of the table of `tiles` tiles.
+pub(super) const fn tile_tables_bytes(tiles: usize) -> usize {
+    table_bytes::<Tile>(tiles)
+}
+
+/// Every kernel that is launched.
+pub(super) struct Kernels {
+    /// For each type: for one row and for several (the same for floats).
+    products: [[KernelId; 2]; QuantType::ALL.len()],
+    /// In the order of `QUANTIZED`.
+    quantize: [KernelId; 2],
+    rms_norm: KernelId,
+    rope: KernelId,
+    silu_mul: KernelId,
+    gelu_tanh_mul: KernelId,
+    add: KernelId,
+    scale: KernelId,
+    softcap: KernelId,
+    pub(super) kv_append: KernelId,
+    pub(super) attend: KernelId,
+    pub(super) attend_join: KernelId,
+    pub(super) read: KernelId,
+}
+
+impl Kernels {
+    pub(super) fn load(driver: &dyn Driver) -> Result<Kernels> {
+        let kernel = |name: &str| driver.kernel(name);
+        let mut products = [[KernelId(0); 2]; QuantType::ALL.len()];
+        for qtype in QuantType::ALL {
+            let name = qtype.name().to_lowercase();
+            products[qtype as usize] = match Kinds::of(qtype) {
+                Kinds::F32 => [kernel(&format!("floats_{name}"))?; 2],
+                _ => [
+                    kernel(&format!("matvec_{name}"))?,
+                    kernel(&format!("matmul_{name}"))?,
+                ],
+            };
+        }
+        Ok(Kernels {
+            products,
+            quantize: [kernel("quantize_32")?, kernel("quantize_256")?],
+            rms_norm: kernel("rms_norm")?,
+            rope: kernel("rope")?,
+            silu_mul: kernel("silu_mul")?,
+            gelu_tanh_mul: kernel("gelu_tanh_mul")?,
+            add: kernel("add")?,
+            scale: kernel("scale")?,
+            softcap: kernel("softcap")?,
+            kv_append: kernel("kv_append")?,
+            attend: kernel("attend")?,
+            attend_join: kernel("attend_join")?,
+            read: kernel("read_memory")?,
+        })
+    }
+}
+
+impl Cuda {
+    /// An op without tables.
+    pub(super) fn op(&self, kernel: KernelId, grid: [usize; 3], threads: u32, args: Args) {
+        self.attempt(|| {
+            self.own.queue.borrow_mut().begin(self.driver.as_ref(), 0)?;
+            self.launch(kernel, grid, threads, args)
+        });
+    }
+
+    /// An op on single values.
+    fn each(&self, kernel: KernelId, n: usize, args: Args) {
+        self.op(kernel, [n.div_ceil(256), 1, 1], 256, args);
+    }
+
+    /// `to = from`.
+    pub fn copy(&self, from: &[f32], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        let (from, to, bytes) = (self.at(from.as_ptr()), self.at(to.as_ptr()), 4 * to.len());
+        self.attempt(|| {
+            self.own.queue.borrow_mut().begin(self.driver.as_ref(), 0)?;
+            // SAFETY: both are memory that the GPU sees, and slices do not overlap.
+            unsafe { self.driver.copy(to, from, bytes) }
+        });
+    }
+
+    /// See [`Cpu::quantize`](crate::device::cpu::Cpu::quantize); the rows stay as they are until they were multiplied.
+    pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds) {
+        assert!(x.len().is_multiple_of(cols));
+        let rows = x.len() / cols;
+        let panel = if rows == 1 { 1 } else { PANEL_ROWS };
+        let (x, memory) = (self.at(x.as_ptr()), self.at(self.own.activations.as_ptr()));
+        let mut quantized = Quantized {
+            rows,
+            cols,
+            kinds,
+            x,
+            parts: [None; 2],
+        };
+        let mut end = 0;
+        for (i, (kind, block)) in QUANTIZED.into_iter().enumerate() {
+            if !kinds.contains(kind) {
+                continue;
+            }
+            let part = Part::new(end, rows, cols, block);
+            assert!(
+                part.end <= self.own.activations.len(),
+                "more rows than there is memory for"
+            );
+            let args = Args::new()
+                .with(x)
+                .with(rows as u32)
+                .with(cols as u32)
+                .with(panel as u32)
+                .with(memory + part.q as u64)
+                .with(memory + part.scales as u64)
+                .with(memory + part.sums as u64);
+            let grid = [cols.div_ceil(4 * block), padded(rows), 1];
+            self.op(self.kernels.quantize[i], grid, 128, args);
+            quantized.parts[i] = Some(part);
+            end = part.end;
+        }
+        self.quantized.set(quantized);
+    }
+
+    /// See [`Cpu::matmul`](crate::device::cpu::Cpu::matmul), with the rows that were quantized last. Tiles are never
+    /// packed: `packed` says that they were inspected. Comes back at once if all tiles stay and were inspected before,
+    /// else when they are done with, calling `poll` meanwhile.
+    ///
+    /// # Safety
+    /// Tiles' data and outputs are valid, disjoint, and used by nobody else until they are done with.
+    pub unsafe fn matmul(&self, tiles: &[TileView], inspect: &Inspect<'_>, poll: &mut dyn FnMut()) {
+        poll();
+        for tile in tiles.iter().filter(|tile| !tile.packed) {
+            let row_bytes = tile.qtype.row_bytes(tile.cols);
+            for (strip, first) in (0..tile.rows).step_by(STRIP_ROWS).enumerate() {
+                let rows = STRIP_ROWS.min(tile.rows - first);
+                // SAFETY: the strip is within the tile, which nobody writes.
+                let bytes = unsafe {
+                    let data = tile.data.add(first * row_bytes).cast_const();
+                    std::slice::from_raw_parts(data, rows * row_bytes)
+                };
+                inspect(tile.id, strip, bytes);
+            }
+        }
+        for qtype in QuantType::ALL {
+            let mut rest = tiles;
+            while let Some(first) = rest.iter().position(|tile| tile.qtype == qtype) {
+                let end = (first + TILES_MAX).min(rest.len());
+                self.attempt(|| self.multiply(qtype, &rest[first..end]));
+                rest = &rest[end..];
+            }
+        }
+        // A tile that was inspected just now may not agree with its checksum, and is read again then.
+        if tiles.iter().any(|tile| !tile.keep || !tile.packed) {
+            self.attempt(|| {
+                self.own
+                    .queue
+                    .borrow_mut()
+                    .finish(self.driver.as_ref(), poll)
+            });
+        }
+        poll();
+    }
+
+    /// Multiplies with those of `tiles` that are of `qtype`: at most `TILES_MAX`.
+    fn multiply(&self, qtype: QuantType, tiles: &[TileView]) -> Result<()> {
+        let x = self.quantized.get();
+        let of_type = || tiles.iter().filter(|tile| tile.qtype == qtype);
+        let (count, rows_max) = of_type().fold((0, 0), |(n, max), t| (n + 1, t.rows.max(max)));
+        assert!(
+            of_type().all(|tile| tile.cols == x.cols),
+            "a tile and the rows differ in width"
+        );
+        let table = {
+            let mut queue = self.own.queue.borrow_mut();
+            queue.begin(self.driver.as_ref(), tile_tables_bytes(count))?;
+            let mut of_type = of_type();
+            let entry = |_| {
+                let tile = of_type.next().expect("counted");
+                Tile {
+                    data: self.at(tile.data),
+                    out: self.at(tile.out),
+                    rows: tile.rows as u32,
+                    stride: tile.out_stride as u32,
+                }
+            };
+            self.at(queue.put((0..count).map(entry)))
+        };
+        let args = Args::new().with(table).with(x.cols as u32);
+        let kernels = self.kernels.products[qtype as usize];
+        let kind = Kinds::of(qtype);
+        assert!(
+            x.kinds.contains(kind),
+            "the rows were not quantized for this weight type"
+        );
+        if kind == Kinds::F32 {
+            let warps = x.rows.div_ceil(FLOATS_ROWS).min(GROUPS_MAX);
+            let grid = [
+                rows_max.div_ceil(32),
+                count,
+                x.rows.div_ceil(FLOATS_ROWS * warps),
+            ];
+            return self.launch(
+                kernels[0],
+                grid,
+                32 * warps as u32,
+                args.with(x.x).with(x.rows as u32),
+            );
+        }
+        let place = QUANTIZED.iter().position(|&(of, _)| of == kind);
+        let part = place
+            .and_then(|i| x.parts[i])
+            .expect("its kind was quantized");
+        let memory = self.at(self.own.activations.as_ptr());
+        let args = args.with(Activations {
+            q: memory + part.q as u64,
+            scales: memory + part.scales as u64,
+            sums: memory + part.sums as u64,
+        });
+        if x.rows == 1 {
+            return self.launch(kernels[0], [rows_max.div_ceil(16), count, 1], 64, args);
+        }
+        let pairs = x.rows.div_ceil(MATMUL_ROWS).min(GROUPS_MAX);
+        let grid = [
+            rows_max.div_ceil(32),
+            count,
+            x.rows.div_ceil(MATMUL_ROWS * GROUPS_MAX),
+        ];
+        self.launch(
+            kernels[1],
+            grid,
+            64 * pairs as u32,
+            args.with(x.rows as u32),
+        )
+    }
+
+    /// `out = x / rms(x) * weight` for each group of `weight.len()` values.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert_eq!(x.len(), out.len());
+        self.norm(x.as_ptr(), weight, eps, out);
+    }
+
+    /// [`Cuda::rms_norm`] in place.
+    pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
+        self.norm(x.as_ptr(), weight, eps, x);
+    }
+
+    fn norm(&self, x: *const f32, weight: &[f32], eps: f32, out: &mut [f32]) {
+        let n = weight.len();
+        assert!(out.len().is_multiple_of(n));
+        let args = Args::new()
+            .with(self.at(x))
+            .with(self.at(weight.as_ptr()))
+            .with(self.at(out.as_ptr()))
+            .with(n as u32)
+            .with(eps);
+        self.op(self.kernels.rms_norm, [out.len() / n, 1, 1], 128, args);
+    }
+
+    /// `x += y`; a shorter `y` is repeated.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        assert!(x.len().is_multiple_of(y.len()));
+        let args = Args::new()
+            .with(self.at(x.as_ptr()))
+            .with(self.at(y.as_ptr()))
+            .with(x.len() as u64)
+            .with(y.len() as u64);
+        self.each(self.kernels.add, x.len(), args);
+    }
+
+    /// `gate = silu(gate) * up`.
+    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
+        self.gate(self.kernels.silu_mul, gate, up);
+    }
+
+    /// `gate = gelu(gate) * up`, with the tanh approximation of gelu.
+    pub fn gelu_tanh_mul(&self, gate: &mut [f32], up: &[f32]) {
+        self.gate(self.kernels.gelu_tanh_mul, gate, up);
+    }
+
+    fn gate(&self, kernel: KernelId, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len());
+        let args = Args::new()
+            .with(self.at(gate.as_ptr()))
+            .with(self.at(up.as_ptr()))
+            .with(gate.len() as u64);
+        self.each(kernel, gate.len(), args);
+    }
+
+    /// `x *= factor`.
+    pub fn scale(&self, x: &mut [f32], factor: f32) {
+        let args = Args::new().with(self.at(x.as_ptr())).with(x.len() as u64);
+        self.each(self.kernels.scale, x.len(), args.with(factor));
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn softcap(&self, x: &mut [f32], cap: f32) {
+        let args = Args::new().with(self.at(x.as_ptr())).with(x.len() as u64);
+        self.each(self.kernels.softcap, x.len(), args.with(cap));
+    }
+
+    /// See [`Cpu::rope`](crate::device::cpu::Cpu::rope).
+    pub fn rope(
+        &self,
+        x: &mut [f32],
+        rows: usize,
+        head_dim: usize,
+        cos: &[f32],
+        sin: &[f32],
+        pairing: RopePairing,
+    ) {
+        let (row, n) = (x.len() / rows, cos.len() / rows);
+        assert!(x.len() == rows * row && row.is_multiple_of(head_dim) && 2 * n <= head_dim);
+        assert!(cos.len() == rows * n && sin.len() == cos.len());
+        let args = Args::new()
+            .with(self.at(x.as_ptr()))
+            .with(self.at(cos.as_ptr()))
+            .with(self.at(sin.as_ptr()))
+            .with(row as u32)
+            .with(head_dim as u32)
+            .with(n as u32)
+            .with(u32::from(pairing == RopePairing::Adjacent));
+        let pairs = row / head_dim * n;
+        self.op(self.kernels.rope, [pairs.div_ceil(256), rows, 1], 256, args);
+    }
+}
