@@ -8,6 +8,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`error`] | operating errors, each with its remedy |
+//! | [`units`] | sizes as people write and read them |
 //! | [`board`] | what the board is, draws and endures; the governor |
 //! | [`trace`] | what happened when, for a viewer |
 //! | [`arena`] | one reservation: carve, seal, then only slots |
@@ -37,5 +38,6 @@ pub mod residency;
 pub mod store;
 pub mod text;
 pub mod trace;
+pub mod units;
 
 pub use error::{Error, Result};

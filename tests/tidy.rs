@@ -17,6 +17,7 @@ use source::{Source, after_each, word_starts_at};
 const EDGES: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("trace", &[]),
+    ("units", &[]),
     ("arena", &["error"]),
     ("io", &["error", "arena"]),
     ("format", &["error", "arena"]),
@@ -55,12 +56,13 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("board", &["error"]),
-    ("serve", &["error", "text", "engine", "board"]),
+    ("serve", &["error", "units", "text", "engine", "board"]),
     (
         "cli",
         &[
             "error",
             "trace",
+            "units",
             "arena",
             "io",
             "format",
@@ -303,6 +305,9 @@ fn is_document(address: &str) -> bool {
         "opensource.org/license",
         // The name of a kind of XML, not a place.
         "www.w3.org/2000/svg",
+        // Whatever machine this is.
+        "127.0.0.1",
+        "localhost",
         "example.org",
         "example.com",
     ]

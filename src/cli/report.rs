@@ -1,4 +1,4 @@
-//! Numbers as people read them, the budget table, and measuring the machine.
+//! The budget table, and measuring the machine.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -11,20 +11,12 @@ use crate::engine::{self, Options, Plan, Spent};
 use crate::error::Result;
 use crate::io;
 
+pub use crate::units::bytes;
+
 /// Long enough to fill the disk's queue, short enough to wait for.
 const DISK_MEASURED_FOR: Duration = Duration::from_millis(500);
 /// Larger than any cache, where the budget allows.
 const DRAM_MEASURED_BYTES: std::ops::RangeInclusive<usize> = 32 << 20..=256 << 20;
-
-/// Bytes with a binary unit.
-pub fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        1_048_576..1_073_741_824 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
-    }
-}
 
 /// The lines of a budget, as a table.
 pub fn budget(plan: &Plan) -> String {
