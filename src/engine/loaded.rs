@@ -157,7 +157,10 @@ impl Loaded {
 }
 
 /// Divides a budget for some models, and chooses the slots that suit them all.
-pub(super) fn divide(
+///
+/// # Errors
+/// The budget cannot hold the minimum; the error says what the minimum is.
+pub fn divide(
     models: &[Loaded],
     wishes: &[&ModelOptions],
     options: &Options,

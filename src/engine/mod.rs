@@ -37,7 +37,7 @@ use demand::Demand;
 pub use crate::model::forward::Row;
 pub use crate::store::ModelId;
 pub use hosting::Share;
-pub use loaded::{Loaded, ModelOptions, Options, threads};
+pub use loaded::{Loaded, ModelOptions, Options, divide, threads};
 pub use plan::{Line, Plan, Request};
 pub use pool::Pool;
 pub use vocabulary::{Prepared, Vocabulary};

@@ -226,6 +226,15 @@ impl Store {
         }
     }
 
+    /// Weight bytes of a model in memory now.
+    pub fn resident_bytes_of(&self, model: ModelId) -> u64 {
+        let tiles = self.models[self.place(model)].tiles.clone();
+        let tiles = tiles.start as usize..tiles.end as usize;
+        let states = self.states[tiles.clone()].iter().zip(&self.tiles[tiles]);
+        let in_memory = states.filter(|(s, _)| matches!(s.phase, Phase::Ready | Phase::InUse));
+        in_memory.map(|(_, tile)| u64::from(tile.bytes)).sum()
+    }
+
     /// Where a model stands in the order in which they came.
     fn place(&self, model: ModelId) -> usize {
         let place = self.models.iter().position(|member| member.id == model);

@@ -9,6 +9,7 @@
 //! by the thread that prepares it: between two tokens nothing is allocated.
 
 mod batch;
+mod models;
 mod pace;
 mod request;
 mod sessions;
@@ -130,29 +131,15 @@ impl Scheduler {
         let (mut models, mut turns) = (Vec::new(), Turns::default());
         for (&id, &(name, priority)) in ids.iter().zip(names) {
             turns.add(priority);
-            let context = engine.plan(id).context;
-            let tokenizer = engine.tokenizer(id).ok().zip(engine.template(id).ok());
-            let tokenizer = tokenizer.map(|(t, c)| (Arc::clone(t), Arc::clone(c)));
-            let vocab = engine.config(id).vocab;
-            models.push(Hosted {
-                id,
-                vocabulary: Arc::new(Vocabulary::new(name, tokenizer, vocab, context)),
-                sessions: Sessions::new(engine.sessions(id), context),
-                pace: Pace::new(limits.neighbour_factor, engine.sessions(id)),
-                spent: Spent::default(),
-                last_s: 0.0,
-                turn: 0,
-            });
+            models.push(Hosted::new(&engine, id, name, &limits));
         }
-        let vocab = ids.iter().map(|&id| engine.config(id).vocab).max();
-        let rows = ids.iter().map(|&id| engine.plan(id).limits.rows).max();
-        Scheduler {
+        let mut scheduler = Scheduler {
             scratch: Scratch {
-                sampler: SamplerScratch::new(vocab.unwrap_or(0)),
+                sampler: SamplerScratch::new(0),
                 who: Vec::with_capacity(limits.requests),
                 wants: Vec::with_capacity(limits.requests),
                 takes: Vec::with_capacity(limits.requests),
-                rows: Vec::with_capacity(rows.unwrap_or(0)),
+                rows: Vec::new(),
             },
             requests: Vec::with_capacity(limits.requests),
             engine,
@@ -160,7 +147,9 @@ impl Scheduler {
             models,
             turns,
             rested: false,
-        }
+        };
+        scheduler.take_scratch();
+        scheduler
     }
 
     /// What makes requests ready for a model, to be shared with other threads; the first model's if none is named.

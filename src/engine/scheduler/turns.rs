@@ -28,6 +28,16 @@ impl Turns {
         });
     }
 
+    /// Takes a model out; those after it move up.
+    pub fn remove(&mut self, model: usize) {
+        self.models.remove(model);
+    }
+
+    /// Changes a model's priority.
+    pub fn set_priority(&mut self, model: usize, priority: u8) {
+        self.models[model].priority = f64::from(priority.max(1));
+    }
+
     /// The model whose turn it is, of those with work; `busy` says for each whether it has some.
     pub fn next(&mut self, busy: impl Fn(usize) -> bool) -> Option<usize> {
         for (index, clock) in self.models.iter_mut().enumerate() {

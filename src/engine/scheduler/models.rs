@@ -1,0 +1,127 @@
+//! Models that come and go while requests are answered.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::request::{End, State};
+use super::{Hosted, Limits, Pace, SamplerScratch, Scheduler, Sessions};
+use crate::engine::{Engine, ModelId, ModelOptions, Spent, Vocabulary};
+use crate::error::{Error, Kind, Result};
+
+impl Hosted {
+    /// A model of the engine, which clients call `name`.
+    pub(super) fn new(engine: &Engine, id: ModelId, name: &str, limits: &Limits) -> Hosted {
+        let context = engine.plan(id).context;
+        let tokenizer = engine.tokenizer(id).ok().zip(engine.template(id).ok());
+        let tokenizer = tokenizer.map(|(t, c)| (Arc::clone(t), Arc::clone(c)));
+        let vocab = engine.config(id).vocab;
+        Hosted {
+            id,
+            vocabulary: Arc::new(Vocabulary::new(name, tokenizer, vocab, context)),
+            sessions: Sessions::new(engine.sessions(id), context),
+            pace: Pace::new(limits.neighbour_factor, engine.sessions(id)),
+            spent: Spent::default(),
+            last_s: 0.0,
+            turn: 0,
+        }
+    }
+}
+
+impl Scheduler {
+    /// Loads one more model, which clients call `name`; see [`Engine::load`]. The answers of the others go on after it.
+    ///
+    /// # Errors
+    /// There is a model of this name, or the engine cannot load it; everything is as it was then.
+    pub fn load(
+        &mut self,
+        name: &str,
+        priority: u8,
+        path: &Path,
+        wishes: &ModelOptions,
+    ) -> Result<ModelId> {
+        if self.find_model(Some(name)).is_ok() {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("the model {name:?} is loaded already"),
+                "unload it first, or give the other one another name",
+            ));
+        }
+        let id = self.engine.load(path, wishes)?;
+        self.models
+            .push(Hosted::new(&self.engine, id, name, &self.limits));
+        self.turns.add(priority);
+        self.take_scratch();
+        Ok(id)
+    }
+
+    /// Unloads a model; see [`Engine::unload`]. Its conversations are forgotten, and its requests end with an error.
+    ///
+    /// # Errors
+    /// There is no such model, or the system refuses; its requests have ended then all the same.
+    pub fn unload(&mut self, name: &str, now: Duration) -> Result<()> {
+        let place = self.find_model(Some(name))?;
+        let id = self.models[place].id;
+        for index in 0..self.requests.len() {
+            let request = &self.requests[index];
+            if request.model == id && request.state != State::Ended {
+                let error = Error::new(
+                    Kind::Usage,
+                    format!("the model {name:?} was unloaded"),
+                    "load it again, or ask another one",
+                );
+                self.end(index, End::Failed(error), now);
+            }
+        }
+        self.engine.unload(id)?;
+        self.models.remove(place);
+        self.turns.remove(place);
+        Ok(())
+    }
+
+    /// Reads a model's weights by a sweep of one row, so that its first answer does not wait for the disk.
+    ///
+    /// # Errors
+    /// There is no such model, or its file cannot be read.
+    pub fn warm_up(&mut self, name: &str) -> Result<()> {
+        let place = self.find_model(Some(name))?;
+        let hosted = &mut self.models[place];
+        // A session that holds something shows that there was a sweep already.
+        if let Some(session) = hosted.sessions.free() {
+            let swept = self.engine.decode(hosted.id, session, 0, &mut hosted.spent);
+            self.engine.forget(hosted.id, session);
+            swept?;
+        }
+        Ok(())
+    }
+
+    /// Changes a model's share of the time.
+    ///
+    /// # Errors
+    /// There is no such model.
+    pub fn set_priority(&mut self, name: &str, priority: u8) -> Result<()> {
+        let place = self.find_model(Some(name))?;
+        self.turns.set_priority(place, priority);
+        Ok(())
+    }
+
+    /// Changes how long is waited for clients that take no events, and how long named sessions are kept.
+    pub fn set_patience(&mut self, stalled: Duration, idle: Duration) {
+        (self.limits.stalled, self.limits.idle) = (stalled, idle);
+    }
+
+    /// Takes the memory that sweeps of the present models need.
+    pub(super) fn take_scratch(&mut self) {
+        let vocab = self
+            .models
+            .iter()
+            .map(|model| self.engine.config(model.id).vocab);
+        let rows = self
+            .models
+            .iter()
+            .map(|model| self.engine.plan(model.id).limits.rows);
+        self.scratch.sampler = SamplerScratch::new(vocab.max().unwrap_or(0));
+        self.scratch.rows.clear();
+        self.scratch.rows.reserve(rows.max().unwrap_or(0));
+    }
+}
