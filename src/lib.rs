@@ -20,6 +20,7 @@
 //! | [`model`] | architectures and the forward pass, written once |
 //! | [`text`] | tokenizer, chat template, sampler |
 //! | [`engine`] | sessions, batches of rows, sweeps |
+//! | [`serve`] | the daemon: messages, UNIX socket, serial line, HTTP, systemd |
 //! | [`cli`] | the subcommands of the binary |
 //!
 //! A layer may use the ones above it in this table and no other
@@ -35,6 +36,7 @@ pub mod format;
 pub mod io;
 pub mod model;
 pub mod residency;
+pub mod serve;
 pub mod store;
 pub mod text;
 pub mod trace;

@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr.
 
 mod args;
+mod ask;
 mod bench;
 mod bench_io;
 mod bench_ops;
@@ -17,6 +18,8 @@ mod plan_board;
 mod progress;
 mod report;
 mod run;
+mod serve;
+mod status;
 mod stop;
 
 use std::process::ExitCode;
@@ -44,6 +47,12 @@ struct Cli {
 enum Command {
     /// Answer a prompt, or chat.
     Run(run::Run),
+    /// Answer programs and people on sockets, serial ports and HTTP.
+    Serve(serve::Serve),
+    /// Ask a daemon.
+    Ask(ask::Ask),
+    /// Show how a daemon is.
+    Status(status::StatusArgs),
     /// Show what a model file holds, and what would stream at a given budget.
     Inspect(inspect::Inspect),
     /// Show how a budget would be divided and how fast it would run, without running.
@@ -65,6 +74,8 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
+        // A daemon has nobody to talk to but its log.
+        0 if matches!(cli.command, Command::Serve(_)) => "info",
         0 => "warn",
         1 => "info",
         _ => "debug",
@@ -74,6 +85,9 @@ pub fn main() -> ExitCode {
         .init();
     let done: Result<()> = match cli.command {
         Command::Run(command) => command.run(),
+        Command::Serve(command) => command.run(),
+        Command::Ask(command) => command.run(),
+        Command::Status(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),

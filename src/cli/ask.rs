@@ -1,0 +1,228 @@
+//! `airstream ask`: a question to the daemon.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::engine::request::{Event, Generate, Prompt, Reason, Sampling};
+use crate::error::{Error, Kind, Result};
+use crate::serve::client::Connection;
+use crate::serve::config::FlowControl;
+use crate::serve::message::{Answer, Cancel, Command, Request};
+
+/// Where the default configuration has the daemon's socket.
+const SOCKET: &str = "/run/airstream/airstream.sock";
+/// The question's number, and its cancellation's.
+const QUESTION: u32 = 1;
+const CANCEL: u32 = 2;
+
+/// How to reach the daemon.
+#[derive(Args, Clone)]
+pub struct DaemonArgs {
+    /// The daemon's UNIX socket.
+    #[arg(long, value_name = "PATH", default_value = SOCKET, conflicts_with = "serial")]
+    socket: PathBuf,
+    /// A serial port with a daemon at its other end, which serves it in mode "frames".
+    #[arg(long, value_name = "DEV")]
+    serial: Option<PathBuf>,
+    /// The serial port's bits per second.
+    #[arg(long, value_name = "N", default_value_t = 115_200, requires = "serial")]
+    baud: u32,
+    /// Use the serial port's RTS and CTS lines.
+    #[arg(long, requires = "serial")]
+    rtscts: bool,
+}
+
+impl DaemonArgs {
+    /// Connects.
+    pub async fn connect(&self) -> Result<Connection> {
+        let flow = if self.rtscts {
+            FlowControl::Hardware
+        } else {
+            FlowControl::None
+        };
+        match &self.serial {
+            Some(device) => Connection::serial(device, self.baud, flow).await,
+            None => Connection::unix(&self.socket).await,
+        }
+    }
+}
+
+/// Ask the daemon.
+///
+/// Streams the answer to stdout. Ctrl-C ends it.
+#[derive(Args)]
+pub struct Ask {
+    #[command(flatten)]
+    daemon: DaemonArgs,
+    /// The model. Default: the first of the daemon's configuration.
+    #[arg(long, value_name = "M")]
+    model: Option<String>,
+    /// The conversation that the question belongs to; it is begun if there is none of this name.
+    #[arg(long, value_name = "S")]
+    session: Option<String>,
+    /// Tokens to answer with at most. Default: until the model ends or the context is full.
+    #[arg(short = 'n', long, value_name = "MAX")]
+    max_tokens: Option<u32>,
+    /// Temperature: 0 always takes the likeliest token.
+    #[arg(long, value_name = "T", default_value_t = 0.6)]
+    temp: f32,
+    /// Seed of the sampling: the same seed gives the same answer. Default: another one each time.
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// The system's part, where a conversation begins.
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
+    /// Continue the text as it is, without the model's chat template.
+    #[arg(long)]
+    raw: bool,
+    /// The question.
+    #[arg(value_name = "PROMPT")]
+    prompt: Vec<String>,
+}
+
+impl Ask {
+    pub(super) fn run(self) -> Result<()> {
+        let text = self.text()?;
+        let prompt = if self.raw {
+            Prompt::Raw(text)
+        } else {
+            Prompt::Text(text)
+        };
+        let generate = Generate {
+            model: self.model.clone(),
+            session: self.session.clone(),
+            system: self.system.clone(),
+            sampling: Sampling {
+                temperature: self.temp,
+                seed: self.seed,
+                ..Sampling::default()
+            },
+            max_tokens: self.max_tokens,
+            ..Generate::new(prompt)
+        };
+        runtime()?.block_on(self.ask(generate))
+    }
+
+    /// The prompt from the arguments, or from a pipe.
+    fn text(&self) -> Result<String> {
+        let no_prompt = || {
+            Error::new(
+                Kind::Usage,
+                "there is no prompt",
+                "give it as an argument or on stdin",
+            )
+        };
+        if !self.prompt.is_empty() {
+            return Ok(self.prompt.join(" "));
+        }
+        let mut text = String::new();
+        if io::stdin().is_terminal() {
+            return Err(no_prompt());
+        }
+        io::stdin().read_to_string(&mut text).map_err(|e| {
+            Error::new(
+                Kind::Usage,
+                format!("cannot read the prompt: {e}"),
+                "give UTF-8 text",
+            )
+        })?;
+        match text.trim().is_empty() {
+            true => Err(no_prompt()),
+            false => Ok(text),
+        }
+    }
+
+    async fn ask(&self, generate: Generate) -> Result<()> {
+        let mut daemon = self.daemon.connect().await?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| {
+            Error::new(
+                Kind::Io,
+                format!("cannot watch for Ctrl-C: {e}"),
+                "free some memory",
+            )
+        })?;
+        let question = Request {
+            id: QUESTION,
+            command: Command::Generate(Box::new(generate)),
+        };
+        daemon.send(&question).await?;
+        let mut stdout = io::stdout();
+        // A reader that went away (`| head`) ends the answer like Ctrl-C does.
+        let mut gone = false;
+        let mut cancelled = false;
+        loop {
+            if gone && !cancelled {
+                cancelled = true;
+                daemon.send(&cancel()).await?;
+            }
+            let reply = tokio::select! {
+                reply = daemon.next() => reply?,
+                _ = interrupt.recv() => {
+                    // The second Ctrl-C is for a daemon that does not answer the first.
+                    if cancelled {
+                        std::process::exit(130);
+                    }
+                    cancelled = true;
+                    daemon.send(&cancel()).await?;
+                    continue;
+                }
+            };
+            if reply.id == CANCEL {
+                continue;
+            }
+            match reply.answer {
+                Answer::Event(Event::Token { text, .. }) => {
+                    gone |= stdout
+                        .write_all(text.as_bytes())
+                        .and_then(|()| stdout.flush())
+                        .is_err();
+                }
+                Answer::Event(Event::Done { reason, .. }) => {
+                    if !gone {
+                        println!();
+                    }
+                    match reason {
+                        Reason::Context => {
+                            log::warn!("the context is full: ask in another session")
+                        }
+                        Reason::Cancelled if !cancelled => {
+                            log::warn!("the daemon ended the answer")
+                        }
+                        _ => {}
+                    }
+                    daemon.finish().await;
+                    return Ok(());
+                }
+                Answer::Event(Event::Error { code, text, remedy }) => {
+                    return Err(Error::new(code, text, remedy));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn cancel() -> Request {
+    let command = Command::Cancel(Cancel { request: QUESTION });
+    Request {
+        id: CANCEL,
+        command,
+    }
+}
+
+/// The runtime of a client: one thread.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    let built = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    built.map_err(|e| {
+        Error::new(
+            Kind::Io,
+            format!("cannot wait for events: {e}"),
+            "free descriptors and memory",
+        )
+    })
+}

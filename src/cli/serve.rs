@@ -1,0 +1,61 @@
+//! `airstream serve`: the daemon.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::error::Result;
+use crate::serve::config::{Config, Load};
+use crate::serve::{daemon, engine};
+use crate::units::bytes;
+
+/// Where the package puts the configuration.
+const CONFIG: &str = "/etc/airstream/airstream.toml";
+
+/// Answer programs and people on sockets, serial ports and HTTP.
+///
+/// Runs until SIGTERM or Ctrl-C. SIGHUP reads the configuration again.
+#[derive(Args)]
+pub struct Serve {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+    /// Check the configuration and the models, show how the budget would be divided, and end.
+    #[arg(long)]
+    check: bool,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Result<()> {
+        let config = Config::read(&self.config)?;
+        if self.check {
+            return check(&config);
+        }
+        daemon::run(config, &self.config)
+    }
+}
+
+fn check(config: &Config) -> Result<()> {
+    let budget = engine::plan(config)?;
+    println!("budget");
+    for line in &budget.lines {
+        println!("  {:<44}{:>12}", line.what, bytes(line.bytes));
+    }
+    let sum = budget.lines.iter().map(|line| line.bytes).sum();
+    println!(
+        "  {:<44}{:>12} of {}",
+        "together",
+        bytes(sum),
+        bytes(budget.bytes)
+    );
+    println!("models");
+    for model in config.models.iter().map(|model| model.as_ref()) {
+        let when = match model.load {
+            Load::Start => "loaded at the start",
+            Load::Demand => "loaded on demand",
+        };
+        let (name, path, sessions) = (&model.name, model.path.display(), config.limits.sessions);
+        println!("  {name} ({path}), {when}, {sessions} sessions");
+    }
+    Ok(())
+}

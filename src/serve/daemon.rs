@@ -1,0 +1,278 @@
+//! The daemon's life: sockets, engine, clients, signals, and a clean end.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+use super::config::Config;
+use super::engine::Answering;
+use super::front::Front;
+use super::sockets::Sockets;
+use super::status::{Status, models};
+use super::systemd;
+use super::worker::{Order, Worker};
+use crate::error::{Error, Kind, Result};
+use crate::units::bytes;
+
+/// How often the service manager is told how far loading is.
+const PROGRESS: Duration = Duration::from_millis(500);
+/// What connections get to write the last replies.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Orders that may wait: a sweep takes them all, so there are many only while one takes long.
+const ORDERS_MAX: usize = 256;
+
+/// Threads that turn prompts into tokens; they are there only while they work.
+const TOKENIZING_THREADS: usize = 2;
+
+/// Serves until SIGTERM or Ctrl-C. `path` is where the configuration was read from, and is again at SIGHUP.
+///
+/// # Errors
+/// A socket cannot be listened on, a model not be loaded, or the engine's thread has died.
+pub fn run(config: Config, path: &Path) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(TOKENIZING_THREADS)
+        .build();
+    let runtime = runtime.map_err(|e| {
+        Error::new(
+            Kind::Io,
+            format!("cannot wait for events: {e}"),
+            "free descriptors and memory",
+        )
+    })?;
+    let local = LocalSet::new();
+    let ended = local.block_on(&runtime, serve(config, path));
+    // A prompt that is still being tokenized has nobody left to answer to.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn serve(config: Config, path: &Path) -> Result<()> {
+    let (mut signals, mut hangup) = (Signals::new()?, watch(SignalKind::hangup())?);
+    systemd::starting("opening sockets");
+    let sockets = Sockets::open(&config)?;
+    let worker = Worker::new(ORDERS_MAX, first_status(&config));
+    let front = Front::new(worker.clone(), config);
+    sockets.serve(&front);
+    let (opened, mut ended) = start_engine(&front)?;
+    let started = Instant::now();
+    tokio::select! {
+        opened = opened => match opened {
+            Ok(result) => result?,
+            Err(_) => return Err(died()),
+        },
+        never = progress(&worker) => match never {},
+        () = signals.stop() => return Ok(()),
+    }
+    front.set_ready();
+    let seconds = started.elapsed().as_secs_f64();
+    log::info!("ready after {seconds:.1} s");
+    systemd::ready(&format!("ready after {seconds:.1} s"));
+    loop {
+        tokio::select! {
+            _ = &mut ended => return Err(died()),
+            () = signals.stop() => break,
+            _ = hangup.recv() => reload(&front, path),
+        }
+    }
+    finish(&front, &mut signals, ended).await;
+    Ok(())
+}
+
+fn died() -> Error {
+    Error::new(
+        Kind::Io,
+        "the engine's thread has died",
+        "see above why, and report it",
+    )
+}
+
+/// The status before anything is loaded.
+fn first_status(config: &Config) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        budget_bytes: config.memory.map_or(0, |memory| memory.0),
+        models: models(config),
+        waiting_max: config.limits.queue as u32,
+        ..Status::default()
+    }
+}
+
+type Opened = oneshot::Receiver<Result<()>>;
+
+/// Starts the engine's thread. The first receiver hears whether the models could be loaded, the second the thread's
+/// end.
+fn start_engine(front: &Front) -> Result<(Opened, oneshot::Receiver<()>)> {
+    let (config, worker) = (front.config(), front.worker().clone());
+    // The thread outlives no borrow of the front's, so it has its own copy.
+    let config = Arc::new(Config::clone(&config));
+    let (tell_opened, opened) = oneshot::channel();
+    let (tell_ended, ended) = oneshot::channel::<()>();
+    let thread = thread::Builder::new().name("airstream-engine".into());
+    let spawned = thread.spawn(move || {
+        let _tells_at_the_end = tell_ended;
+        match Answering::open(config, worker) {
+            // If the daemon was told to end meanwhile, nobody listens and nothing is to be answered.
+            Ok(answering) => {
+                if tell_opened.send(Ok(())).is_ok() {
+                    answering.run();
+                }
+            }
+            Err(error) => drop(tell_opened.send(Err(error))),
+        }
+    });
+    spawned.map_err(|e| {
+        Error::new(
+            Kind::Io,
+            format!("cannot start the engine's thread: {e}"),
+            "raise the limit on threads",
+        )
+    })?;
+    Ok((opened, ended))
+}
+
+/// Tells the service manager how far loading is, and to have patience as long as it goes on.
+async fn progress(worker: &Worker) -> std::convert::Infallible {
+    let mut before = None;
+    loop {
+        let reading = worker.reading();
+        let arrived = reading
+            .as_ref()
+            .map(|r| r.arrived.load(std::sync::atomic::Ordering::Relaxed));
+        // A disk that delivers nothing is not waited for endlessly.
+        if Some(arrived) != before {
+            systemd::starting(&match (&reading, arrived) {
+                (Some(reading), Some(arrived)) => {
+                    let share = (100 * arrived / reading.of.max(1)).min(100);
+                    format!(
+                        "loading {}: {share}% of {}",
+                        reading.model,
+                        bytes(reading.of)
+                    )
+                }
+                _ => "opening the models".to_owned(),
+            });
+        }
+        before = Some(arrived);
+        tokio::time::sleep(PROGRESS).await;
+    }
+}
+
+/// Lets answers end for as long as the configuration says, and then ends them.
+async fn finish(front: &Front, signals: &mut Signals, ended: oneshot::Receiver<()>) {
+    let within = front.limits().stop();
+    log::info!("ending: answers have {} s to finish", within.as_secs());
+    systemd::stopping(within);
+    front.stop();
+    tokio::select! {
+        () = front.wait_until_idle() => {}
+        () = tokio::time::sleep(within) => log::info!("cancelling what is left"),
+        () = signals.stop() => log::info!("told again: cancelling what is left"),
+    }
+    front.cancel_everything();
+    // Every request's last event is on its way after one sweep.
+    let _ = tokio::time::timeout(within.max(LAST_WORDS), front.wait_until_idle()).await;
+    tokio::time::sleep(LAST_WORDS).await;
+    front.worker().order_always(Order::Stop);
+    // A sweep from a slow disk may take long; the process ends without it.
+    let _ = tokio::time::timeout(within.max(LAST_WORDS), ended).await;
+}
+
+/// Reads the configuration again, and takes over what may change.
+fn reload(front: &Rc<Front>, path: &Path) {
+    systemd::reloading();
+    match Config::read(path) {
+        Ok(config) => {
+            for what in unchangeable(&front.config(), &config) {
+                log::warn!("{}: {what} changes at the next start only", path.display());
+            }
+            front
+                .worker()
+                .order_always(Order::Reload(Arc::new(config.clone())));
+            front.set_config(config);
+            log::info!("{}: read again", path.display());
+            systemd::ready("configuration read again");
+        }
+        Err(error) => {
+            log::error!("the configuration stays as it was: {error}");
+            systemd::ready("the changed configuration has an error: see the log");
+        }
+    }
+}
+
+/// What differs, but cannot be changed while the daemon runs.
+fn unchangeable(old: &Config, new: &Config) -> Vec<&'static str> {
+    let mut changes = Vec::new();
+    let mut differs = |what, differs: bool| {
+        if differs {
+            changes.push(what);
+        }
+    };
+    differs("`threads`", old.threads != new.threads);
+    differs("`verify`", old.verify != new.verify);
+    differs(
+        "a [[socket]]",
+        !old.sockets
+            .iter()
+            .map(|s| s.as_ref())
+            .eq(new.sockets.iter().map(|s| s.as_ref())),
+    );
+    differs(
+        "a [[serial]]",
+        !old.serials
+            .iter()
+            .map(|s| s.as_ref())
+            .eq(new.serials.iter().map(|s| s.as_ref())),
+    );
+    differs(
+        "[http]",
+        old.http.as_ref().map(|h| h.as_ref()) != new.http.as_ref().map(|h| h.as_ref()),
+    );
+    let (a, b) = (&old.limits, &new.limits);
+    differs("`sessions`", a.sessions != b.sessions);
+    differs("`queue`", a.queue != b.queue);
+    differs(
+        "`prefill_slowdown`",
+        a.prefill_slowdown != b.prefill_slowdown,
+    );
+    changes
+}
+
+/// The signals that end the daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+fn watch(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|e| {
+        Error::new(
+            Kind::Io,
+            format!("cannot watch for signals: {e}"),
+            "free some memory",
+        )
+    })
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        Ok(Signals {
+            terminate: watch(SignalKind::terminate())?,
+            interrupt: watch(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for SIGTERM or Ctrl-C.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

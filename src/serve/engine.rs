@@ -1,0 +1,384 @@
+//! The engine's thread: takes orders between two sweeps, sweeps while there is work, and sleeps otherwise.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::config::{Config, Load, Model};
+use super::deliveries::Deliveries;
+use super::status::{BudgetLine, ModelState, Rates, SessionStatus, Status, Work};
+use super::systemd::Watchdog;
+use super::worker::{Order, Reading, Worker};
+use crate::engine::scheduler::{Limits, Scheduler, SessionState, Step};
+use crate::engine::{Engine, Line, Loaded, ModelOptions, Options, divide};
+use crate::error::Result;
+
+/// How long the thread sleeps at most where nobody watches it and nothing times out.
+const SLEEP: Duration = Duration::from_secs(3600);
+/// What happened of late is what happened since about so long ago.
+const RECENT: Duration = Duration::from_secs(2);
+
+/// What engines for this configuration are opened with.
+fn options(config: &Config) -> Options {
+    Options {
+        memory: config.memory.map(|size| size.0),
+        threads: config.threads.map(usize::from),
+        verify: config.verify,
+        ..Options::default()
+    }
+}
+
+/// What a model gets.
+fn wishes(config: &Config, model: &Model) -> ModelOptions {
+    ModelOptions {
+        context: model.context.map(|context| context as usize),
+        sessions: config.limits.sessions,
+        logits_rows: config.limits.sessions,
+        ..ModelOptions::default()
+    }
+}
+
+/// A budget and how it is divided.
+pub struct Budget {
+    /// The whole.
+    pub bytes: u64,
+    /// Its parts.
+    pub lines: Vec<BudgetLine>,
+}
+
+/// How the budget would be divided among the models that are loaded at the start. Reads all models' metadata.
+///
+/// # Errors
+/// A model's file is not sound, or the budget cannot hold the minimum.
+pub fn plan(config: &Config) -> Result<Budget> {
+    let (mut names, mut loaded, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+    for model in config.models.iter().map(|model| model.as_ref()) {
+        let read = Loaded::read(&model.path)?;
+        if model.load == Load::Start {
+            names.push(model.name.as_str());
+            loaded.push(read);
+            wanted.push(wishes(config, model));
+        }
+    }
+    let wanted: Vec<&ModelOptions> = wanted.iter().collect();
+    let (pool, plans) = divide(&loaded, &wanted, &options(config))?;
+    let mut lines = Vec::new();
+    let mut pages = 0;
+    for (name, plan) in names.iter().zip(&plans) {
+        pages += plan.pages_full;
+        let full = Line {
+            what: "slots: KV pages (context full)",
+            bytes: (plan.pages_full * pool.slot_bytes) as u64,
+        };
+        let own = plan.own_lines().iter().chain([&full]);
+        lines.extend(own.map(|line| budget_line(Some(name), line)));
+    }
+    let weights = Line {
+        what: "slots: weights",
+        bytes: ((pool.slots - pages) * pool.slot_bytes) as u64,
+    };
+    let common = pool.common_lines();
+    lines.extend(
+        common
+            .iter()
+            .chain([&weights])
+            .map(|line| budget_line(None, line)),
+    );
+    Ok(Budget {
+        bytes: pool.memory,
+        lines,
+    })
+}
+
+fn budget_line(model: Option<&str>, line: &Line) -> BudgetLine {
+    let what = match model {
+        Some(model) => format!("{model}: {}", line.what),
+        None => line.what.to_owned(),
+    };
+    BudgetLine {
+        what,
+        bytes: line.bytes,
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        requests: config.limits.sessions + config.limits.queue,
+        stalled: config.limits.stalled(),
+        idle: Duration::from_secs(config.limits.session_idle_s),
+        neighbour_factor: config.limits.prefill_slowdown as f32,
+        ..Limits::default()
+    }
+}
+
+/// What the thread works with.
+pub struct Answering {
+    config: Arc<Config>,
+    scheduler: Scheduler,
+    worker: Worker,
+    /// Those that are loaded.
+    models: Vec<Model>,
+    deliveries: Deliveries,
+    watchdog: Watchdog,
+    started: Instant,
+    /// What was done until two moments, the older one first.
+    samples: [(Instant, Work); 2],
+}
+
+impl Answering {
+    /// Opens the models that are loaded at the start, and reads each once, so that the first answer does not wait for
+    /// the disk.
+    ///
+    /// # Errors
+    /// A model cannot be opened, or the budget cannot hold them.
+    pub fn open(config: Arc<Config>, worker: Worker) -> Result<Answering> {
+        let models: Vec<Model> = config.at_start().cloned().collect();
+        let file = |model: &Model| (model.path.clone(), wishes(&config, model));
+        let files: Vec<_> = models.iter().map(file).collect();
+        let name = |model: &'_ Model| (model.name.clone(), model.priority);
+        let names: Vec<(String, u8)> = models.iter().map(name).collect();
+        let names: Vec<(&str, u8)> = names.iter().map(|(name, p)| (name.as_str(), *p)).collect();
+        let engine = Engine::new(&files, &options(&config))?;
+        let mut scheduler = Scheduler::new(engine, &names, limits(&config));
+        for model in &models {
+            read(&mut scheduler, &worker, model)?;
+        }
+        let requests_max = config.limits.sessions + config.limits.queue;
+        let now = Instant::now();
+        let answering = Answering {
+            config,
+            scheduler,
+            worker,
+            models,
+            deliveries: Deliveries::new(requests_max),
+            watchdog: Watchdog::from_environment(),
+            started: now,
+            samples: [(now, Work::default()); 2],
+        };
+        answering.worker.set_status(|status| answering.fill(status));
+        Ok(answering)
+    }
+
+    /// Answers until the daemon ends.
+    pub fn run(mut self) {
+        loop {
+            while let Some(order) = self.worker.next_order() {
+                if matches!(order, Order::Stop) {
+                    return;
+                }
+                self.obey(order);
+            }
+            self.deliveries.catch_up();
+            let now = self.started.elapsed();
+            let deliveries = &mut self.deliveries;
+            let step = self
+                .scheduler
+                .step(now, &mut |tag, event| deliveries.deliver(tag, event));
+            self.sample();
+            self.worker.clone().tell_status(|status| self.fill(status));
+            self.watchdog.feed(Instant::now());
+            if let Step::Idle { until } = step {
+                let until =
+                    until.map_or(SLEEP, |until| until.saturating_sub(self.started.elapsed()));
+                self.worker
+                    .sleep(until.min(self.watchdog.every().unwrap_or(SLEEP)));
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        let now = self.started.elapsed();
+        match order {
+            Order::Generate {
+                tag,
+                outbox,
+                prepared,
+            } => match self.scheduler.submit(tag, *prepared, now) {
+                Ok(()) => self.deliveries.begin(tag, outbox),
+                Err(error) => self.deliveries.refuse(tag, outbox, error),
+            },
+            Order::Cancel(tag) => {
+                self.scheduler.cancel(tag, now);
+            }
+            Order::CancelAll(client) => {
+                self.scheduler.cancel_client(client, now);
+                self.deliveries.forget(client);
+            }
+            Order::CancelEverything => {
+                for tag in self.deliveries.tags() {
+                    self.scheduler.cancel(tag, now);
+                }
+            }
+            // Who asked may be gone: then nobody is told.
+            Order::Reset(reset, done) => {
+                let _ = done.send(self.scheduler.reset(reset.model.as_deref(), &reset.session));
+            }
+            Order::Load(model, done) => {
+                let _ = done.send(self.load(&model));
+            }
+            Order::Unload(model, done) => {
+                let _ = done.send(self.unload(&model));
+            }
+            Order::SetBudget(bytes, done) => {
+                let _ = done.send(self.scheduler.set_memory(bytes));
+            }
+            Order::Reload(config) => self.reload(config),
+            Order::Stop => {}
+        }
+    }
+
+    fn load(&mut self, model: &Model) -> Result<()> {
+        if self.models.iter().any(|loaded| loaded.name == model.name) {
+            return Ok(());
+        }
+        let (name, wishes) = (&model.name, wishes(&self.config, model));
+        self.worker.set_model_state(name, ModelState::Loading);
+        let loaded = self
+            .scheduler
+            .load(name, model.priority, &model.path, &wishes);
+        let read = loaded.and_then(|_| {
+            let read = read(&mut self.scheduler, &self.worker, model);
+            if read.is_err() {
+                // The reason that it cannot be read is what matters.
+                let _ = self.scheduler.unload(name, self.started.elapsed());
+            }
+            read
+        });
+        match &read {
+            Ok(()) => self.models.push(model.clone()),
+            Err(error) => {
+                log::error!("{name} cannot be loaded: {error}");
+                self.worker.set_model_state(name, ModelState::Failed);
+            }
+        }
+        read
+    }
+
+    fn unload(&mut self, name: &str) -> Result<()> {
+        self.scheduler.unload(name, self.started.elapsed())?;
+        self.worker.remove_vocabulary(name);
+        self.models.retain(|model| model.name != name);
+        self.worker.set_model_state(name, ModelState::Off);
+        Ok(())
+    }
+
+    /// Takes over what may change while answers are made. What cannot be done is logged.
+    fn reload(&mut self, config: Arc<Config>) {
+        let told = |result: Result<()>| {
+            if let Err(error) = result {
+                log::error!("not changed: {error}");
+            }
+        };
+        if let Some(memory) = config.memory
+            && self.config.memory != config.memory
+        {
+            told(self.scheduler.set_memory(memory.0));
+        }
+        let idle = Duration::from_secs(config.limits.session_idle_s);
+        self.scheduler.set_patience(config.limits.stalled(), idle);
+        self.config = Arc::clone(&config);
+        self.worker
+            .set_status(|status| status.models = super::status::models(&config));
+        for old in self.models.clone() {
+            let mut models = config.models.iter().map(|model| model.as_ref());
+            match models.find(|new| new.name == old.name) {
+                Some(new) if new.path == old.path && new.context == old.context => {
+                    told(self.scheduler.set_priority(&new.name, new.priority));
+                    self.worker.set_model_state(&new.name, ModelState::Ready);
+                }
+                _ => told(self.unload(&old.name)),
+            }
+        }
+        for model in config.at_start() {
+            // Why not is in the log.
+            let _ = self.load(model);
+        }
+    }
+
+    fn sample(&mut self) {
+        let now = Instant::now();
+        if now - self.samples[1].0 < RECENT {
+            return;
+        }
+        self.samples = [self.samples[1], (now, self.done())];
+    }
+
+    /// The work so far, sweeps included.
+    fn done(&self) -> Work {
+        let mut work = self.deliveries.work;
+        for model in &self.models {
+            // Every model here is the scheduler's too.
+            let spent = self.scheduler.spent(Some(&model.name)).unwrap_or_default();
+            work.sweeps += spent.sweeps;
+            work.sweep_s += spent.time.as_secs_f64();
+            work.stalled_s += spent.stalled.as_secs_f64();
+            work.read_bytes += spent.read_bytes;
+        }
+        work
+    }
+
+    fn fill(&self, status: &mut Status) {
+        let scheduled = self.scheduler.status();
+        let engine = self.scheduler.engine();
+        let name = |id| {
+            let mut named = self.models.iter().zip(engine.models());
+            let found = named.find(|(_, of)| Some(*of) == id);
+            found.map(|(model, _)| model.name.as_str())
+        };
+        let shares = engine.budget();
+        let lines = shares.iter().flat_map(|share| {
+            let owner = name(share.model);
+            share.lines.iter().map(move |line| budget_line(owner, line))
+        });
+        status.budget = lines.collect();
+        status.budget_bytes = engine.pool().memory;
+        status.sessions.clear();
+        for (model, id) in scheduled.models.iter().zip(engine.models()) {
+            if let Some(told) = status
+                .models
+                .iter_mut()
+                .find(|told| told.name == model.name)
+            {
+                told.state = ModelState::Ready;
+                told.context = model.context as u32;
+                told.weight_bytes = engine.weight_bytes(id);
+                told.resident_bytes = engine.store().resident_bytes_of(id).min(told.weight_bytes);
+            }
+            status
+                .sessions
+                .extend(model.sessions.iter().map(|session| SessionStatus {
+                    model: model.name.clone(),
+                    name: session.name.clone().unwrap_or_default(),
+                    tokens: session.tokens as u32,
+                    busy: session.state == SessionState::Busy,
+                }));
+        }
+        status.running = scheduled.running as u32;
+        status.waiting = scheduled.waiting as u32;
+        status.total = self.done();
+        let (since, before) = self.samples[0];
+        let seconds = since.elapsed().as_secs_f64().max(1e-3);
+        status.recent = Rates {
+            prompt_tokens: (status.total.prompt_tokens - before.prompt_tokens) as f64 / seconds,
+            answer_tokens: (status.total.answer_tokens - before.answer_tokens) as f64 / seconds,
+            read_bytes: (status.total.read_bytes - before.read_bytes) as f64 / seconds,
+        };
+    }
+}
+
+/// Reads a model, and lets clients ask it.
+fn read(scheduler: &mut Scheduler, worker: &Worker, model: &Model) -> Result<()> {
+    worker.set_model_state(&model.name, ModelState::Loading);
+    let engine = scheduler.engine();
+    let weights = engine.models().map(|id| engine.weight_bytes(id));
+    worker.set_reading(Some(Reading {
+        model: model.name.clone(),
+        arrived: engine.store().arrived_bytes(),
+        of: weights.sum(),
+    }));
+    let warmed = scheduler.warm_up(&model.name);
+    worker.set_reading(None);
+    warmed?;
+    worker.add_vocabulary(scheduler.vocabulary(Some(&model.name))?);
+    worker.set_model_state(&model.name, ModelState::Ready);
+    Ok(())
+}

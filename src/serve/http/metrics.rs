@@ -1,0 +1,199 @@
+//! The status as Prometheus reads it.
+
+use std::fmt::Write;
+
+use crate::serve::status::{ModelState, Status};
+
+/// The text exposition format, version 0.0.4.
+pub(super) fn text(status: &Status) -> String {
+    let mut text = String::new();
+    let total = &status.total;
+    let busy = status
+        .sessions
+        .iter()
+        .filter(|session| session.busy)
+        .count();
+    for (name, kind, help, value) in [
+        (
+            "uptime_seconds",
+            "gauge",
+            "Since the daemon started.",
+            status.uptime_s as f64,
+        ),
+        (
+            "clients",
+            "gauge",
+            "Connections.",
+            f64::from(status.clients),
+        ),
+        (
+            "requests_running",
+            "gauge",
+            "Requests that are being answered.",
+            f64::from(status.running),
+        ),
+        (
+            "requests_waiting",
+            "gauge",
+            "Requests that wait.",
+            f64::from(status.waiting),
+        ),
+        (
+            "sessions",
+            "gauge",
+            "Conversations that are held.",
+            status.sessions.len() as f64,
+        ),
+        (
+            "sessions_busy",
+            "gauge",
+            "Conversations with an answer being made.",
+            busy as f64,
+        ),
+        (
+            "memory_budget_bytes",
+            "gauge",
+            "The memory budget.",
+            status.budget_bytes as f64,
+        ),
+        (
+            "requests_total",
+            "counter",
+            "Requests taken on.",
+            total.requests as f64,
+        ),
+        (
+            "requests_ended_total",
+            "counter",
+            "Requests that ended.",
+            total.ended as f64,
+        ),
+        (
+            "requests_failed_total",
+            "counter",
+            "Requests that ended with an error.",
+            total.failed as f64,
+        ),
+        (
+            "prompt_tokens_total",
+            "counter",
+            "Rows of prompts computed.",
+            total.prompt_tokens as f64,
+        ),
+        (
+            "answer_tokens_total",
+            "counter",
+            "Tokens of answers.",
+            total.answer_tokens as f64,
+        ),
+        (
+            "sweeps_total",
+            "counter",
+            "Passes through a model.",
+            total.sweeps as f64,
+        ),
+        (
+            "sweep_seconds_total",
+            "counter",
+            "Time in sweeps.",
+            total.sweep_s,
+        ),
+        (
+            "stalled_seconds_total",
+            "counter",
+            "Of that, waiting for reads.",
+            total.stalled_s,
+        ),
+        (
+            "read_bytes_total",
+            "counter",
+            "Bytes read from disk.",
+            total.read_bytes as f64,
+        ),
+    ] {
+        head(&mut text, name, kind, help);
+        let _ = writeln!(text, "airstream_{name} {value}");
+    }
+    head(
+        &mut text,
+        "budget_line_bytes",
+        "gauge",
+        "What the budget is divided into.",
+    );
+    for line in &status.budget {
+        let what = label(&line.what);
+        let _ = writeln!(
+            text,
+            "airstream_budget_line_bytes{{what=\"{what}\"}} {}",
+            line.bytes
+        );
+    }
+    for (name, help) in [
+        ("model_ready", "Whether the model can answer."),
+        ("model_weight_bytes", "Weights that a token needs."),
+        ("model_resident_bytes", "Of these, in memory."),
+    ] {
+        head(&mut text, name, "gauge", help);
+        for model in &status.models {
+            let value = match name {
+                "model_ready" => u64::from(model.state == ModelState::Ready),
+                "model_weight_bytes" => model.weight_bytes,
+                _ => model.resident_bytes,
+            };
+            let _ = writeln!(
+                text,
+                "airstream_{name}{{model=\"{}\"}} {value}",
+                label(&model.name)
+            );
+        }
+    }
+    text
+}
+
+fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(
+        text,
+        "# HELP airstream_{name} {help}\n# TYPE airstream_{name} {kind}"
+    );
+}
+
+/// A label's value, escaped.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::status::ModelStatus;
+
+    #[test]
+    fn every_line_is_a_comment_or_a_sample() {
+        let status = Status {
+            models: vec![ModelStatus {
+                name: "a\"b\\".into(),
+                state: ModelState::Ready,
+                ..ModelStatus::default()
+            }],
+            ..Status::default()
+        };
+        let text = text(&status);
+        assert!(
+            text.contains("airstream_model_ready{model=\"a\\\"b\\\\\"} 1\n"),
+            "{text}"
+        );
+        for line in text.lines() {
+            let sample = line.rsplit_once(' ').is_some_and(|(name, value)| {
+                name.starts_with("airstream_") && value.parse::<f64>().is_ok()
+            });
+            assert!(
+                sample
+                    || line.starts_with("# HELP airstream_")
+                    || line.starts_with("# TYPE airstream_"),
+                "{line}"
+            );
+        }
+    }
+}

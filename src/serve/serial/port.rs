@@ -1,0 +1,154 @@
+//! A serial port: a terminal device in raw mode, without waiting.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg, OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::termios::{self, BaudRate, ControlFlags, InputFlags, SetArg};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::error::{Error, Kind, Result};
+use crate::serve::config::FlowControl;
+
+/// How often a port that is gone is looked for, at first and at last.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+
+/// Speeds that every terminal driver knows.
+const SPEEDS: &[(u32, BaudRate)] = &[
+    (1200, BaudRate::B1200),
+    (2400, BaudRate::B2400),
+    (4800, BaudRate::B4800),
+    (9600, BaudRate::B9600),
+    (19_200, BaudRate::B19200),
+    (38_400, BaudRate::B38400),
+    (57_600, BaudRate::B57600),
+    (115_200, BaudRate::B115200),
+    (230_400, BaudRate::B230400),
+    (460_800, BaudRate::B460800),
+    (500_000, BaudRate::B500000),
+    (921_600, BaudRate::B921600),
+    (1_000_000, BaudRate::B1000000),
+    (1_500_000, BaudRate::B1500000),
+    (2_000_000, BaudRate::B2000000),
+    (3_000_000, BaudRate::B3000000),
+    (4_000_000, BaudRate::B4000000),
+];
+
+/// The terminal driver's name of a speed.
+pub fn speed(baud: u32) -> Option<BaudRate> {
+    SPEEDS
+        .iter()
+        .find(|(bits, _)| *bits == baud)
+        .map(|(_, speed)| *speed)
+}
+
+/// The speeds there are, for an error.
+pub fn speeds() -> String {
+    let all: Vec<String> = SPEEDS.iter().map(|(bits, _)| bits.to_string()).collect();
+    all.join(", ")
+}
+
+/// An open port. Nobody else who asks for the lock can have it at the same time.
+#[derive(Debug)]
+pub struct Port(AsyncFd<Locked>);
+
+#[derive(Debug)]
+struct Locked(Flock<OwnedFd>);
+
+impl AsRawFd for Locked {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Locked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Port {
+    /// Opens a terminal device and makes it a plain line of bytes.
+    ///
+    /// # Errors
+    /// It is not there, is no terminal, is in use, or does not know the speed.
+    pub fn open(device: &Path, baud: u32, flow: FlowControl) -> Result<Port> {
+        let failed = |errno: nix::Error| Error::file(device, "use", &errno.into());
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let fd = open(device, flags, Mode::empty()).map_err(failed)?;
+        let mut mode = termios::tcgetattr(&fd).map_err(failed)?;
+        termios::cfmakeraw(&mut mode);
+        // No modem decides whether the line is there.
+        mode.control_flags |= ControlFlags::CLOCAL | ControlFlags::CREAD;
+        mode.control_flags
+            .set(ControlFlags::CRTSCTS, flow == FlowControl::Hardware);
+        let software = InputFlags::IXON | InputFlags::IXOFF;
+        mode.input_flags
+            .set(software, flow == FlowControl::Software);
+        let speed = speed(baud).ok_or_else(|| {
+            let remedy = format!("use one of {}", speeds());
+            Error::new(
+                Kind::Usage,
+                format!("{baud} baud is no usual speed"),
+                remedy,
+            )
+        })?;
+        termios::cfsetspeed(&mut mode, speed).map_err(failed)?;
+        termios::tcsetattr(&fd, SetArg::TCSANOW, &mode).map_err(failed)?;
+        let locked =
+            Flock::lock(fd, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+                nix::Error::EWOULDBLOCK => Error::new(
+                    Kind::Io,
+                    format!("{} is in use", device.display()),
+                    "end the other program that uses the port",
+                ),
+                errno => failed(errno),
+            })?;
+        // SAFETY: the lock owns the descriptor, which stays the same and open until both are dropped together.
+        #[allow(unsafe_code)]
+        let fd = unsafe { AsyncFd::register(Locked(locked)) };
+        let fd = fd.map_err(|e| Error::file(device, "watch", &e.into()))?;
+        Ok(Port(fd))
+    }
+
+    /// Opens the port as soon as that works. Why it does not is logged once.
+    pub async fn wait_for(device: &Path, baud: u32, flow: FlowControl) -> Port {
+        let [mut pause, longest] = BACKOFF;
+        let mut told = false;
+        loop {
+            match Port::open(device, baud, flow) {
+                Ok(port) => return port,
+                Err(error) if !told => log::warn!("{error}; trying again until it works"),
+                Err(_) => {}
+            }
+            told = true;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(longest);
+        }
+    }
+
+    /// Reads what has arrived, at least a byte.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = |fd: &Locked| Ok(nix::unistd::read(fd, buffer)?);
+        match { self.0.async_io(Interest::READABLE, read) }.await {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            other => other,
+        }
+    }
+
+    /// Writes as much as the driver takes, at least a byte.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let write = |fd: &Locked| Ok(nix::unistd::write(fd, bytes)?);
+        self.0.async_io(Interest::WRITABLE, write).await
+    }
+}

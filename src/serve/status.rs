@@ -1,0 +1,235 @@
+//! How things are: what `airstream status` shows and `/metrics` counts.
+//!
+//! The engine's thread fills it in between two sweeps, when somebody has asked.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::Config;
+use crate::units::bytes;
+
+/// The daemon as a whole.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// The program's version.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Connections, and how many there were so far.
+    pub clients: u32,
+    /// How many there were so far.
+    pub clients_ever: u32,
+    /// The memory budget.
+    pub budget_bytes: u64,
+    /// What it is divided into.
+    pub budget: Vec<BudgetLine>,
+    /// The models of the configuration.
+    pub models: Vec<ModelStatus>,
+    /// The conversations that are held.
+    pub sessions: Vec<SessionStatus>,
+    /// Requests that are being answered, and that wait.
+    pub running: u32,
+    /// Requests that wait.
+    pub waiting: u32,
+    /// Requests that may wait.
+    pub waiting_max: u32,
+    /// What was done since the start.
+    pub total: Work,
+    /// What is done in a second, of late.
+    pub recent: Rates,
+}
+
+/// A line of the budget.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct BudgetLine {
+    /// What the memory is for.
+    pub what: String,
+    /// How much of it.
+    pub bytes: u64,
+}
+
+/// A model.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Whether it can answer.
+    pub state: ModelState,
+    /// Tokens of context of each of its conversations.
+    pub context: u32,
+    /// Its share of the sweeps against other models.
+    pub priority: u32,
+    /// Bytes of weights that a token needs.
+    pub weight_bytes: u64,
+    /// How many of them are in memory.
+    pub resident_bytes: u64,
+}
+
+/// Whether a model can answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelState {
+    /// Nobody has asked for it to be loaded.
+    #[default]
+    Off,
+    /// It is being loaded.
+    Loading,
+    /// It answers.
+    Ready,
+    /// It could not be loaded; the log says why.
+    Failed,
+}
+
+/// A conversation.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Its model.
+    pub model: String,
+    /// Its name; empty if it belongs to a single request.
+    pub name: String,
+    /// Its tokens.
+    pub tokens: u32,
+    /// Whether an answer is being made in it.
+    pub busy: bool,
+}
+
+/// Work done.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Work {
+    /// Requests taken on.
+    pub requests: u64,
+    /// Requests that ended, for whatever reason.
+    pub ended: u64,
+    /// Of these, with an error.
+    pub failed: u64,
+    /// Rows of prompts computed.
+    pub prompt_tokens: u64,
+    /// Tokens of answers.
+    pub answer_tokens: u64,
+    /// Sweeps.
+    pub sweeps: u64,
+    /// Seconds in sweeps.
+    pub sweep_s: f64,
+    /// Of these, waiting for reads.
+    pub stalled_s: f64,
+    /// Bytes read from disk.
+    pub read_bytes: u64,
+}
+
+/// Work in a second.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Rates {
+    /// Rows of prompts.
+    pub prompt_tokens: f64,
+    /// Tokens of answers.
+    pub answer_tokens: f64,
+    /// Bytes read from disk.
+    pub read_bytes: f64,
+}
+
+/// The models of a configuration, as yet not loaded.
+pub fn models(config: &Config) -> Vec<ModelStatus> {
+    let models = config.models.iter().map(|model| ModelStatus {
+        name: model.as_ref().name.clone(),
+        priority: u32::from(model.as_ref().priority),
+        ..ModelStatus::default()
+    });
+    models.collect()
+}
+
+impl Status {
+    /// Whether some model can answer.
+    pub fn is_ready(&self) -> bool {
+        self.models
+            .iter()
+            .any(|model| model.state == ModelState::Ready)
+    }
+}
+
+impl ModelState {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            ModelState::Off => "off",
+            ModelState::Loading => "loading",
+            ModelState::Ready => "ready",
+            ModelState::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Status { total, recent, .. } = self;
+        writeln!(
+            f,
+            "airstream {}, up {} s, {} clients",
+            self.version, self.uptime_s, self.clients
+        )?;
+        writeln!(f, "budget")?;
+        for line in &self.budget {
+            writeln!(f, "  {:<34}{:>12}", line.what, bytes(line.bytes))?;
+        }
+        let sum = self.budget.iter().map(|line| line.bytes).sum();
+        writeln!(
+            f,
+            "  {:<34}{:>12} of {}",
+            "together",
+            bytes(sum),
+            bytes(self.budget_bytes)
+        )?;
+        writeln!(f, "models")?;
+        for model in &self.models {
+            write!(f, "  {:<16}{:<8}", model.name, model.state.word())?;
+            if model.state == ModelState::Ready {
+                let share = 100.0 * model.resident_bytes as f64 / model.weight_bytes.max(1) as f64;
+                let (weights, context) = (bytes(model.weight_bytes), model.context);
+                write!(
+                    f,
+                    "{share:.0}% of {weights} resident, context {context}, priority {}",
+                    model.priority
+                )?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "sessions")?;
+        for session in &self.sessions {
+            let name = if session.name.is_empty() {
+                "-"
+            } else {
+                &session.name
+            };
+            let busy = if session.busy { ", answering" } else { "" };
+            writeln!(
+                f,
+                "  {:<16}{name}: {} tokens{busy}",
+                session.model, session.tokens
+            )?;
+        }
+        let (running, waiting, waiting_max) = (self.running, self.waiting, self.waiting_max);
+        writeln!(
+            f,
+            "queue     {running} running, {waiting} of {waiting_max} waiting"
+        )?;
+        writeln!(
+            f,
+            "now       {:.1} tok/s answered, {:.1} tok/s read of prompts, NVMe {:.2} GB/s",
+            recent.answer_tokens,
+            recent.prompt_tokens,
+            recent.read_bytes / 1e9
+        )?;
+        writeln!(
+            f,
+            "so far    {} requests ({} failed), {} prompt and {} answer tokens in {} sweeps of {:.1} ms, {:.0}% stalled, {} read",
+            total.requests,
+            total.failed,
+            total.prompt_tokens,
+            total.answer_tokens,
+            total.sweeps,
+            1e3 * total.sweep_s / total.sweeps.max(1) as f64,
+            100.0 * total.stalled_s / total.sweep_s.max(1e-9),
+            bytes(total.read_bytes)
+        )
+    }
+}
