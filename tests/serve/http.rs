@@ -1,0 +1,298 @@
+//! Clients over HTTP. The stock `openai` client is tried by `tests/serve/openai_client.py`.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::daemon::{Daemon, PATIENCE};
+use super::models;
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+struct Response {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Response {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+
+    /// The JSON of each server-sent event but the last, which is `[DONE]`.
+    fn events(&self) -> Vec<Value> {
+        let data = self
+            .body
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "));
+        let mut events: Vec<&str> = data.collect();
+        assert_eq!(events.pop(), Some("[DONE]"), "{}", self.body);
+        events
+            .into_iter()
+            .map(|event| serde_json::from_str(event).expect("JSON"))
+            .collect()
+    }
+}
+
+/// One request on a connection of its own.
+fn request(mut stream: impl Read + Write, head: &str, body: &str) -> Response {
+    let length = if body.is_empty() {
+        String::new()
+    } else {
+        format!("Content-Length: {}\r\n", body.len())
+    };
+    let text = format!("{head}\r\nHost: robot\r\nConnection: close\r\n{length}\r\n{body}");
+    stream.write_all(text.as_bytes()).expect("the daemon reads");
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).expect("a response");
+    let text = String::from_utf8(bytes).expect("UTF-8");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a response");
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .expect("a status");
+    let chunked = head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked");
+    let body = if chunked {
+        dechunk(body)
+    } else {
+        body.to_owned()
+    };
+    Response {
+        status,
+        head: head.to_owned(),
+        body,
+    }
+}
+
+fn dechunk(mut text: &str) -> String {
+    let mut body = String::new();
+    while let Some((size, rest)) = text.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("a chunk's size");
+        body.push_str(&rest[..size]);
+        text = rest[size..].trim_start_matches("\r\n");
+        if size == 0 {
+            return body;
+        }
+    }
+    panic!("the response broke off");
+}
+
+/// A daemon that serves HTTP on a port; `rest` goes below `[http]`.
+fn start(rest: &str) -> Option<(Daemon, impl Fn(&str, &str) -> Response)> {
+    let port = free_port();
+    let model = models::smollm2()?;
+    let daemon = Daemon::start(
+        &model,
+        &format!("[http]\nlisten = \"127.0.0.1:{port}\"\n{rest}"),
+    );
+    let send = move |head: &str, body: &str| {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        request(stream, head, body)
+    };
+    Some((daemon, send))
+}
+
+fn chat(rest: &Value) -> String {
+    let mut request = json!({
+        "model": "small",
+        "messages": [{ "role": "user", "content": "Name three colours." }],
+        "temperature": 0, "max_tokens": 12,
+    });
+    for (key, value) in rest.as_object().expect("an object") {
+        request[key] = value.clone();
+    }
+    request.to_string()
+}
+
+#[test]
+fn an_answer_is_the_same_whole_and_streamed_and_by_the_socket() {
+    let Some((daemon, send)) = start("") else {
+        return;
+    };
+    let whole = send("POST /v1/chat/completions HTTP/1.1", &chat(&json!({})));
+    assert_eq!(whole.status, 200, "{}", whole.body);
+    let whole = whole.json();
+    assert_eq!(whole["object"], "chat.completion");
+    assert_eq!(whole["usage"]["completion_tokens"], 12);
+    assert_eq!(whole["choices"][0]["finish_reason"], "length");
+    let options = json!({ "stream": true, "stream_options": { "include_usage": true } });
+    let streamed = send("POST /v1/chat/completions HTTP/1.1", &chat(&options));
+    assert!(
+        streamed
+            .head
+            .to_ascii_lowercase()
+            .contains("content-type: text/event-stream"),
+        "{}",
+        streamed.head
+    );
+    let events = streamed.events();
+    let text: String = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(whole["choices"][0]["message"]["content"], text.as_str());
+    assert_eq!(
+        events.last().expect("events")["usage"]["completion_tokens"],
+        12
+    );
+    let by_socket = daemon.connect().answer(&json!({ "id": 1, "generate": {
+        "prompt": { "messages": [{ "role": "user", "content": "Name three colours." }] },
+        "max_tokens": 12, "sampling": { "temperature": 0.0 },
+    }}));
+    assert_eq!(by_socket.0, text);
+
+    let raw = json!({ "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0 })
+        .to_string();
+    let completion = send("POST /v1/completions HTTP/1.1", &raw).json();
+    assert!(
+        completion["choices"][0]["text"]
+            .as_str()
+            .expect("a text")
+            .contains("Paris"),
+        "{completion}"
+    );
+}
+
+#[test]
+fn what_watches_the_daemon_is_answered() {
+    let Some((_daemon, send)) = start("") else {
+        return;
+    };
+    send(
+        "POST /v1/chat/completions HTTP/1.1",
+        &chat(&json!({ "max_tokens": 2 })),
+    );
+    assert_eq!(send("GET /health HTTP/1.1", "").json()["status"], "ok");
+    assert_eq!(
+        send("GET /v1/models HTTP/1.1", "").json()["data"][0]["id"],
+        "small"
+    );
+    assert_eq!(
+        send("GET /v1/models/small HTTP/1.1", "").json()["id"],
+        "small"
+    );
+    let metrics = send("GET /metrics HTTP/1.1", "").body;
+    assert!(
+        metrics.contains("airstream_answer_tokens_total 2\n"),
+        "{metrics}"
+    );
+    for (head, body, status) in [
+        ("GET /none HTTP/1.1", "", 404),
+        ("GET /v1/models/none HTTP/1.1", "", 404),
+        ("GET /v1/chat/completions HTTP/1.1", "", 405),
+        ("POST /v1/chat/completions HTTP/1.1", "{", 400),
+        ("POST /v1/chat/completions HTTP/1.1", "{}", 400),
+        (
+            "POST /v1/chat/completions HTTP/1.1",
+            &chat(&json!({ "model": "none" })),
+            404,
+        ),
+        (
+            "POST /v1/chat/completions HTTP/1.1",
+            &chat(&json!({ "n": 2 })),
+            400,
+        ),
+        (
+            "POST /v1/chat/completions HTTP/1.1",
+            &chat(&json!({ "temperature": -1 })),
+            400,
+        ),
+        (
+            "POST /v1/chat/completions HTTP/1.1\r\nOrigin: null",
+            &chat(&json!({})),
+            403,
+        ),
+        (
+            "POST /v1/chat/completions HTTP/1.1",
+            &"x".repeat(1 << 20),
+            413,
+        ),
+    ] {
+        let response = send(head, body);
+        assert_eq!(response.status, status, "{head} {}", response.body);
+        assert!(
+            response.json()["error"]["message"].is_string(),
+            "{}",
+            response.body
+        );
+    }
+}
+
+#[test]
+fn a_token_is_asked_for_and_a_unix_socket_served() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let daemon = Daemon::start(
+        &model,
+        "[http]\nlisten = \"unix:{folder}/h.sock\"\ntoken = \"open-sesame\"\n",
+    );
+    let send = |head: &str| {
+        let stream = UnixStream::connect(daemon.path("h.sock")).expect("it listens");
+        request(stream, head, "")
+    };
+    // Open to whatever watches it; 503 while the model is being loaded.
+    assert!([200, 503].contains(&send("GET /health HTTP/1.1").status));
+    assert_eq!(send("GET /v1/models HTTP/1.1").status, 401);
+    assert_eq!(
+        send("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer open-sesam").status,
+        401
+    );
+    assert_eq!(
+        send("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer open-sesame").status,
+        200
+    );
+}
+
+#[test]
+fn a_client_that_hangs_up_ends_its_answer() {
+    let Some((daemon, _)) = start("") else { return };
+    let config = std::fs::read_to_string(daemon.path("airstream.toml")).expect("its configuration");
+    let port = config
+        .rsplit_once("127.0.0.1:")
+        .and_then(|(_, rest)| rest.split('"').next())
+        .expect("a port");
+    for stream in [false, true] {
+        let body = chat(&json!({ "max_tokens": 480, "stream": stream, "messages": [
+            { "role": "user", "content": "Tell me a very long story about the sea." }
+        ]}));
+        let mut connection = TcpStream::connect(format!("127.0.0.1:{port}")).expect("it listens");
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        connection
+            .write_all((head + &body).as_bytes())
+            .expect("the daemon reads");
+        let mut client = daemon.connect();
+        let running = |client: &mut super::daemon::Client| {
+            client.ask(&json!({ "id": 1, "status": {} }))["status"]["running"]
+                .as_u64()
+                .expect("a number")
+        };
+        while running(&mut client) == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(connection);
+        let begun = std::time::Instant::now();
+        while running(&mut client) != 0 {
+            assert!(
+                begun.elapsed() < Duration::from_secs(1),
+                "it goes on for nobody"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The daemon's engine thread allocates nothing while it answers: orders come and outboxes fill up in memory that is
+//! there already.
+#![allow(unsafe_code)]
+
+#[path = "support/models.rs"]
+mod models;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use airstream::engine::request::{Generate, Prompt, Sampling, Tag};
+use airstream::serve::config::Config;
+use airstream::serve::engine::Answering;
+use airstream::serve::outbox::Outbox;
+use airstream::serve::status::Status;
+use airstream::serve::worker::{Order, Worker};
+
+/// Counts the allocations of threads that asked for it.
+struct Counting;
+
+thread_local! {
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // A thread that ends has no such variable any more.
+        if COUNTED.try_with(Cell::get).unwrap_or(false) {
+            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        }
+        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const REQUESTS: u32 = 12;
+
+#[test]
+fn the_engines_thread_answers_without_an_allocation() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let text = format!(
+        "memory = \"140MiB\"\nthreads = 2\n[[model]]\nname = \"small\"\npath = \"{}\"\ncontext = 512\n\
+         [[socket]]\npath = \"/unused\"\n",
+        model.display()
+    );
+    let config = Config::parse(&text, Path::new("test")).expect("sound");
+    let worker = Worker::new(64, Status::default());
+    let (told, opened) = std::sync::mpsc::channel();
+    let engine = {
+        let worker = worker.clone();
+        std::thread::spawn(move || {
+            let answering = Answering::open(Arc::new(config), worker).expect("it opens");
+            told.send(()).expect("the test waits");
+            COUNTED.set(true);
+            answering.run();
+            COUNTED.set(false);
+        })
+    };
+    opened.recv().expect("it opens");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    // The first round finds out how much room everything needs; the pool of weights settles too.
+    let mut fewest = usize::MAX;
+    for round in 0..4 {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        answer_all(&worker, &runtime, round);
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+        if round > 0 {
+            fewest = fewest.min(allocations);
+        }
+    }
+    worker.order_always(Order::Stop);
+    engine.join().expect("it ends");
+    assert_eq!(fewest, 0, "allocations in a round of {REQUESTS} requests");
+}
+
+/// Some requests of one client with a small outbox, which is emptied slowly at first.
+fn answer_all(worker: &Worker, runtime: &tokio::runtime::Runtime, round: u32) {
+    let outbox = Arc::new(Outbox::new(4));
+    let mut cancelled = None;
+    for request in 0..REQUESTS {
+        let generate = Generate {
+            session: (request % 4 == 0).then(|| format!("s{request} {round}")),
+            sampling: Sampling {
+                temperature: (request % 2) as f32,
+                ..Sampling::default()
+            },
+            max_tokens: Some(24),
+            ..Generate::new(Prompt::Text(format!("Say {request} in words.")))
+        };
+        let prepared = runtime
+            .block_on(worker.prepare("small", generate))
+            .expect("sound");
+        let tag = Tag {
+            client: round,
+            request,
+        };
+        let outbox = Arc::clone(&outbox);
+        worker
+            .order(Order::Generate {
+                tag,
+                outbox,
+                prepared,
+            })
+            .expect("room");
+        cancelled = Some(tag);
+    }
+    worker.order_always(Order::Cancel(cancelled.expect("there are some")));
+    std::thread::sleep(Duration::from_millis(100));
+    let begun = Instant::now();
+    let mut ended = 0;
+    while ended < REQUESTS {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{ended} of {REQUESTS} ended"
+        );
+        match outbox.take() {
+            Some((taken, wake)) => {
+                ended += u32::from(taken.answer().is_last());
+                if wake {
+                    worker.wake();
+                }
+            }
+            None => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
