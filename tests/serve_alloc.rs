@@ -12,12 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use airstream::board::{Board, Monitor};
 use airstream::engine::request::{Generate, Prompt, Sampling, Tag};
-use airstream::serve::config::Config;
-use airstream::serve::engine::Answering;
+use airstream::serve::engine::{Answering, Setup};
 use airstream::serve::outbox::Outbox;
 use airstream::serve::status::Status;
 use airstream::serve::worker::{Order, Worker};
+use airstream::serve::{self, config::Config};
 
 /// Counts the allocations of threads that asked for it.
 struct Counting;
@@ -65,7 +66,12 @@ fn the_engines_thread_answers_without_an_allocation() {
     let engine = {
         let worker = worker.clone();
         std::thread::spawn(move || {
-            let answering = Answering::open(Arc::new(config), worker).expect("it opens");
+            let board = Board::named("generic").expect("known");
+            let setup = Setup {
+                options: serve::engine::options(&config),
+                watch: Box::new(move |_| Monitor::start(&board, Path::new("/"), None)),
+            };
+            let answering = Answering::open(Arc::new(config), setup, worker).expect("it opens");
             told.send(()).expect("the test waits");
             COUNTED.set(true);
             answering.run();

@@ -199,7 +199,7 @@ fn behave(daemon: &Daemon, port: u16, known: &Known, number: usize, end: Instant
             0..8 => whole(daemon, known, &mut random, seen),
             8..12 => cancelled(daemon, known, &mut random, seen),
             12..15 => left(daemon, known, &mut random, seen),
-            15 if number % 6 == 0 => stalled(daemon, known, seen),
+            15 if number.is_multiple_of(6) => stalled(daemon, known, seen),
             _ => http(port, known, random.below(3) == 0, seen),
         }
     }

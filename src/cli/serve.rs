@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::board::BoardArgs;
+use crate::engine::{Engine, Options};
 use crate::error::Result;
 use crate::serve::config::{Config, Load};
+use crate::serve::engine::Setup;
 use crate::serve::{daemon, engine};
 use crate::units::bytes;
 
@@ -23,20 +26,26 @@ pub struct Serve {
     /// Check the configuration and the models, show how the budget would be divided, and end.
     #[arg(long)]
     check: bool,
+    #[command(flatten)]
+    board: BoardArgs,
 }
 
 impl Serve {
     pub(super) fn run(self) -> Result<()> {
         let config = Config::read(&self.config)?;
+        let mut options = engine::options(&config);
+        let board = self.board.apply(&mut options)?;
         if self.check {
-            return check(&config);
+            return check(&config, &options);
         }
-        daemon::run(config, &self.config)
+        let arguments = self.board.clone();
+        let watch = Box::new(move |engine: &mut Engine| arguments.watch(&board, engine));
+        daemon::run(config, &self.config, Setup { options, watch })
     }
 }
 
-fn check(config: &Config) -> Result<()> {
-    let budget = engine::plan(config)?;
+fn check(config: &Config, options: &Options) -> Result<()> {
+    let budget = engine::plan(config, options)?;
     println!("budget");
     for line in &budget.lines {
         println!("  {:<44}{:>12}", line.what, bytes(line.bytes));

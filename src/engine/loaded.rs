@@ -97,6 +97,13 @@ pub struct Loaded {
     pub tokenizer: Option<Tokenizer>,
 }
 
+impl Options {
+    /// Whether a GPU is what it must run on.
+    pub fn gpu_asked(&self) -> bool {
+        self.device == DeviceChoice::Cuda
+    }
+}
+
 impl Loaded {
     /// Reads the metadata of a GGUF.
     pub fn read(path: &Path) -> Result<Loaded> {
@@ -124,7 +131,7 @@ impl Loaded {
     /// Divides a budget for this model alone.
     pub fn plan(&self, options: &Options) -> Result<Plan> {
         let memory = options.memory.unwrap_or(UNLIMITED);
-        let gpu = options.device == DeviceChoice::Cuda;
+        let gpu = options.gpu_asked();
         let request = self.request(&options.model, memory, threads(options), gpu);
         let plan = Plan::new(&self.config, &self.matrices, &request)?;
         if options.memory.is_some() {

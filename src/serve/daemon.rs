@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use super::config::Config;
-use super::engine::Answering;
+use super::engine::{Answering, Setup};
 use super::front::Front;
 use super::sockets::Sockets;
 use super::status::{Status, models};
@@ -34,7 +34,7 @@ const TOKENIZING_THREADS: usize = 2;
 ///
 /// # Errors
 /// A socket cannot be listened on, a model not be loaded, or the engine's thread has died.
-pub fn run(config: Config, path: &Path) -> Result<()> {
+pub fn run(config: Config, path: &Path, setup: Setup) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(TOKENIZING_THREADS)
@@ -47,20 +47,20 @@ pub fn run(config: Config, path: &Path) -> Result<()> {
         )
     })?;
     let local = LocalSet::new();
-    let ended = local.block_on(&runtime, serve(config, path));
+    let ended = local.block_on(&runtime, serve(config, path, setup));
     // A prompt that is still being tokenized has nobody left to answer to.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(config: Config, path: &Path) -> Result<()> {
+async fn serve(config: Config, path: &Path, setup: Setup) -> Result<()> {
     let (mut signals, mut hangup) = (Signals::new()?, watch(SignalKind::hangup())?);
     systemd::starting("opening sockets");
     let sockets = Sockets::open(&config)?;
     let worker = Worker::new(ORDERS_MAX, first_status(&config));
     let front = Front::new(worker.clone(), config);
     sockets.serve(&front);
-    let (opened, mut ended) = start_engine(&front)?;
+    let (opened, mut ended) = start_engine(&front, setup)?;
     let started = Instant::now();
     tokio::select! {
         opened = opened => match opened {
@@ -108,7 +108,7 @@ type Opened = oneshot::Receiver<Result<()>>;
 
 /// Starts the engine's thread. The first receiver hears whether the models could be loaded, the second the thread's
 /// end.
-fn start_engine(front: &Front) -> Result<(Opened, oneshot::Receiver<()>)> {
+fn start_engine(front: &Front, setup: Setup) -> Result<(Opened, oneshot::Receiver<()>)> {
     let (config, worker) = (front.config(), front.worker().clone());
     // The thread outlives no borrow of the front's, so it has its own copy.
     let config = Arc::new(Config::clone(&config));
@@ -117,7 +117,7 @@ fn start_engine(front: &Front) -> Result<(Opened, oneshot::Receiver<()>)> {
     let thread = thread::Builder::new().name("airstream-engine".into());
     let spawned = thread.spawn(move || {
         let _tells_at_the_end = tell_ended;
-        match Answering::open(config, worker) {
+        match Answering::open(config, setup, worker) {
             // If the daemon was told to end meanwhile, nobody listens and nothing is to be answered.
             Ok(answering) => {
                 if tell_opened.send(Ok(())).is_ok() {

@@ -8,6 +8,7 @@ use super::deliveries::Deliveries;
 use super::status::{BudgetLine, ModelState, Rates, SessionStatus, Status, Work};
 use super::systemd::Watchdog;
 use super::worker::{Order, Reading, Worker};
+use crate::board::Monitor;
 use crate::engine::scheduler::{Limits, Scheduler, SessionState, Step};
 use crate::engine::{Engine, Line, Loaded, ModelOptions, Options, divide};
 use crate::error::Result;
@@ -18,7 +19,7 @@ const SLEEP: Duration = Duration::from_secs(3600);
 const RECENT: Duration = Duration::from_secs(2);
 
 /// What engines for this configuration are opened with.
-fn options(config: &Config) -> Options {
+pub fn options(config: &Config) -> Options {
     Options {
         memory: config.memory.map(|size| size.0),
         threads: config.threads.map(usize::from),
@@ -49,7 +50,7 @@ pub struct Budget {
 ///
 /// # Errors
 /// A model's file is not sound, or the budget cannot hold the minimum.
-pub fn plan(config: &Config) -> Result<Budget> {
+pub fn plan(config: &Config, options: &Options) -> Result<Budget> {
     let (mut names, mut loaded, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
     for model in config.models.iter().map(|model| model.as_ref()) {
         let read = Loaded::read(&model.path)?;
@@ -60,7 +61,7 @@ pub fn plan(config: &Config) -> Result<Budget> {
         }
     }
     let wanted: Vec<&ModelOptions> = wanted.iter().collect();
-    let (pool, plans) = divide(&loaded, &wanted, &options(config))?;
+    let (pool, plans) = divide(&loaded, &wanted, options, options.gpu_asked())?;
     let mut lines = Vec::new();
     let mut pages = 0;
     for (name, plan) in names.iter().zip(&plans) {
@@ -110,8 +111,18 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
+/// What the engine's thread needs beside the configuration.
+pub struct Setup {
+    /// What the engine is opened with.
+    pub options: Options,
+    /// Begins to hold an engine to the limits of the board, for as long as the monitor lives.
+    pub watch: Box<dyn FnOnce(&mut Engine) -> Monitor + Send>,
+}
+
 /// What the thread works with.
 pub struct Answering {
+    /// Keeps the engine within the limits of the board.
+    _monitor: Monitor,
     config: Arc<Config>,
     scheduler: Scheduler,
     worker: Worker,
@@ -130,14 +141,15 @@ impl Answering {
     ///
     /// # Errors
     /// A model cannot be opened, or the budget cannot hold them.
-    pub fn open(config: Arc<Config>, worker: Worker) -> Result<Answering> {
+    pub fn open(config: Arc<Config>, setup: Setup, worker: Worker) -> Result<Answering> {
         let models: Vec<Model> = config.at_start().cloned().collect();
         let file = |model: &Model| (model.path.clone(), wishes(&config, model));
         let files: Vec<_> = models.iter().map(file).collect();
         let name = |model: &'_ Model| (model.name.clone(), model.priority);
         let names: Vec<(String, u8)> = models.iter().map(name).collect();
         let names: Vec<(&str, u8)> = names.iter().map(|(name, p)| (name.as_str(), *p)).collect();
-        let engine = Engine::new(&files, &options(&config))?;
+        let mut engine = Engine::new(&files, &setup.options)?;
+        let monitor = (setup.watch)(&mut engine);
         let mut scheduler = Scheduler::new(engine, &names, limits(&config));
         for model in &models {
             read(&mut scheduler, &worker, model)?;
@@ -145,6 +157,7 @@ impl Answering {
         let requests_max = config.limits.sessions + config.limits.queue;
         let now = Instant::now();
         let answering = Answering {
+            _monitor: monitor,
             config,
             scheduler,
             worker,

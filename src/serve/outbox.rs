@@ -227,8 +227,12 @@ fn record_header(len: u16, request: u32) -> [u8; HEADER_BYTES] {
 }
 
 /// The start of a text that has at most so many bytes.
-fn shortened(text: &str, bytes_max: usize) -> &str {
-    &text[..text.floor_char_boundary(bytes_max)]
+pub(super) fn shortened(text: &str, bytes_max: usize) -> &str {
+    let mut end = bytes_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 #[cfg(test)]

@@ -223,19 +223,15 @@ impl Worker {
     /// # Errors
     /// Its model is not loaded, or something of it makes no sense.
     pub async fn prepare(&self, model: &str, request: Generate) -> Result<Box<Prepared>> {
-        let vocabularies = lock(&self.0.vocabularies);
-        let Some(vocabulary) = vocabularies
-            .iter()
-            .find(|known| known.model() == model)
-            .cloned()
-        else {
+        let known = |vocabulary: &&Arc<Vocabulary>| vocabulary.model() == model;
+        let found = lock(&self.0.vocabularies).iter().find(known).cloned();
+        let Some(vocabulary) = found else {
             return Err(Error::new(
                 Kind::Usage,
                 format!("the model {model:?} is not loaded"),
                 "load it first (\"load\"), or ask another one (`airstream status` lists them)",
             ));
         };
-        drop(vocabularies);
         let prepared =
             tokio::task::spawn_blocking(move || vocabulary.prepare(&request).map(Box::new)).await;
         prepared.unwrap_or_else(|e| {

@@ -58,9 +58,8 @@ fn a_session_is_remembered_and_can_be_reset() {
     };
     let first = ask(1, "My name is Rosie.");
     let second = ask(2, "What is my name?");
-    assert_eq!(
+    assert!(
         second["cached"].as_u64() > first["prompt"].as_u64(),
-        true,
         "{first} {second}"
     );
     let reset = client.ask(&json!({ "id": 3, "reset": { "session": "arm" } }));

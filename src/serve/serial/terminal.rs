@@ -10,6 +10,7 @@ use crate::engine::request::{Event, Generate, Prompt, Reason, SESSION_NAME_BYTES
 use crate::serve::config::Serial;
 use crate::serve::front::{Client, Front};
 use crate::serve::message::{Answer, Command, Nothing, Request, Reset};
+use crate::serve::outbox::shortened;
 
 const GREETING: &str =
     "\r\nairstream. Type a question; Ctrl-C stops an answer, /help lists commands.\r\n> ";
@@ -44,7 +45,7 @@ pub(super) async fn serve(front: Rc<Front>, serial: Serial) {
 /// The port's conversation is called as the port.
 fn session_name(device: &Path) -> String {
     let name = device.file_name().unwrap_or_default().to_string_lossy();
-    name[..name.floor_char_boundary(SESSION_NAME_BYTES_MAX)].to_owned()
+    shortened(&name, SESSION_NAME_BYTES_MAX).to_owned()
 }
 
 struct Terminal {

@@ -250,7 +250,7 @@ fn a_called_end_that_restarts_in_mid_frame_is_noticed() {
             .expect("room");
         line.caller.send(b"and this too, perhaps").expect("room");
         line.run(seed);
-        line.called = Box::new(Link::new(77, false, TIMING));
+        *line.called = Link::new(77, false, TIMING);
         let told = line.at_caller.len();
         line.run_until(30_000, |line| {
             line.at_caller[told..].iter().any(|m| m == "<Connected>")
@@ -269,7 +269,7 @@ fn a_caller_that_restarts_in_mid_frame_is_noticed_even_with_its_old_number() {
             .expect("room");
         line.run(seed);
         let own = if seed % 2 == 0 { 1 } else { 99 };
-        line.caller = Box::new(Link::new(own, true, TIMING));
+        *line.caller = Link::new(own, true, TIMING);
         let told = line.at_called.len();
         line.run_until(30_000, |line| {
             line.at_called[told..].iter().any(|m| m == "<Connected>")
