@@ -231,9 +231,10 @@ impl Monitor {
         }
     }
 
-    /// The newest sample.
-    pub fn reading(&self) -> Reading {
-        lock(&self.shared.state).reading
+    /// The newest sample, and energy until then. Reads nothing.
+    pub fn latest(&self) -> (Reading, Energy) {
+        let state = lock(&self.shared.state);
+        (state.reading, state.energy)
     }
 
     /// Energy until now.

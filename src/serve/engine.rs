@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::config::{Config, Load, Model};
 use super::deliveries::Deliveries;
-use super::status::{BudgetLine, ModelState, Rates, SessionStatus, Status, Work};
+use super::status::{BoardStatus, BudgetLine, ModelState, Rates, SessionStatus, Status, Work};
 use super::systemd::Watchdog;
 use super::worker::{Order, Reading, Worker};
 use crate::board::Monitor;
@@ -122,7 +122,7 @@ pub struct Setup {
 /// What the thread works with.
 pub struct Answering {
     /// Keeps the engine within the limits of the board.
-    _monitor: Monitor,
+    monitor: Monitor,
     config: Arc<Config>,
     scheduler: Scheduler,
     worker: Worker,
@@ -157,7 +157,7 @@ impl Answering {
         let requests_max = config.limits.sessions + config.limits.queue;
         let now = Instant::now();
         let answering = Answering {
-            _monitor: monitor,
+            monitor,
             config,
             scheduler,
             worker,
@@ -368,6 +368,13 @@ impl Answering {
         status.running = scheduled.running as u32;
         status.waiting = scheduled.waiting as u32;
         status.total = self.done();
+        let (reading, energy) = self.monitor.latest();
+        status.board = BoardStatus {
+            power_w: reading.power_w,
+            junction_c: reading.junction_c,
+            peak_c: energy.peak_c,
+            joules: energy.joules,
+        };
         let (since, before) = self.samples[0];
         let seconds = since.elapsed().as_secs_f64().max(1e-3);
         status.recent = Rates {

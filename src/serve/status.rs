@@ -34,6 +34,8 @@ pub struct Status {
     pub waiting: u32,
     /// Requests that may wait.
     pub waiting_max: u32,
+    /// What the board draws, and how warm it is.
+    pub board: BoardStatus,
     /// What was done since the start.
     pub total: Work,
     /// What is done in a second, of late.
@@ -92,6 +94,19 @@ pub struct SessionStatus {
     pub tokens: u32,
     /// Whether an answer is being made in it.
     pub busy: bool,
+}
+
+/// What the board's sensors say; none of what nothing measures.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct BoardStatus {
+    /// Power of the whole, in watts.
+    pub power_w: Option<f64>,
+    /// The hottest zone.
+    pub junction_c: Option<f64>,
+    /// The hottest it has been since the start.
+    pub peak_c: Option<f64>,
+    /// Energy since the start, over the time in which power was measured.
+    pub joules: f64,
 }
 
 /// Work done.
@@ -219,6 +234,18 @@ impl fmt::Display for Status {
             recent.prompt_tokens,
             recent.read_bytes / 1e9
         )?;
+        let board = &self.board;
+        if let Some(watts) = board.power_w {
+            let each = board.joules / total.answer_tokens.max(1) as f64;
+            let joules = board.joules;
+            writeln!(
+                f,
+                "power     {watts:.1} W; {joules:.0} J so far, {each:.3} J per token answered"
+            )?;
+        }
+        if let (Some(junction), Some(peak)) = (board.junction_c, board.peak_c) {
+            writeln!(f, "junction  {junction:.1} C, at most {peak:.1} C so far")?;
+        }
         writeln!(
             f,
             "so far    {} requests ({} failed), {} prompt and {} answer tokens in {} sweeps of {:.1} ms, {:.0}% stalled, {} read",

@@ -114,6 +114,33 @@ pub(super) fn text(status: &Status) -> String {
         head(&mut text, name, kind, help);
         let _ = writeln!(text, "airstream_{name} {value}");
     }
+    let board = &status.board;
+    for (name, kind, help, value) in [
+        (
+            "power_watts",
+            "gauge",
+            "What the board draws.",
+            board.power_w,
+        ),
+        (
+            "energy_joules_total",
+            "counter",
+            "What it has drawn since the daemon started.",
+            board.power_w.map(|_| board.joules),
+        ),
+        (
+            "junction_celsius",
+            "gauge",
+            "The hottest thermal zone.",
+            board.junction_c,
+        ),
+    ] {
+        // What nothing measures is left out, not 0.
+        if let Some(value) = value {
+            head(&mut text, name, kind, help);
+            let _ = writeln!(text, "airstream_{name} {value}");
+        }
+    }
     head(
         &mut text,
         "budget_line_bytes",
@@ -167,7 +194,35 @@ fn label(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::status::ModelStatus;
+    use crate::serve::status::{BoardStatus, ModelStatus};
+
+    #[test]
+    fn what_nothing_measures_is_left_out() {
+        assert!(!text(&Status::default()).contains("airstream_power_watts"));
+        let board = BoardStatus {
+            power_w: Some(6.5),
+            junction_c: Some(49.125),
+            peak_c: Some(50.0),
+            joules: 12.0,
+        };
+        let status = Status {
+            board,
+            ..Status::default()
+        };
+        for line in [
+            "airstream_power_watts 6.5\n",
+            "airstream_energy_joules_total 12\n",
+            "airstream_junction_celsius 49.125\n",
+        ] {
+            assert!(text(&status).contains(line), "{line}");
+        }
+        let shown = status.to_string();
+        assert!(shown.contains("power     6.5 W; 12 J so far"), "{shown}");
+        assert!(
+            shown.contains("junction  49.1 C, at most 50.0 C"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn every_line_is_a_comment_or_a_sample() {
