@@ -117,7 +117,7 @@ def main(folder, airstream, model):
         install(robot)
         answers(robot, expected)
         stays_in_budget(robot)
-        #doctor_agrees(robot)
+        doctor_agrees(robot)
         survives_a_kill(robot, expected)
         survives_a_power_cut(robot, expected)
         keeps_its_configuration(robot, expected)
