@@ -6,7 +6,7 @@ use airstream::arena::Reservation;
 use airstream::engine::demand::Demand;
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Matrix, Use};
-use airstream::io::sim::{Clock, Content, Disk, Faults, Options, Sim, Timing};
+use airstream::io::sim::{Clock, Content, Disk, Faults, Jitter, Options, Sim, Timing};
 use airstream::store::integrity::Integrity;
 use airstream::store::{ModelId, Store, Weights};
 
@@ -67,6 +67,7 @@ fn time(bursts: &[usize], disk_gb_s: f64, mut policy: Policy) -> f64 {
         bytes_per_second: disk_gb_s * 1e9,
         latency_ns: 80_000,
         depth: 64,
+        jitter: Jitter::default(),
     };
     let sim = Sim::new(Options {
         seed: 1,

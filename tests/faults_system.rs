@@ -8,6 +8,8 @@ mod broken;
 mod engine;
 #[path = "support/greedy.rs"]
 mod greedy;
+#[path = "support/mounts.rs"]
+mod mounts;
 #[path = "support/restrict.rs"]
 mod restrict;
 mod support;
@@ -22,6 +24,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use airstream::engine::{Engine, ModelId, ModelOptions, Options, Spent};
+use airstream::format::gguf::Gguf;
 use airstream::io::Backend;
 use engine::open;
 use greedy::{argmax, greedy};
@@ -230,6 +233,32 @@ fn bits_that_rot_between_two_runs_are_noticed() {
 }
 
 #[test]
+fn a_norm_that_rots_between_two_runs_is_named() {
+    let place = Place::new();
+    let (engine, _) = place.engine(&place.options());
+    drop(engine);
+    let name = "blk.3.ffn_norm.weight";
+    let gguf = Gguf::open(&place.model()).expect("the model");
+    let at = gguf.tensor(name).expect("there is one").offset + 9;
+    drop(gguf);
+    let flip = |file: &File| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)
+            .expect("inside of the file");
+        file.write_all_at(&[byte[0] ^ 1], at).expect("a sound disk");
+    };
+    change_unseen(&place.model(), flip);
+    let error = Engine::open(&place.model(), &place.options());
+    let error = error.err().expect("one wrong bit").to_string();
+    assert!(
+        error.contains(name) && error.contains("checksum"),
+        "{error}"
+    );
+    change_unseen(&place.model(), flip);
+    place.engine(&place.options());
+}
+
+#[test]
 fn a_truncated_file_is_an_error_until_it_is_whole_again() {
     for verify in [true, false] {
         let place = Place::new();
@@ -327,16 +356,40 @@ fn memory_file_systems_serve_too() {
     check_recovery(&mut engine, tokens);
 }
 
+#[test]
+fn an_overlay_without_direct_reads_serves_too() {
+    let place = Place::new();
+    let (said, warnings) = run(child(&place, &["OVERLAY"]));
+    if let Some((_, why)) = said.split_once("no overlay: ") {
+        eprintln!("skipped: this user may not mount one ({})", why.trim());
+        return;
+    }
+    assert!(said.contains(&expected()), "{said}");
+    assert!(said.contains("buffered"), "{said}");
+    assert_eq!(warnings.len(), 1, "one line: {warnings:?}");
+    assert!(
+        warnings[0].contains("no direct reads on its file system"),
+        "{warnings:?}"
+    );
+}
+
 /// What the tests below run in a child process, whose system refuses or disturbs something.
 #[test]
 fn child_answers_with_what_it_gets() {
-    let Some(model) = std::env::var_os("AIRSTREAM_TEST_MODEL").map(PathBuf::from) else {
+    let Some(mut model) = std::env::var_os("AIRSTREAM_TEST_MODEL").map(PathBuf::from) else {
         return;
     };
     let asked = |what: &str| std::env::var(format!("AIRSTREAM_TEST_{what}")).is_ok();
     env_logger::Builder::new()
         .filter_level(log::LevelFilter::Warn)
         .init();
+    if asked("OVERLAY") {
+        let folder = model.with_file_name("overlay");
+        model = match mounts::overlay_without_direct_reads(&model, &folder) {
+            Ok(path) => path,
+            Err(e) => return println!("\nno overlay: {e}"),
+        };
+    }
     let budget = options(&model);
     if asked("NOBODY") {
         const NOBODY: libc::uid_t = 65534;
@@ -457,34 +510,8 @@ fn a_full_cache_folder_is_one_line_in_the_log() {
     let at = std::ffi::CString::new(place.cache().into_os_string().into_encoded_bytes());
     let at = at.expect("no zero byte");
     let mut child = child(&place, &[]);
-    let mount = move || {
-        // A file system without room for a single file, that only the child sees.
-        // SAFETY: the strings end with a zero and outlive the calls.
-        let rc = unsafe {
-            libc::unshare(libc::CLONE_NEWNS)
-                | libc::mount(
-                    c"none".as_ptr(),
-                    c"/".as_ptr(),
-                    std::ptr::null(),
-                    libc::MS_REC | libc::MS_PRIVATE,
-                    std::ptr::null(),
-                )
-                | libc::mount(
-                    c"tmpfs".as_ptr(),
-                    at.as_ptr(),
-                    c"tmpfs".as_ptr(),
-                    0,
-                    c"size=4k,nr_inodes=2".as_ptr().cast(),
-                )
-        };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(std::io::Error::last_os_error())
-        }
-    };
     // SAFETY: system calls only.
-    unsafe { child.pre_exec(mount) };
+    unsafe { child.pre_exec(move || mounts::full_file_system(&at)) };
     match child.output() {
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
             eprintln!("skipped: this user may not mount a small file system ({e})");

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use airstream::io::buffer::Buffer;
 use airstream::io::sim::{
-    Clock, Content, Disk, Fault, FaultAt, Faults, Log, Options, POISON, Sim, Timing,
+    Clock, Content, Disk, Fault, FaultAt, Faults, Jitter, Log, Options, POISON, Sim, Timing,
 };
 use airstream::io::{Completion, FileId, Io, Read};
 use nix::errno::Errno;
@@ -271,6 +271,7 @@ fn the_virtual_disk_keeps_to_its_roofline() {
         bytes_per_second: f64::from(1 << 30),
         latency_ns: 100_000,
         depth: 32,
+        jitter: Jitter::default(),
     };
     let transfer_ns = 1_000_000_000 / 1024;
     let near = |got: u64, expected: u64| {
@@ -294,4 +295,43 @@ fn the_virtual_disk_keeps_to_its_roofline() {
     );
     let (total, stalled) = simulate(disk, 8, 1000, transfer_ns / 2);
     near(stalled, total - 1000 * (transfer_ns / 2));
+}
+
+#[test]
+fn jitter_makes_reads_late_and_keeps_the_mean() {
+    let steady = Disk {
+        bytes_per_second: f64::from(1 << 30),
+        latency_ns: 100_000,
+        depth: 32,
+        jitter: Jitter::default(),
+    };
+    let with = |jitter| simulate(Disk { jitter, ..steady }, 8, 4000, 0).0;
+    let regular = with(Jitter::default());
+    let spread = Jitter {
+        latency_spread: 1.0,
+        ..Jitter::default()
+    };
+    // Latencies overlap with other transfers, so only few of them show.
+    assert!(with(spread) > regular && with(spread) < regular + regular / 50);
+    let stalls = Jitter {
+        stall_once_in: 40,
+        stall_ns: 10_000_000,
+        ..Jitter::default()
+    };
+    let stalled = with(stalls) - regular;
+    let expected = 4000 / 40 * 10_000_000;
+    assert!(
+        stalled.abs_diff(expected) < expected / 4,
+        "{stalled} ns of stalls, expected {expected}"
+    );
+    let lumps = Jitter {
+        in_lumps: true,
+        ..Jitter::default()
+    };
+    // All eight reads come at once, and then the disk waits for the next: one latency for each lump.
+    let late = with(lumps) - regular;
+    assert!(
+        late.abs_diff(4000 / 8 * 100_000) < 1_000_000,
+        "{late} ns later"
+    );
 }

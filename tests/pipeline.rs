@@ -2,7 +2,7 @@
 //! processor of chosen speeds. What it reaches is compared with the roofline: a sweep takes as long as the disk needs
 //! for the streamed bytes or the processor for the weights, whichever is longer.
 //!
-//! `tests/pipeline/grid.txt` holds the shares of the roofline, so that a change of policy shows as a diff. To write it
+//! `tests/pipeline/*.txt` hold the shares of the roofline, so that a change of policy shows as a diff. To write it
 //! anew: `UPDATE_GRID=1 cargo test --release --test pipeline`, then look at what git says has changed.
 
 #[path = "pipeline/machine.rs"]
@@ -14,6 +14,7 @@ use std::path::Path;
 use airstream::engine::plan::Plan;
 use airstream::format::quant::QuantType;
 use airstream::format::tile::Use;
+use airstream::io::sim::Jitter;
 use airstream::model::kv;
 use machine::{Llama, Machine, Shape, Speed};
 
@@ -81,6 +82,7 @@ impl Speed {
         Speed {
             disk_bytes_per_s: disk * 1e9,
             compute_bytes_per_s: compute * 1e9,
+            jitter: Jitter::default(),
         }
     }
 }
@@ -158,9 +160,16 @@ fn decoding_reaches_the_roofline_whatever_the_machine() {
         text += &grid(&shape, &mut low);
     }
     assert!(low.is_empty(), "too far from the roofline:\n{low}");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pipeline/grid.txt");
+    check_snapshot("grid.txt", &text);
+}
+
+/// Compares with what is in the repository, or writes it there if asked to.
+fn check_snapshot(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/pipeline")
+        .join(name);
     if std::env::var_os("UPDATE_GRID").is_some() {
-        std::fs::write(&path, &text).expect("the repository can be written");
+        std::fs::write(&path, text).expect("the repository can be written");
     }
     let before = std::fs::read_to_string(&path).expect("the grid is in the repository");
     let changed: Vec<(&str, &str)> = before
@@ -172,6 +181,77 @@ fn decoding_reaches_the_roofline_whatever_the_machine() {
         changed.is_empty() && before.lines().count() == text.lines().count(),
         "the policy's results have changed (see the top of this file for how to accept that):\n{changed:#?}"
     );
+}
+
+/// Irregular disks: what they are called in the snapshot, and what they do.
+fn irregular() -> [(&'static str, Jitter); 3] {
+    [
+        (
+            "late reads (log-normal latency)",
+            Jitter {
+                latency_spread: 1.0,
+                ..Jitter::default()
+            },
+        ),
+        (
+            "stops of 5 ms, once in 400 reads",
+            Jitter {
+                latency_spread: 0.5,
+                stall_once_in: 400,
+                stall_ns: 5_000_000,
+                ..Jitter::default()
+            },
+        ),
+        (
+            "finishes all it was given at once",
+            Jitter {
+                in_lumps: true,
+                ..Jitter::default()
+            },
+        ),
+    ]
+}
+
+/// The window bridges what a disk does for some milliseconds: it is the disk's mean speed that counts.
+#[test]
+fn an_irregular_disk_is_used_as_well_as_a_regular_one() {
+    let mut text = String::from(
+        "Share of the roofline in percent, by the mean speed of the disk: 8B, one column for each processor (10, 20, \
+         60, 200 GB/s of weights).\n",
+    );
+    let shape = llama_8b();
+    let mut low = String::new();
+    for (name, jitter) in irregular() {
+        text += &format!("\n{name}\n");
+        for percent in [40, 60, 80] {
+            let plan = shape.plan(percent, 256);
+            for disk in [0.5, 1.0, 2.0, 4.0] {
+                let read_bytes = plan.slot_bytes as f64;
+                let stop_s = match jitter.stall_once_in {
+                    0 => 0.0,
+                    once_in => jitter.stall_ns as f64 / 1e9 / f64::from(once_in),
+                };
+                let mean = read_bytes / (read_bytes / (disk * 1e9) + stop_s) / 1e9;
+                let streamed = plan.streamed_bytes(plan.pages_at(&shape.config, 1));
+                let shares = COMPUTES_GB_S.map(|compute| {
+                    let speed = Speed::gb_s(disk, compute);
+                    let least = |disk| roofline(&shape, streamed, Speed::gb_s(disk, compute));
+                    steady(&shape, &plan, Speed { jitter, ..speed }) * least(mean) / least(disk)
+                });
+                let cells: String = shares
+                    .iter()
+                    .map(|s| format!(" {:>6.1}", 100.0 * s))
+                    .collect();
+                let line = format!("  memory {percent}%, {disk:>4} GB/s{cells}\n");
+                if shares.iter().any(|&share| share < SHARE_MIN) {
+                    low += &format!("{name}\n{line}");
+                }
+                text += &line;
+            }
+        }
+    }
+    assert!(low.is_empty(), "too far from the roofline:\n{low}");
+    check_snapshot("irregular.txt", &text);
 }
 
 #[test]
@@ -270,7 +350,7 @@ fn a_growing_context_takes_slots_one_by_one_and_its_end_gives_them_back() {
 
     let sessions = std::slice::from_mut(&mut machine.session);
     kv::clear(sessions, 0, &mut machine.store);
-    machine.idle(1.0);
+    machine.idle();
     let again = machine.sweep(1);
     assert!(
         again <= first / SHARE_MIN,
@@ -292,4 +372,48 @@ fn a_model_whose_rows_do_not_fit_the_arenas_slots_is_refused_with_a_remedy() {
     let plan = in_slots(2 << 20).expect("large enough");
     assert_eq!(plan.slot_bytes, 2 << 20);
     assert!(plan.tiles.iter().all(|tile| tile.read_bytes() <= 2 << 20));
+}
+
+#[test]
+fn idle_time_before_the_first_request_and_after_an_answer_fills_the_memory() {
+    let shape = llama_8b();
+    for percent in [40, 120] {
+        let plan = shape.plan(percent, 2048);
+        let speed = Speed::gb_s(2.0, 60.0);
+        let mut machine = Machine::new(&shape, &plan, speed);
+        let slots = (plan.slots as u64 - 1) * plan.slot_bytes as u64;
+        let fill = |machine: &mut Machine, bytes: u64| {
+            let before = machine.read_bytes();
+            let seconds = machine.idle();
+            let read = machine.read_bytes() - before;
+            assert!(
+                read <= bytes && read >= bytes * 9 / 10,
+                "{read} of {bytes} bytes"
+            );
+            // It looks after the reads every millisecond only, in which this disk delivers 2 MB.
+            assert!(seconds <= bytes as f64 / 2e9 * 1.05 + 0.002, "{seconds} s");
+            assert_eq!(machine.idle(), 0.0, "nothing is left");
+        };
+        // Reads are whole blocks.
+        let tiles = plan.tiles.iter().map(|t| t.read_bytes() as u64).sum();
+        fill(&mut machine, slots.min(tiles));
+        let first = machine.sweep(1);
+        machine.sweep(1);
+        let steady = machine.sweep(1);
+        assert!(
+            first <= steady * 1.03,
+            "the first sweep takes {first} s, a later one {steady} s"
+        );
+        machine.idle();
+        machine.sweep(1500);
+        let pages = plan.pages_at(&shape.config, machine.session.len()) as u64;
+        let sessions = std::slice::from_mut(&mut machine.session);
+        kv::clear(sessions, 0, &mut machine.store);
+        machine.idle();
+        let again = machine.sweep(1);
+        assert!(
+            again <= steady * 1.03,
+            "{again} s after {pages} pages came back, {steady} s before"
+        );
+    }
 }

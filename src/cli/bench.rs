@@ -6,10 +6,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::args::{EngineArgs, TraceArgs};
+use super::bench_decode::{self, Decoded, DiskSamples};
 use super::board::{BoardArgs, energy_line};
 use super::{bench_io, bench_ops, bench_serve, report};
 use crate::board::{Energy, Monitor};
-use crate::engine::roofline::{self, Machine, Sweep};
+use crate::engine::roofline::{Machine, Sweep};
 use crate::engine::{Engine, Loaded, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
 
@@ -87,19 +88,21 @@ struct Summary {
     slot_bytes: usize,
     window: u32,
     reads_in_flight: usize,
-    /// As measured right before the test, and right after it, with the engine's read size and depth.
+    /// As measured right before the test, and right after it.
     machine_before: Machine,
     machine_after: Machine,
-    /// Their mean: what the roofline is made of.
+    /// Their mean; if anything streams, the disk as measured between slices of decoding.
     machine: Machine,
     /// What the board is, and how hot it became; none where nothing measures temperature.
     board: String,
     peak_c: Option<f64>,
+    /// The disk between slices of decoding, in GB/s: the same reads without the computing.
+    disk_samples_gb_s: Vec<f64>,
     pp: Option<Series>,
     tg: Option<Series>,
     /// What the machine's limits allow a decode sweep in the middle of the test.
     roofline: Option<Sweep>,
-    /// Decode speed over what the roofline allows.
+    /// Least time by the roofline over time taken, with the disk as it was around each slice: the median repetition.
     roofline_share: Option<f64>,
 }
 
@@ -137,7 +140,8 @@ impl Bench {
         // One sweep of each kind first: it fills the slots and touches all that is touched once.
         self.prefill(&mut engine, self.prompt.max(1))?;
         engine.decode(ModelId::FIRST, 0, 0, &mut Spent::default())?;
-        let (mut pp, mut tg) = (Vec::new(), Vec::new());
+        let (mut pp, mut tg) = (Vec::new(), Vec::<Decoded>::new());
+        let mut disk = DiskSamples::new(self.machine.tells_disk());
         for _ in 0..self.repetitions {
             if self.prompt > 0 {
                 pp.push(measured(&monitor, || {
@@ -145,7 +149,12 @@ impl Bench {
                 })?);
             }
             if self.generate > 0 {
-                tg.push(measured(&monitor, || self.decode(&mut engine))?);
+                tg.push(bench_decode::decode(
+                    &mut engine,
+                    self.generate,
+                    &mut disk,
+                    &monitor,
+                )?);
             }
         }
         self.trace.finish(&mut engine)?;
@@ -153,11 +162,10 @@ impl Bench {
         let series = |runs: Vec<(Spent, Energy)>| {
             (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes))
         };
-        let (pp, tg) = (series(pp), series(tg));
-        let (config, isa) = (
-            engine.config(ModelId::FIRST).clone(),
-            engine.device().name(),
-        );
+        let runs = tg.iter().map(|decoded| (decoded.spent, decoded.energy));
+        let (pp, tg_series) = (series(pp), series(runs.collect()));
+        let (architecture, isa) = (engine.config(ModelId::FIRST).arch, engine.device().name());
+        let sweep = bench_decode::roofline_of(&engine);
         let (threads, io) = (
             engine.device().threads(),
             engine.store().io_description().to_owned(),
@@ -172,13 +180,16 @@ impl Bench {
             machine_before.dram_bytes_per_s = rate;
             machine_after.dram_bytes_per_s = rate;
         }
-        let machine = machine_before.mean(&machine_after);
-        let roofline = tg
-            .as_ref()
-            .map(|_| roofline::decode(&plan, &config, weight_bytes, self.generate / 2, &machine));
+        let mut machine = machine_before.mean(&machine_after);
+        if let Some((rate, cpu_ms_per_gb)) = disk.mean() {
+            machine.nvme_bytes_per_s = rate;
+            machine.nvme_cpu_ms_per_gb = Some(cpu_ms_per_gb);
+        }
+        let mut shares: Vec<f64> = tg.iter().map(|d| d.share(&machine, &sweep)).collect();
+        shares.sort_by(f64::total_cmp);
         let summary = Summary {
             model: self.file.display().to_string(),
-            architecture: config.arch,
+            architecture,
             isa,
             threads,
             memory: plan.total_bytes(),
@@ -191,13 +202,11 @@ impl Bench {
             machine,
             board: board.name,
             peak_c: monitor.energy().peak_c,
-            roofline_share: tg
-                .as_ref()
-                .zip(roofline)
-                .map(|(tg, roofline)| tg.median_tok_s * roofline.seconds),
+            disk_samples_gb_s: disk.bytes_per_s.iter().map(|rate| rate / 1e9).collect(),
+            roofline: (!tg.is_empty()).then(|| sweep(self.generate / 2, &machine)),
+            roofline_share: shares.get(shares.len() / 2).copied(),
             pp,
-            tg,
-            roofline,
+            tg: tg_series,
         };
         if self.json {
             report::print_json(&summary);
@@ -216,16 +225,6 @@ impl Bench {
             .collect();
         let mut spent = Spent::default();
         engine.prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)?;
-        Ok(spent)
-    }
-
-    fn decode(&self, engine: &mut Engine) -> Result<Spent> {
-        engine.clear(ModelId::FIRST, 0);
-        let vocab = engine.config(ModelId::FIRST).vocab as u32;
-        let mut spent = Spent::default();
-        for i in 0..self.generate as u32 {
-            engine.decode(ModelId::FIRST, 0, (i * 7919 + 13) % vocab, &mut spent)?;
-        }
         Ok(spent)
     }
 }

@@ -1,6 +1,7 @@
 //! `airstream bench --io`: how fast the disk is at which read size and depth, and what that costs the processor.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -8,7 +9,9 @@ use serde::Serialize;
 use super::report;
 use crate::error::{Error, Kind, Result};
 use crate::io::Backend;
+use crate::io::advice::Advice;
 use crate::io::measure::{self, Point};
+use crate::store::sidecar;
 
 const READ_SIZES: [u32; 7] = [
     64 << 10,
@@ -37,6 +40,8 @@ struct Summary {
     file: String,
     points: Vec<Measured>,
     recommended: Measured,
+    /// Where the recommendation is kept for the planner.
+    kept: Option<PathBuf>,
 }
 
 fn measured(point: &Point) -> Measured {
@@ -70,6 +75,7 @@ pub fn run(file: &Path, seconds: f64, backend: Option<Backend>, json: bool) -> R
         file: file.display().to_string(),
         points: points.iter().map(measured).collect(),
         recommended: measured(best),
+        kept: keep(file, best),
     };
     if json {
         report::print_json(&summary);
@@ -77,6 +83,22 @@ pub fn run(file: &Path, seconds: f64, backend: Option<Backend>, json: bool) -> R
         print(&summary);
     }
     Ok(())
+}
+
+/// Keeps the recommendation for the disk that `file` is on; where to, if it could be.
+fn keep(file: &Path, best: &Point) -> Option<PathBuf> {
+    let advice = Advice {
+        read_bytes: best.read_bytes,
+        depth: best.depth as u32,
+    };
+    let Some(cache) = sidecar::cache_folder() else {
+        log::warn!("no cache folder (neither XDG_CACHE_HOME nor HOME is set): nothing is kept");
+        return None;
+    };
+    let saved = std::fs::metadata(file).and_then(|file| advice.save(&cache, file.dev()));
+    saved
+        .inspect_err(|e| log::warn!("{}: cannot keep what was found ({e})", cache.display()))
+        .ok()
 }
 
 fn print(summary: &Summary) {
@@ -117,4 +139,11 @@ fn print(summary: &Summary) {
         best.gb_s,
         best.cpu_ms_per_gb
     );
+    if let Some(path) = &summary.kept {
+        println!(
+            "kept in {}: from now on plans for this disk make reads at least so long, and so much in flight, where \
+             the memory allows",
+            path.display()
+        );
+    }
 }

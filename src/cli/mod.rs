@@ -5,6 +5,7 @@
 mod args;
 mod ask;
 mod bench;
+mod bench_decode;
 mod bench_io;
 mod bench_ops;
 mod bench_serve;
@@ -12,6 +13,7 @@ mod board;
 mod doctor;
 pub mod fetch;
 mod inspect;
+mod lines;
 mod perplexity;
 mod plan;
 mod plan_board;

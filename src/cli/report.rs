@@ -73,6 +73,11 @@ pub struct MachineArgs {
 }
 
 impl MachineArgs {
+    /// Whether the user says how fast the disk is.
+    pub fn tells_disk(&self) -> bool {
+        self.nvme_gbps.is_some()
+    }
+
     /// Measures how fast the disk under `path` and the DRAM are, unless the user says.
     ///
     /// The disk is read as the engine would by this plan: reads of a slot's size, as many in flight. Takes some memory

@@ -1,12 +1,13 @@
 //! `airstream run`: answers a prompt, or chats.
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::args::{EngineArgs, TraceArgs};
 use super::board::{self, BoardArgs};
+use super::lines::Lines;
 use super::stop::Stop;
 use super::{fetch, progress, report};
 use crate::board::{Energy, Monitor};
@@ -181,21 +182,20 @@ impl Conversation<'_> {
     /// Reads lines and answers them until the input ends.
     fn chat(&mut self) -> Result<()> {
         eprintln!("Ctrl-D ends, Ctrl-C stops an answer.");
+        let unreadable =
+            |e: io::Error| Error::new(Kind::Usage, format!("cannot read: {e}"), "give UTF-8 text");
+        let mut lines = Lines::new().map_err(unreadable)?;
         loop {
             eprint!("> ");
-            let mut line = String::new();
-            match io::stdin().lock().read_line(&mut line) {
-                Ok(0) => break,
-                Ok(_) if line.trim().is_empty() => continue,
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => {
-                    return Err(Error::new(
-                        Kind::Usage,
-                        format!("cannot read: {e}"),
-                        "give UTF-8 text",
-                    ));
-                }
+            // While somebody types, weights arrive. If they cannot, the answer will say why.
+            let line = lines
+                .next(|| matches!(self.engine.idle(), Ok(true)))
+                .map_err(unreadable)?;
+            if line.is_empty() {
+                break;
+            }
+            if line.trim().is_empty() {
+                continue;
             }
             if self.stop.asked() {
                 break;

@@ -115,7 +115,7 @@ impl Engine {
     pub fn load(&mut self, path: &Path, wishes: &ModelOptions) -> Result<ModelId> {
         let loaded = Loaded::read(path)?;
         let gpu = matches!(self.device, Device::Cuda(_));
-        let request = loaded.request(wishes, self.pool.memory, threads(&self.options), gpu);
+        let request = loaded.request(wishes, self.pool.memory, &self.options, gpu);
         let pages_max = self.pool.slots / 2 / (self.hosted.len() + 1);
         let slot_bytes = self.pool.slot_bytes;
         let plan = Plan::in_slots(
@@ -287,7 +287,14 @@ impl Engine {
         let (tiles, ranges) = tile::cut(&list, plan.slot_bytes);
         let cache = self.options.cache.clone().or_else(sidecar::cache_folder);
         let verify = self.options.verify;
-        let integrity = Integrity::new(Arc::clone(&files), &list, &tiles, verify, cache.as_deref());
+        let integrity = Integrity::new(
+            Arc::clone(&files),
+            &list,
+            &tiles,
+            model.vectors_seen(),
+            verify,
+            cache.as_deref(),
+        )?;
         let id = self.store.add(Weights {
             matrices: list,
             tiles,

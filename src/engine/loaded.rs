@@ -1,5 +1,6 @@
 //! A model file as read, and the options it is opened with: all that is known before memory is taken.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::plan::{Plan, Request};
@@ -10,8 +11,10 @@ use crate::device::cpu::{Cpu, Isa};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::io::Backend;
+use crate::io::advice::Advice;
 use crate::model::config::Config;
 use crate::model::weights::MatrixPlan;
+use crate::store::sidecar;
 use crate::text::Tokenizer;
 
 /// What one model gets.
@@ -57,7 +60,7 @@ pub struct Options {
     pub backend: Option<Backend>,
     /// Whether tiles must agree with their checksums each time they are read.
     pub verify: bool,
-    /// The folder that keeps checksums between runs; the user's cache folder if none.
+    /// The folder that keeps checksums and what was measured of disks between runs; the user's cache folder if none.
     pub cache: Option<PathBuf>,
 }
 
@@ -132,7 +135,7 @@ impl Loaded {
     pub fn plan(&self, options: &Options) -> Result<Plan> {
         let memory = options.memory.unwrap_or(UNLIMITED);
         let gpu = options.gpu_asked();
-        let request = self.request(&options.model, memory, threads(options), gpu);
+        let request = self.request(&options.model, memory, options, gpu);
         let plan = Plan::new(&self.config, &self.matrices, &request)?;
         if options.memory.is_some() {
             return Ok(plan);
@@ -147,7 +150,7 @@ impl Loaded {
         &self,
         wishes: &ModelOptions,
         memory: u64,
-        threads: usize,
+        options: &Options,
         gpu: bool,
     ) -> Request {
         Request {
@@ -156,10 +159,18 @@ impl Loaded {
             sessions: wishes.sessions,
             rows: wishes.rows,
             logits_rows: wishes.logits_rows,
-            threads,
+            threads: threads(options),
             gpu,
             tokenizer_bytes: self.tokenizer.as_ref().map_or(0, Tokenizer::table_bytes),
+            disk: self.disk_advice(options),
         }
+    }
+
+    /// What `bench --io` found for the disk that the model is on.
+    fn disk_advice(&self, options: &Options) -> Option<Advice> {
+        let cache = options.cache.clone().or_else(sidecar::cache_folder)?;
+        let file = std::fs::metadata(self.gguf.files().first()?).ok()?;
+        Advice::load(&cache, file.dev())
     }
 }
 
@@ -178,7 +189,7 @@ pub fn divide(
         let requests: Vec<Request> = models
             .iter()
             .zip(wishes)
-            .map(|(model, wishes)| model.request(wishes, memory, threads, gpu))
+            .map(|(model, wishes)| model.request(wishes, memory, options, gpu))
             .collect();
         let subjects: Vec<Subject> = models
             .iter()

@@ -25,6 +25,7 @@ use crate::board::{self, Pace};
 use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::io::Files;
+use crate::io::measure::Bandwidth;
 use crate::model::config::Config;
 use crate::model::forward::Model;
 use crate::model::kv::Session;
@@ -256,6 +257,23 @@ impl Engine {
         self.store.set_rates(self.demand.begin(place, next));
         let next = next.map(|next| self.hosted[next].id);
         self.store.begin_sweep(self.hosted[place].id, next);
+    }
+
+    /// Fills free memory with weights while nobody asks for anything; says whether reads are still in flight. Never
+    /// blocks: call it about every millisecond, until it says no.
+    ///
+    /// # Errors
+    /// The system takes no reads.
+    pub fn idle(&mut self) -> Result<bool> {
+        self.store.idle()
+    }
+
+    /// How fast the disk is at present, measured in the engine's own memory for `budget`; none if nothing streams.
+    ///
+    /// # Errors
+    /// A read failed.
+    pub fn measure_disk(&mut self, budget: Duration) -> Result<Option<Bandwidth>> {
+        self.store.measure_disk(budget)
     }
 
     /// Runs one sweep over `rows`, at most as many as the plan's limits; adds to `spent` what it took.

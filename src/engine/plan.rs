@@ -5,6 +5,7 @@ use crate::device::cpu::{Kinds, KvLayout};
 use crate::device::cuda::Sizes;
 use crate::error::{Error, Kind, Result};
 use crate::format::tile::{self, Tile};
+use crate::io::advice::Advice;
 use crate::model::config::Config;
 use crate::model::forward::{BatchLimits, Model};
 use crate::model::kv::{self, Session};
@@ -44,6 +45,8 @@ pub struct Request {
     pub gpu: bool,
     /// Bytes of the tokenizer's tables.
     pub tokenizer_bytes: usize,
+    /// How the disk wants to be read, if that was measured.
+    pub disk: Option<Advice>,
 }
 
 /// One line of the budget.
@@ -159,10 +162,12 @@ impl Plan {
             .memory
             .checked_sub(own.bytes() + common_bytes)
             .map(|bytes| bytes as usize)?;
-        let slot_bytes = tile::choose_slot_bytes(&matrices.matrices, pool_bytes, SLOTS_LEAST);
+        let read_bytes = request.disk.map_or(0, |disk| disk.read_bytes as usize);
+        let slot_bytes =
+            tile::choose_slot_bytes(&matrices.matrices, pool_bytes, SLOTS_LEAST, read_bytes);
         let slots = pool_bytes / slot_bytes;
         let mut plan = own.in_slots(config, matrices, request, slot_bytes, slots / 2)?;
-        let pool = Pool::new(request.memory, slot_bytes, request.threads);
+        let pool = Pool::new(request.memory, slot_bytes, request.threads, request.disk);
         plan.move_to(&pool.shared_by([&plan].into_iter()).ok()?);
         Some(plan)
     }

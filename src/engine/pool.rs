@@ -6,16 +6,17 @@ use super::plan::{Line, Plan, Request, SLOTS_LEAST};
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Kind, Result};
 use crate::format::tile::{self, Matrix};
+use crate::io::advice::Advice;
 use crate::model::config::Config;
 use crate::model::kv;
 use crate::model::weights::MatrixPlan;
 
 /// Streamed tiles pass through this part of the pool. A real disk delivers in lumps, and a large window has read
-/// enough to compute with in between: with 8B in 2400 MiB, 12 MiB made 1.13 tok/s (1.03 to 1.31) and 48 MiB 1.40
-/// (1.12 to 1.57), medians of all 12 rounds each on a virtual disk whose own speed varied twofold.
-const WINDOW_SHARE: usize = 48;
+/// enough to compute with in between. Share of the roofline with the 8B on a virtual disk that finishes all it was
+/// given at once: 0.82 with 20 MiB, 0.89 with 32 MiB, 0.94 to 0.96 with 48 MiB.
+const WINDOW_SHARE: usize = 24;
 /// Bounds of the window, in bytes: what a disk delivers in a millisecond or in some tens of them.
-const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 2 << 20..=64 << 20;
+const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 2 << 20..=48 << 20;
 /// Bounds of the window, in slots.
 const WINDOW_SLOTS: std::ops::RangeInclusive<usize> = 8..=64;
 /// Where nearly all fits, the window takes no more than this part of what does not: it adds to what streams.
@@ -41,13 +42,15 @@ pub struct Pool {
     /// Slots that streamed tiles pass through.
     pub window: u32,
     pub(super) threads: usize,
+    /// How the disk wants to be read, if that was measured.
+    pub(super) disk: Option<Advice>,
     /// Bytes of the longest row of weights of all models.
     pub(super) row_bytes_max: usize,
 }
 
 impl Pool {
     /// A pool that no model shares yet, in a budget of `memory`.
-    pub fn new(memory: u64, slot_bytes: usize, threads: usize) -> Pool {
+    pub fn new(memory: u64, slot_bytes: usize, threads: usize, disk: Option<Advice>) -> Pool {
         Pool {
             memory,
             slot_bytes,
@@ -55,6 +58,7 @@ impl Pool {
             slots_reserved: (memory / slot_bytes as u64) as usize,
             window: 0,
             threads,
+            disk,
             row_bytes_max: 0,
         }
     }
@@ -89,7 +93,9 @@ impl Pool {
             .min(1 + tiles + pages)
             .min(self.slots_reserved);
         let capacity = slots - 1;
+        let in_flight = self.disk.map_or(0, |disk| disk.bytes_in_flight());
         let window_bytes = (slots * self.slot_bytes / WINDOW_SHARE)
+            .max(2 * in_flight)
             .clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
         let window = (window_bytes / self.slot_bytes)
             .min(every_sweep.saturating_sub(capacity) / WINDOW_OF_STREAMED)
@@ -137,7 +143,8 @@ pub(super) type Subject<'a> = (&'a Config, &'a MatrixPlan, &'a Request);
 pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<(Pool, Vec<Plan>)> {
     if let [(config, matrices, request)] = models {
         let plan = Plan::new(config, matrices, request)?;
-        let pool = Pool::new(memory, plan.slot_bytes, threads).shared_by([&plan].into_iter())?;
+        let pool = Pool::new(memory, plan.slot_bytes, threads, request.disk)
+            .shared_by([&plan].into_iter())?;
         return Ok((pool, vec![plan]));
     }
     let all: Vec<Matrix> = models
@@ -162,9 +169,12 @@ pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<
     let own: u64 = in_slots(smallest, 0)?.iter().map(Plan::own_bytes).sum();
     let row_bytes_max = all.iter().map(Matrix::row_bytes).max().unwrap_or(0);
     let pool_bytes = memory.saturating_sub(own + common_bytes(threads, row_bytes_max)) as usize;
-    let slot_bytes = tile::choose_slot_bytes(&all, pool_bytes, SLOTS_LEAST).max(smallest);
+    let disk = models.iter().find_map(|(_, _, request)| request.disk);
+    let read_bytes = disk.map_or(0, |disk| disk.read_bytes as usize);
+    let slot_bytes =
+        tile::choose_slot_bytes(&all, pool_bytes, SLOTS_LEAST, read_bytes).max(smallest);
     let mut plans = in_slots(slot_bytes, pool_bytes / slot_bytes)?;
-    let pool = Pool::new(memory, slot_bytes, threads).shared_by(plans.iter())?;
+    let pool = Pool::new(memory, slot_bytes, threads, disk).shared_by(plans.iter())?;
     for plan in &mut plans {
         plan.move_to(&pool);
     }
@@ -176,9 +186,10 @@ pub(super) fn common_bytes(threads: usize, row_bytes_max: usize) -> u64 {
     Cpu::scratch_bytes(threads, row_bytes_max) as u64 + IO_BYTES
 }
 
-/// Reads in flight at most for a window of `slots`.
+/// Reads in flight at most for a window of `slots`: half of it. Some disks (virtual ones above all) finish all that was
+/// handed to them at once; then the other half is there to go on with, and they hardly stop.
 pub(super) fn depth(slots: u32) -> usize {
-    (slots as usize).max(DEPTH_MIN)
+    (slots as usize / 2).max(DEPTH_MIN)
 }
 
 /// The last two lines of a budget: the slots.

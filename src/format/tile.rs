@@ -166,10 +166,19 @@ pub fn slot_bytes_min(matrices: &[Matrix]) -> usize {
 /// Chooses the slot size that wastes least memory and still makes long reads.
 ///
 /// `slots_min` is how many slots the memory of `pool_bytes` must at least be divided into (a
-/// window of reads, and KV pages, need several even when memory is short).
-pub fn choose_slot_bytes(matrices: &[Matrix], pool_bytes: usize, slots_min: usize) -> usize {
+/// window of reads, and KV pages, need several even when memory is short). `read_bytes_min` is how
+/// long reads should be, if the memory allows it.
+pub fn choose_slot_bytes(
+    matrices: &[Matrix],
+    pool_bytes: usize,
+    slots_min: usize,
+    read_bytes_min: usize,
+) -> usize {
     let smallest = slot_bytes_min(matrices);
     let largest = (pool_bytes / slots_min.max(1)).clamp(smallest, SLOT_BYTES_MAX.max(smallest));
+    let smallest = smallest
+        .max(read_bytes_min.next_multiple_of(PAGE_BYTES))
+        .min(largest);
     let weight_bytes: u64 = matrices.iter().map(Matrix::bytes).sum();
     // A read costs about as much as the transfer of this many bytes more, so very short ones lose.
     const READ_OVERHEAD_BYTES: f64 = 16384.0;
@@ -238,7 +247,7 @@ mod tests {
         .into_iter()
         .map(|(rows, cols)| matrix(rows, cols, 0))
         .collect();
-        let slot_bytes = choose_slot_bytes(&matrices, 2 << 30, 64);
+        let slot_bytes = choose_slot_bytes(&matrices, 2 << 30, 64, 0);
         let (tiles, _) = cut(&matrices, slot_bytes);
         let used: u64 = tiles.iter().map(|t| u64::from(t.bytes)).sum();
         assert!(

@@ -20,6 +20,9 @@ const ROUNDS: usize = 5;
 /// A gain smaller than this is noise: shared and virtual disks vary by more within seconds.
 const GAIN_MIN: f64 = 0.10;
 
+/// The memory that is read into is at least this large: some huge pages.
+const ARENA_BYTES_MIN: usize = 16 << 20;
+
 /// What a measurement found.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Bandwidth {
@@ -165,8 +168,10 @@ fn measure_from(
             "measure with a larger file or with shorter reads",
         ));
     }
-    // An arena as the engine has it: its huge pages make for fewer requests to the disk than small ones.
-    let slots = Reservation::new(read_bytes as usize * depth)?.seal(read_bytes as usize);
+    // An arena as the engine has it: its huge pages make for fewer requests to the disk than small ones, so it must not
+    // be smaller than some of them however little is in flight.
+    let bytes = (read_bytes as usize * depth).max(ARENA_BYTES_MIN);
+    let slots = Reservation::new(bytes)?.seal(read_bytes as usize);
     let regions: Vec<Region> = slots
         .regions(|_| true)
         .into_iter()
@@ -217,7 +222,7 @@ fn measure_from(
 }
 
 /// Processor time of the process so far, its own and the kernel's for it.
-fn cpu_seconds() -> Result<f64> {
+pub fn cpu_seconds() -> Result<f64> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).map_err(|e| {
         Error::new(
             Kind::Io,

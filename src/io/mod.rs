@@ -13,6 +13,7 @@
 //! is to be continued from the last aligned offset it reached, since direct
 //! reads start at multiples of [`ModelFile::align`].
 
+pub mod advice;
 pub mod buffer;
 pub mod files;
 pub mod measure;

@@ -43,7 +43,7 @@ pub struct BatchLimits {
 pub struct Model {
     config: Config,
     plan: MatrixPlan,
-    vectors: Vectors,
+    pub(super) vectors: Vectors,
     layout: KvLayout,
     limits: BatchLimits,
     /// Per rotary embedding: angle per position of each pair.

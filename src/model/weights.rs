@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use crate::arena::{Reservation, Span};
 use crate::device::cpu::{Activations, Kinds};
 use crate::error::{Error, Kind, Result};
+use crate::format::checksum::{self, Seen};
 use crate::format::gguf::{Gguf, TensorInfo};
 use crate::format::quant;
 use crate::format::tile::{Matrix, Use};
@@ -159,6 +160,8 @@ pub struct Vectors {
     pub output_norm: Span<f32>,
     /// Llama 3's divisors of the rotary frequencies, one per pair; empty if the model has none.
     pub rope_factors: Vec<f32>,
+    /// What was read, all of it.
+    pub seen: Vec<Seen>,
 }
 
 impl Vectors {
@@ -185,12 +188,19 @@ impl Vectors {
             .iter()
             .map(|path| File::open(path).map_err(|e| Error::file(path, "open", &e)))
             .collect::<Result<_>>()?;
-        let read = |name: &str, len: usize| -> Result<Vec<f32>> {
+        let mut seen = Vec::new();
+        let mut read = |name: &str, len: usize| -> Result<Vec<f32>> {
             let tensor = find(gguf, name, 1, len)?;
             let mut raw = vec![0; tensor.bytes as usize];
             files[tensor.file]
                 .read_exact_at(&mut raw, tensor.offset)
                 .map_err(|e| Error::file(&gguf.files()[tensor.file], "read", &e))?;
+            seen.push(Seen {
+                name: name.to_owned(),
+                file: tensor.file as u16,
+                offset: tensor.offset,
+                sum: checksum::of(&raw),
+            });
             let mut values = vec![0.0; len];
             quant::dequantize_row(tensor.qtype, &raw, &mut values);
             Ok(values)
@@ -239,6 +249,14 @@ impl Vectors {
             layers,
             output_norm,
             rope_factors,
+            seen,
         })
+    }
+}
+
+impl super::forward::Model {
+    /// The small vectors as they were read, to be compared with earlier runs.
+    pub fn vectors_seen(&self) -> &[Seen] {
+        &self.vectors.seen
     }
 }

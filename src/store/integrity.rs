@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::sidecar::Sidecar;
 pub use super::sums::Sums;
 use crate::error::{Error, Kind, Result};
+use crate::format::checksum::Seen;
 use crate::format::tile::{Matrix, Tile};
 use crate::io::{Fate, FileId, Files};
 
@@ -18,6 +19,8 @@ pub struct Integrity {
     sums: Arc<Sums>,
     /// Where they are kept between runs.
     sidecar: Option<Sidecar>,
+    /// They could not be, which was said.
+    unkept: bool,
     /// The files, unless the disk is simulated.
     files: Option<Arc<Files>>,
     /// It was said that another file is at the path.
@@ -26,22 +29,26 @@ pub struct Integrity {
 
 impl Integrity {
     /// Verifies `matrices` of `files`, cut into `tiles`, if `verify`, with the checksums of earlier runs from the
-    /// folder `cache`, and watches the files in any case.
+    /// folder `cache`, and watches the files in any case. `tensors` are those that were read already.
+    ///
+    /// # Errors
+    /// One of `tensors` is not what an earlier run read.
     pub fn new(
         files: Arc<Files>,
         matrices: &[Matrix],
         tiles: &[Tile],
+        tensors: &[Seen],
         verify: bool,
         cache: Option<&Path>,
-    ) -> Integrity {
+    ) -> Result<Integrity> {
         let mut integrity = Integrity {
             files: Some(files.clone()),
             ..Integrity::default()
         };
         if !verify {
-            return integrity;
+            return Ok(integrity);
         }
-        let sums = Sums::new(matrices, tiles);
+        let sums = Sums::new(matrices, tiles, tensors.len());
         match cache {
             Some(cache) => {
                 let sidecar = Sidecar::new(cache, &files, matrices);
@@ -53,13 +60,25 @@ impl Integrity {
             ),
         }
         integrity.sums = Arc::new(sums);
-        integrity
+        match integrity.sums.wrong_tensor(tensors) {
+            None => Ok(integrity),
+            Some(wrong) => Err(Error::new(
+                Kind::Io,
+                format!(
+                    "cannot use {} at offset {} of {}: its checksum is wrong, so these are not the bytes that were there before",
+                    wrong.name,
+                    wrong.offset,
+                    files.get(FileId(wrong.file)).path().display()
+                ),
+                integrity.remedy(),
+            )),
+        }
     }
 
     /// Verifies `tiles` of a simulated disk, with checksums of this run only.
     pub fn simulated(matrices: &[Matrix], tiles: &[Tile]) -> Integrity {
         Integrity {
-            sums: Arc::new(Sums::new(matrices, tiles)),
+            sums: Arc::new(Sums::new(matrices, tiles, 0)),
             ..Integrity::default()
         }
     }
@@ -135,8 +154,9 @@ impl Integrity {
         if let Some(sidecar) = &self.sidecar
             && self.sums.learnt()
             && unchanged
+            && !self.unkept
         {
-            sidecar.save(&self.sums);
+            self.unkept = !sidecar.save(&self.sums);
         }
     }
 }

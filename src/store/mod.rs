@@ -16,6 +16,7 @@
 //! the tile read when its turn comes.
 #![allow(unsafe_code)]
 
+mod idle;
 pub mod integrity;
 mod models;
 mod order;

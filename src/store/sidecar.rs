@@ -1,7 +1,7 @@
 //! Checksums between runs: a small file in the user's cache folder for each model file.
 //!
-//! The file holds, little-endian: eight bytes that say what it is, the key, the number of strips, a checksum of four
-//! bytes for each (0 where none is known) and the checksum of all that. It is a cache: what is damaged is ignored, what
+//! The file holds, little-endian: eight bytes that say what it is, the key, the number of checksums, these of four
+//! bytes each (0 where one is not known) and the checksum of all that. It is a cache: what is damaged is ignored, what
 //! cannot be written is said once, and either way the checksums are learnt again.
 
 use std::fs;
@@ -16,7 +16,7 @@ use crate::format::tile::Matrix;
 use crate::io::Files;
 
 const MAGIC: &[u8; 8] = b"airsums2";
-/// Magic, key and number of strips.
+/// Magic, key and number of checksums.
 const HEAD_BYTES: usize = 24;
 /// Sidecars kept; the oldest go first: models come and go.
 const KEPT_MAX: usize = 64;
@@ -82,18 +82,20 @@ impl Sidecar {
         sums.set_all(known.map(|sum| u32::from_le_bytes([sum[0], sum[1], sum[2], sum[3]])));
     }
 
-    /// Writes `sums` for later runs, whole or not at all; a failure is one line in the log.
-    pub(super) fn save(&self, sums: &Sums) {
+    /// Writes `sums` for later runs, whole or not at all; a failure is one line in the log, and false.
+    pub(super) fn save(&self, sums: &Sums) -> bool {
         let mut bytes = self.head(sums.len()).to_vec();
         bytes.extend(sums.all().flat_map(u32::to_le_bytes));
         let whole = XxHash3_64::oneshot(&bytes);
         bytes.extend(whole.to_le_bytes());
-        if let Err(e) = self.write(&bytes) {
+        let written = self.write(&bytes);
+        if let Err(e) = &written {
             log::warn!(
                 "{}: cannot keep checksums ({e}); the next run learns them again",
                 self.path.display()
             );
         }
+        written.is_ok()
     }
 
     fn write(&self, bytes: &[u8]) -> std::io::Result<()> {

@@ -3,24 +3,17 @@
 //! A strip is the 16 rows that a kernel takes at a time. So the worker that is about to use them checks them, while
 //! they are in its cache, and the engine's thread has nothing to do with it. A strip is also the same in every cut
 //! into tiles: what one run learns holds for any budget.
-//!
-//! The checksum is the low half of XXH3 (64 bits): not a defence against forgers, but against disks, cables and files
-//! that change. One wrong strip in four billion would go unnoticed.
+//! Behind the strips come the tensors that are read once and as a whole (norms and biases).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use twox_hash::XxHash3_64;
-
+use crate::format::checksum::{self, Seen, UNKNOWN};
 use crate::format::tile::{Matrix, STRIP_ROWS, Tile};
-
-/// The strip was not read yet; one that really has this checksum gets [`ZERO_STANDS_FOR`].
-const UNKNOWN: u32 = 0;
-const ZERO_STANDS_FOR: u32 = 1;
 
 /// The checksums of a model's strips, shared by the threads that compute.
 #[derive(Default)]
 pub struct Sums {
-    /// Of all matrices, one after the other; empty if nothing is verified.
+    /// Of all matrices, one after the other, then of whole tensors; empty if nothing is verified.
     strips: Vec<AtomicU32>,
     /// Which strip each matrix begins with.
     matrices: Vec<u32>,
@@ -36,8 +29,8 @@ struct TileSums {
 }
 
 impl Sums {
-    /// Nothing is known of these matrices yet.
-    pub(super) fn new(matrices: &[Matrix], tiles: &[Tile]) -> Sums {
+    /// Nothing is known yet of these matrices and of `tensors` tensors.
+    pub(super) fn new(matrices: &[Matrix], tiles: &[Tile], tensors: usize) -> Sums {
         let mut strips = 0;
         let first = |matrix: &Matrix| {
             let first = strips;
@@ -50,7 +43,9 @@ impl Sums {
             wrong: AtomicBool::new(false),
         };
         Sums {
-            strips: (0..strips).map(|_| AtomicU32::new(UNKNOWN)).collect(),
+            strips: (0..strips as usize + tensors)
+                .map(|_| AtomicU32::new(UNKNOWN))
+                .collect(),
             tiles: tiles.iter().map(of_tile).collect(),
             matrices,
             learnt: AtomicBool::new(false),
@@ -89,18 +84,27 @@ impl Sums {
         })
     }
 
+    /// The first of the whole tensors that does not agree.
+    pub(super) fn wrong_tensor<'a>(&self, tensors: &'a [Seen]) -> Option<&'a Seen> {
+        let first = self.strips.len().checked_sub(tensors.len())?;
+        let mut numbered = tensors.iter().zip(first..);
+        let wrong = numbered.find(|(seen, place)| !self.agrees(*place, seen.sum));
+        wrong.map(|(seen, _)| seen)
+    }
+
     /// Whether anything is verified.
     pub(super) fn verify(&self) -> bool {
         !self.strips.is_empty()
     }
 
-    /// Whether `bytes` are those of the strip; remembers them if it was never read before.
+    /// Whether `bytes` are those of the strip.
     fn strip_agrees(&self, strip: usize, bytes: &[u8]) -> bool {
-        let sum = match XxHash3_64::oneshot(bytes) as u32 {
-            UNKNOWN => ZERO_STANDS_FOR,
-            sum => sum,
-        };
-        let place = &self.strips[strip];
+        self.agrees(strip, checksum::of(bytes))
+    }
+
+    /// Whether the checksum is the one that is known; remembers it if none is.
+    fn agrees(&self, place: usize, sum: u32) -> bool {
+        let place = &self.strips[place];
         match place.load(Ordering::Relaxed) {
             UNKNOWN => {
                 place.store(sum, Ordering::Relaxed);
@@ -116,7 +120,7 @@ impl Sums {
         self.learnt.load(Ordering::Relaxed)
     }
 
-    /// How many strips there are.
+    /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.strips.len()
     }
@@ -161,7 +165,7 @@ mod tests {
         let matrices = [matrix(40), matrix(1000)];
         let known = |slot_bytes| {
             let (tiles, _) = tile::cut(&matrices, slot_bytes);
-            let sums = Sums::new(&matrices, &tiles);
+            let sums = Sums::new(&matrices, &tiles, 0);
             for (id, tile) in tiles.iter().enumerate() {
                 for strip in 0..tile.rows.div_ceil(16) {
                     let row = tile.first_row + strip * 16;
@@ -179,7 +183,7 @@ mod tests {
         assert!(!coarse.contains(&UNKNOWN));
 
         let (tiles, _) = tile::cut(&matrices, 64 << 10);
-        let sums = Sums::new(&matrices, &tiles);
+        let sums = Sums::new(&matrices, &tiles, 0);
         sums.set_all(coarse.into_iter());
         assert!(!sums.learnt());
         let (tile, what) = (3, &tiles[3]);

@@ -10,7 +10,7 @@ use airstream::device::cpu::RopePairing;
 use airstream::engine::plan::{Plan, Request};
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Matrix, Use};
-use airstream::io::sim::{Clock, Content, Disk, Faults, Log, Options, Sim, Timing};
+use airstream::io::sim::{Clock, Content, Disk, Faults, Jitter, Log, Options, Sim, Timing};
 use airstream::model::config::{Activation, Config, LayerSpec, RopeBase};
 use airstream::model::kv::{self, Session};
 use airstream::model::weights::{LayerMatrices, MatrixPlan};
@@ -150,6 +150,7 @@ impl Shape {
             threads: 2,
             gpu: false,
             tokenizer_bytes: 4 << 20,
+            disk: None,
         }
     }
 
@@ -170,6 +171,7 @@ pub struct Speed {
     pub disk_bytes_per_s: f64,
     /// Weight bytes per second, for all rows of a sweep together.
     pub compute_bytes_per_s: f64,
+    pub jitter: Jitter,
 }
 
 /// A model at work.
@@ -196,6 +198,7 @@ impl Machine {
             bytes_per_second: speed.disk_bytes_per_s,
             latency_ns: LATENCY_NS,
             depth: 64,
+            jitter: speed.jitter,
         };
         let sim = Sim::new(Options {
             seed: 1,
@@ -268,12 +271,13 @@ impl Machine {
         self.rest_ns = self.rest_ns.fract();
     }
 
-    /// Nobody asks for anything: only the reads are looked after.
-    pub fn idle(&mut self, seconds: f64) {
-        for _ in 0..(seconds * 1e4) as u64 {
-            self.clock.advance(100_000);
-            self.store.feed();
+    /// Nobody asks for anything until there is nothing left to read; how long that took, in seconds.
+    pub fn idle(&mut self) -> f64 {
+        let start = self.clock.now_ns();
+        while self.store.idle().expect("no faults") {
+            self.clock.advance(1_000_000);
         }
+        (self.clock.now_ns() - start) as f64 / 1e9
     }
 
     /// Bytes delivered so far.

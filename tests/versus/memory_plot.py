@@ -3,16 +3,17 @@
 
     memory_plot.py MODEL.gguf --svg OUT.svg [--airstream target/release/airstream] [--threads 2] [-n 8] [-r 3]
                    [--percent 25,40,60,80,100] [--limit-memory SCRIPT] [--headroom 64] [--peer-headroom 64]
-                   [--no-peer]
+                   [--no-peer] [--points FILE]
 
 At each share of the file, airstream and llama.cpp take turns (A B A B ..., -r rounds), each in a process of
-its own. airstream gets --memory; its roofline is what `bench` predicts from bandwidths measured right before
-and right after. llama.cpp reads through mmap without repacking, its best setting where the model does not
+its own. airstream gets --memory; its roofline is what `bench` predicts from the disk's speed measured between
+slices of decoding. llama.cpp reads through mmap without repacking, its best setting where the model does not
 fit (repacking would copy the weights into memory that is not there). With --limit-memory both run under
 `SCRIPT MIB COMMAND...`, which must bound the memory of COMMAND, page cache included (a cgroup): the budget
 plus --headroom for airstream (what the process maps apart from its budget: its own code and libraries), plus
 --peer-headroom for llama.cpp. The peer's part starts cold and times -n tokens after two to warm up, in slices
-of at most --seconds. Without --limit-memory llama.cpp keeps the model in the page cache: compare with care.
+of at most --seconds. With --points what is measured is added to FILE (JSON lines), and all of FILE is shown: so
+a long measurement can be made in pieces (--percent "" only shows). Without --limit-memory llama.cpp keeps the model in the page cache: compare with care.
 What to install: see tests/reference/llama.py; run this with the Python that has it (or give --python).
 """
 
@@ -162,6 +163,7 @@ def main():
     ap.add_argument("--headroom", type=int, default=64, metavar="MIB")
     ap.add_argument("--peer-headroom", type=int, default=64, metavar="MIB")
     ap.add_argument("--no-peer", action="store_true")
+    ap.add_argument("--points", metavar="FILE", type=pathlib.Path)
     a = ap.parse_args()
 
     size = os.path.getsize(a.model)
@@ -170,9 +172,17 @@ def main():
     print("| memory | airstream tok/s | roofline tok/s | share | disk per token (planned) | llama.cpp tok/s | ratio |")
     print("|---|---|---|---|---|---|---|")
     points = []
-    for percent in sorted(int(p) for p in a.percent.split(",")):
+    if a.points and a.points.exists():
+        points = [json.loads(line) for line in a.points.read_text().splitlines()]
+    for percent in (int(p) for p in a.percent.split(",") if p):
         p = measure(a, percent, size)
         points.append(p)
+        if a.points:
+            with a.points.open("a") as out:
+                print(json.dumps(p), file=out)
+    points.sort(key=lambda p: p["percent"])
+    for p in points:
+        percent = p["percent"]
         ours, theirs = median(p["airstream"]), median(p["llama.cpp"])
         ratio = f"{ours / theirs:.2f}" if ours and theirs else "-"
         disk = f"{p['read'] / 2**20:.1f} ({p['planned'] / 2**20:.1f}) MiB" if "read" in p else "-"

@@ -3,6 +3,40 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::random::Random;
+
+/// How irregular a disk is; the default is not at all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Jitter {
+    /// Latencies are log-normal: this is the standard deviation of their logarithm, and the disk's own the median.
+    pub latency_spread: f64,
+    /// The whole disk stops once in so many reads, on average; 0 for never.
+    pub stall_once_in: u32,
+    /// For so long.
+    pub stall_ns: u64,
+    /// Whether it tells of finished reads only when it has done all that it was given, as some virtual disks do.
+    pub in_lumps: bool,
+}
+
+impl Jitter {
+    /// A latency around `median_ns`.
+    fn latency_ns(&self, median_ns: u64, random: &mut Random) -> u64 {
+        match self.latency_spread {
+            0.0 => median_ns,
+            spread => (median_ns as f64 * (spread * random.normal()).exp()) as u64,
+        }
+    }
+
+    /// How long the disk stops now; mostly not at all.
+    fn stall_ns(&self, random: &mut Random) -> u64 {
+        match self.stall_once_in {
+            0 => 0,
+            once_in if random.below(u64::from(once_in)) == 0 => self.stall_ns,
+            _ => 0,
+        }
+    }
+}
+
 /// A disk: `depth` reads overlap their latencies and share the bandwidth in the order they came.
 #[derive(Clone, Copy, Debug)]
 pub struct Disk {
@@ -12,6 +46,8 @@ pub struct Disk {
     pub latency_ns: u64,
     /// Reads that the disk works on at a time; more of them wait.
     pub depth: usize,
+    /// What it adds to that at times.
+    pub jitter: Jitter,
 }
 
 /// A clock that only moves when told to; clones show the same time.
@@ -46,6 +82,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// Whether reads finish together.
+    pub(super) fn in_lumps(&self) -> bool {
+        self.disk.jitter.in_lumps
+    }
+
     pub(super) fn new(disk: Disk) -> Self {
         Queue {
             disk,
@@ -55,13 +96,19 @@ impl Queue {
     }
 
     /// When a read of `len` bytes that comes at `now_ns` is done.
-    pub(super) fn take(&mut self, len: u32, now_ns: u64) -> u64 {
+    pub(super) fn take(&mut self, len: u32, now_ns: u64, random: &mut Random) -> u64 {
         let place = self
             .places_done_ns
             .iter_mut()
             .min()
             .expect("a disk has a place");
-        let first_byte = now_ns.max(*place) + self.disk.latency_ns;
+        let jitter = self.disk.jitter;
+        let latency_ns = jitter.latency_ns(self.disk.latency_ns, random);
+        let first_byte = now_ns.max(*place) + latency_ns;
+        match jitter.stall_ns(random) {
+            0 => {}
+            stall_ns => self.transfers_done_ns = self.transfers_done_ns.max(now_ns) + stall_ns,
+        }
         let transfer_ns = f64::from(len) / self.disk.bytes_per_second * 1e9;
         *place = first_byte.max(self.transfers_done_ns) + transfer_ns.round() as u64;
         self.transfers_done_ns = *place;

@@ -21,7 +21,7 @@ use super::{Completion, FileId, Full, Io, Read};
 use disk::Queue;
 use random::Random;
 
-pub use disk::{Clock, Disk};
+pub use disk::{Clock, Disk, Jitter};
 
 /// What the target of a read holds until the read completes.
 pub const POISON: u8 = 0xA5;
@@ -218,7 +218,7 @@ impl Sim {
         let now = self.now();
         match &mut self.pace {
             Pace::Reaps(delay_max) => now + 1 + self.random.below(u64::from(*delay_max) + 1),
-            Pace::Disk(queue, _) => queue.take(len, now),
+            Pace::Disk(queue, _) => queue.take(len, now, &mut self.random),
         }
     }
 
@@ -403,6 +403,14 @@ impl Io for Sim {
             });
         }
         self.unsent.clear();
+        if let Pace::Disk(queue, clock) = &self.pace
+            && queue.in_lumps()
+        {
+            let now = clock.now_ns();
+            let last = self.sent.iter().map(|sent| sent.done).max().unwrap_or(now);
+            let open = self.sent.iter_mut().filter(|sent| sent.done > now);
+            open.for_each(|sent| sent.done = last);
+        }
         Ok(())
     }
 
