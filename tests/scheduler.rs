@@ -7,9 +7,10 @@ mod serving;
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use airstream::engine::Loaded;
 use airstream::engine::request::{Generate, Prompt, Reason, Sampling};
 use airstream::engine::scheduler::{Limits, SessionState, Step};
 use airstream::error::Kind;
@@ -50,6 +51,19 @@ fn seeded(prompt: &[u32], count: u32, seed: u64) -> Generate {
         },
         ..greedy(prompt, count)
     }
+}
+
+/// The least memory that the model can be opened with.
+fn least_memory(path: &Path, sessions: usize, context: usize) -> u64 {
+    let options = serving::options(sessions, context, Some(1));
+    let refused = Loaded::read(path).and_then(|loaded| loaded.plan(&options));
+    let remedy = refused.expect_err("a byte is too little").to_string();
+    let mib = remedy
+        .split("--memory ")
+        .nth(1)
+        .and_then(|rest| rest.split("MiB").next());
+    let mib = mib.and_then(|mib| mib.parse::<u64>().ok());
+    mib.expect("it says what would do") << 20
 }
 
 /// Rows computed so far.
@@ -438,22 +452,7 @@ fn when_memory_is_short_idle_sessions_make_way_and_then_answers_end() {
     };
     let mut wide = Serving::open(&path, 4, 1024, None, Limits::default());
     let expected = wide.ask(&ask("a", 1, 300)).tokens;
-    let least = airstream::engine::Loaded::read(&path)
-        .and_then(|loaded| {
-            let options = serving::options(4, 1024, Some(1));
-            loaded.plan(&options)
-        })
-        .expect_err("a byte is too little")
-        .to_string();
-    let mib = least
-        .split("--memory ")
-        .nth(1)
-        .and_then(|rest| rest.split("MiB").next());
-    let memory = mib
-        .and_then(|mib| mib.parse::<u64>().ok())
-        .expect("it says what would do")
-        << 20;
-
+    let memory = least_memory(&path, 4, 1024);
     let mut narrow = Serving::open(&path, 4, 1024, Some(memory), Limits::default());
     let slots = narrow.scheduler.engine().pages_free();
     // One after the other all fit, because those before give up their pages; they go on all the same.
@@ -502,6 +501,22 @@ fn when_memory_is_short_idle_sessions_make_way_and_then_answers_end() {
     }
     assert!((1..4).contains(&whole), "{whole} were answered to the end");
     assert_eq!(all_slots(&mut narrow), slots);
+}
+
+/// Pages that nobody uses at present are worth less than weights that are read again and again.
+#[test]
+fn where_weights_stream_a_beginning_is_kept_for_the_next_request_only() {
+    let (_folder, path) = model(Arch::Llama);
+    let memory = least_memory(&path, 4, 512);
+    let mut serving = Serving::open(&path, 4, 512, Some(memory), Limits::default());
+    let slots = serving.scheduler.engine().pages_free();
+    let beginning: Vec<u32> = (10..110).collect();
+    let ask = |last: u32| greedy(&[&beginning[..], &[last]].concat(), 4);
+    assert_eq!(serving.ask(&ask(1)).accepted, Some((101, 0)));
+    assert_eq!(serving.ask(&ask(2)).accepted, Some((101, 100)));
+    serving.ask(&greedy(&[7, 8, 9], 4));
+    assert_eq!(serving.ask(&ask(3)).accepted, Some((101, 0)));
+    assert_eq!(all_slots(&mut serving), slots);
 }
 
 /// A thousand steps of everything that clients do.

@@ -43,7 +43,8 @@ pub struct Limits {
     pub stalled: Duration,
     /// How long a named session is kept after its last answer.
     pub idle: Duration,
-    /// How long the conversation of a request without a session is kept for others that begin like it.
+    /// How long the conversation of a request without a session is kept for others that begin like it. Where weights
+    /// stream it goes with the next sweep, unless the next request begins like it.
     pub kept: Duration,
     /// How many times as long as without them a sweep may take for prompt rows beside answers that are being written.
     pub neighbour_factor: f32,
@@ -290,6 +291,9 @@ impl Scheduler {
         };
         if let Some(place) = self.turns.next(busy) {
             self.rested = false;
+            if self.engine.store().residency().streamed().next().is_some() {
+                self.forget_nameless();
+            }
             let took = self.sweep(place, now);
             self.tell(now + took, sink);
             return Step::Swept;
@@ -335,6 +339,19 @@ impl Scheduler {
             let Limits { idle, kept, .. } = self.limits;
             while let Some(index) = self.models[place].sessions.expired(now, idle, kept) {
                 self.forget(place, index);
+            }
+        }
+    }
+
+    /// Forgets what idle sessions without a name hold: while weights stream, every page of theirs costs each sweep a
+    /// read, and computing a prompt again costs one sweep or a few.
+    fn forget_nameless(&mut self) {
+        for place in 0..self.models.len() {
+            for session in 0..self.models[place].sessions.entries.len() {
+                let entry = &self.models[place].sessions.entries[session];
+                if entry.used == Use::Idle && entry.name.is_empty() {
+                    self.forget(place, session);
+                }
             }
         }
     }
