@@ -11,8 +11,8 @@
 
 constexpr u32 PARTS = 2;
 constexpr u32 FINE_BITS = 4;
-// The largest integer: the sum over 256 values with weights of any type stays within 32 bits.
-constexpr float Q_MAX = 2032.0f;
+// The largest integer, the CPU's: the sum over 256 values with weights of any type stays within 32 bits.
+constexpr float Q_MAX = 1768.0f;
 // Columns of a run.
 constexpr u32 RUN = 32;
 // Rows of a panel of several rows: what mma takes.

@@ -7,29 +7,58 @@
 //!
 //! | kind | per block of one panel |
 //! |---|---|
-//! | [`Kinds::Q12_32`] (block 32) | `coarse: [R][32] i8`, `fine: [R][32] i8`, `scale: [R] f32`, `scaled_sum: [R] f32`, `minus_sum: [R] i32` |
-//! | [`Kinds::Q12_256`] (block 256) | `[8]` times (`coarse: [R][32] i8`, `fine: [R][32] i8`), `scale: [R] f32`, `sums32: [R][2][8] i16`, `sums16: [R][2][16] i16` |
+//! | [`Kinds::Q12_32`] (block 32) | a run, `scale: [R] f32`, `scaled_sum: [R] f32`, `minus_sum: i32` of each part |
+//! | [`Kinds::Q12_256`] (block 256) | 8 runs, `scale: [R] f32`, `sums32: [R][2][8] i16`, `sums16: [R][16] i16` |
 //! | [`Kinds::F32`] (block 1) | `x: [R] f32` |
 //!
-//! A value is an integer of 12 bits, `q = 16 coarse + fine`, times the block's
-//! scale. ggml rounds activations to 8 bits; that alone moves the distribution
-//! of a small model by a KL divergence of 0.003 to 0.007, and by another
-//! amount for each order of summation. Four bits more make it 1/256 of that,
-//! for a second dot product with weights that are in registers already.
+//! A value is an integer `q` of almost 12 bits times the block's scale. ggml
+//! rounds activations to 8 bits; that alone moves the distribution of a small
+//! model by a KL divergence of 0.003 to 0.007, and by another amount for each
+//! order of summation. Four bits more make it 1/200 of that.
 //!
-//! The sums of 256-blocks (those of the coarse parts, then of the fine ones)
-//! stand in the order 0, 2, 1, 3 within each four: the order in which two masks
-//! pull pairs of 16 bit scales out of a dword.
+//! # Three dot products of bytes for two rows
+//!
+//! Machines multiply bytes, so an integer of 12 bits stands in parts. A single
+//! row has two: `q = 16 coarse + fine`, and a run of 32 columns of it is
+//! `[coarse, fine][32] i8`. But the fine part wastes half of its byte, and two
+//! rows can share it. Let `a` and `b` be the integers of two neighbouring rows.
+//! As 16 and 15 have no common factor, there is one `z` of 240 (-120..=120)
+//! that leaves the same rest as `a` when divided by 16, and the same as `b`
+//! when divided by 15 (the Chinese remainder theorem). So
+//!
+//! ```text
+//! a = 16 x + z        b = 15 y + z        x, y and z within a byte
+//! ```
+//!
+//! and three dot products of bytes make the exact dot products of both rows,
+//! where coarse and fine parts take four. A run of a panel of several rows is
+//! `[R / 2][x, y, z][32] i8`. A row's integers, and so its results, do not
+//! depend on the rows beside it.
+//!
+//! The minus sums of a 32-block are what a dot product with a part begins at, for weights that are
+//! too large by 8: -8 times the sum of the part's bytes.
+//!
+//! The sums of a 256-block are of 16 values each. `sums16` has them all, in the
+//! order 0, 2, 1, 3 within each four: the order in which two masks pull pairs of
+//! 16 bit scales out of a dword. `sums32` has those of the first halves of the 8
+//! runs, then those of the second halves, each in that order.
 #![allow(unsafe_code)]
 
 use crate::format::quant::QuantType;
 use std::ops::BitOr;
 
-/// An activation's integer is `coarse << FINE_BITS` plus a fine part.
+/// A single row's integer is `coarse << FINE_BITS` plus a fine part; so is the first one's of two
+/// rows `x << FINE_BITS` plus `z`.
 pub(super) const FINE_BITS: u32 = 4;
-/// The largest magnitude of an activation's integer. With it a whole block of 256 still sums up
-/// exactly in 32 bits: 256 values of Q6_K, 32 x 128 x 2032 each, are the most there can be.
-pub(super) const Q_MAX: f32 = 2032.0;
+/// The second row's integer of two is `SECOND * y + z`.
+pub(super) const SECOND: i32 = (1 << FINE_BITS) - 1;
+/// The largest magnitude of an activation's integer. `y` fits a byte up to 15 * 127 - 120 = 1785. A
+/// whole block of 256 still sums up exactly in 32 bits: 256 values of Q6_K, 32 x 128 x 1768 each, are
+/// the most there can be. (CUDA's kernels have the same number.)
+pub(super) const Q_MAX: f32 = 1768.0;
+
+/// What weights are too large by where the minus sums are taken as they are; a power of two.
+pub(super) const MINUS_SUMS_OFFSET: i32 = 8;
 
 /// The largest number of rows in a panel.
 pub(super) const PANEL_ROWS: usize = 8;
@@ -72,19 +101,43 @@ impl BitOr for Kinds {
     }
 }
 
-/// Bytes of one row of `cols` values in each kind: Q12_32, Q12_256, F32.
-const fn row_bytes(cols: usize) -> [usize; 3] {
+/// Bytes of a run of 32 columns of a panel.
+pub(super) const fn run_bytes(rows: usize) -> usize {
+    if rows == 1 { 2 * 32 } else { rows / 2 * 3 * 32 }
+}
+
+/// Bytes of a Q12_32 block of a panel.
+pub(super) const fn block_32_bytes(rows: usize) -> usize {
+    run_bytes(rows) + rows * (4 + 4) + run_bytes(rows) / 32 * 4
+}
+
+/// Bytes of a Q12_256 block of a panel.
+pub(super) const fn block_256_bytes(rows: usize) -> usize {
+    8 * run_bytes(rows) + rows * (4 + 2 * 16 + 2 * 16)
+}
+
+/// Bytes of `cols` columns of a panel in each kind: Q12_32, Q12_256, F32.
+const fn panel_bytes(rows: usize, cols: usize) -> [usize; 3] {
     [
-        cols / 32 * BLOCK_32_BYTES,
-        cols / 256 * BLOCK_256_BYTES,
-        cols * 4,
+        cols / 32 * block_32_bytes(rows),
+        cols / 256 * block_256_bytes(rows),
+        rows * cols * 4,
     ]
 }
 
-/// Bytes of one row's share of a Q12_32 block.
-pub(super) const BLOCK_32_BYTES: usize = 2 * 32 + 4 + 4 + 4;
-/// Bytes of one row's share of a Q12_256 block.
-pub(super) const BLOCK_256_BYTES: usize = 2 * 256 + 4 + 2 * 16 + 2 * 32;
+/// Bytes of the panels of `rows` rows in each kind. All panels of several rows have the same bytes per row.
+const fn bytes_of_rows(rows: usize, cols: usize) -> [usize; 3] {
+    let even = panel_bytes(2, cols);
+    let last = panel_bytes(1, cols);
+    let mut bytes = [0; 3];
+    let mut kind = 0;
+    while kind < 3 {
+        let all = rows / 2 * even[kind] + rows % 2 * last[kind];
+        bytes[kind] = all.next_multiple_of(64);
+        kind += 1;
+    }
+    bytes
+}
 
 /// Rows of activations, quantized into the kinds that a group of matrices needs.
 ///
@@ -107,12 +160,12 @@ unsafe impl Sync for Activations {}
 impl Activations {
     /// Bytes that a view needs for up to `rows_max` rows of up to `cols_max` values, in `kinds`.
     pub const fn bytes(rows_max: usize, cols_max: usize, kinds: Kinds) -> usize {
-        let row = row_bytes(cols_max);
+        let all = bytes_of_rows(rows_max, cols_max);
         let mut total = 0;
         let mut kind = 0;
         while kind < 3 {
             if kinds.0 & (1 << kind) != 0 {
-                total += (rows_max * row[kind]).next_multiple_of(64);
+                total += all[kind];
             }
             kind += 1;
         }
@@ -161,23 +214,24 @@ impl Activations {
         (self.rows, self.cols, self.kinds) = (rows, cols, kinds);
     }
 
-    /// Start of the first panel of one `kind`, which must be among those filled, and the bytes of one row.
-    pub(super) fn kind(&self, kind: Kinds) -> (*mut u8, usize) {
+    /// The panel of `width` rows from row `first` on, of one `kind`, which must be among those
+    /// filled; from column `col` on, the first one of a block of 256 or of all.
+    pub(super) fn panel(&self, kind: Kinds, first: usize, width: usize, col: usize) -> *mut u8 {
         assert!(
             self.kinds.contains(kind),
             "the activations were not quantized for this weight type"
         );
-        let row = row_bytes(self.cols);
-        let mut offset = 0;
-        let mut index = 0;
-        while 1 << index != kind.0 {
-            if self.kinds.0 & (1 << index) != 0 {
-                offset += (self.rows * row[index]).next_multiple_of(64);
-            }
-            index += 1;
-        }
+        debug_assert!(first.is_multiple_of(2) && first + width <= self.rows && col <= self.cols);
+        let all = bytes_of_rows(self.rows, self.cols);
+        let index = kind.0.ilog2() as usize;
+        let before: usize = (0..index)
+            .filter(|i| self.kinds.0 & (1 << i) != 0)
+            .map(|i| all[i])
+            .sum();
+        let rows_before = first / 2 * panel_bytes(2, self.cols)[index];
+        let offset = before + rows_before + panel_bytes(width, col)[index];
         // SAFETY: `shape` checked that every kind fits the span.
-        (unsafe { self.base.add(offset) }, row[index])
+        unsafe { self.base.add(offset) }
     }
 }
 
@@ -214,6 +268,41 @@ mod tests {
                 next += width;
             }
             assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn panels_of_all_kinds_follow_each_other_without_a_gap_or_an_overlap() {
+        for rows in 1..40 {
+            let cols = 512;
+            let bytes = Activations::bytes(rows, cols, Kinds::ALL);
+            let mut memory = vec![0_u64; bytes.div_ceil(8)];
+            // SAFETY: the memory lives longer than the view.
+            let mut view = unsafe { Activations::new(memory.as_mut_ptr().cast(), bytes) };
+            view.shape(rows, cols, Kinds::ALL);
+            let base = memory.as_ptr().addr();
+            let mut next = 0_usize;
+            for (index, kind) in [Kinds::Q12_32, Kinds::Q12_256, Kinds::F32]
+                .into_iter()
+                .enumerate()
+            {
+                next = next.next_multiple_of(64);
+                for (first, width) in panels(rows) {
+                    let at = |col| view.panel(kind, first, width, col).addr() - base;
+                    assert_eq!(at(0), next);
+                    assert_eq!(at(256) - at(0), panel_bytes(width, 256)[index]);
+                    next = at(cols);
+                }
+            }
+            assert!(next <= bytes);
+        }
+    }
+
+    #[test]
+    fn fewer_rows_never_take_more_bytes() {
+        for rows in 1..40 {
+            let of = |rows| Activations::bytes(rows, 1024, Kinds::ALL);
+            assert!((1..rows).all(|fewer| of(fewer) <= of(rows)));
         }
     }
 

@@ -52,12 +52,22 @@ macro_rules! compiled_strip {
         // SAFETY: this function asks of its caller what `StripFn` asks.
         $(#[$attribute])*
         unsafe fn $name<C: $codec<$first> $(+ $codec<$part>)*, const R: usize>(
-            p: *const u8, cols: usize, panel: *const u8, out: *mut f32, stride: usize, rows: usize,
+            p: *const u8,
+            cols: usize,
+            panel: *const u8,
+            out: *mut f32,
+            stride: usize,
+            rows: usize,
+            resume: bool,
         ) {
             let parts = 1 $(+ { let _: Option<$part>; 1 })*;
             let run = if parts == 1 { cols } else { strip::RUN_COLS };
             let mut place = (p, panel);
             let mut sums: strip::Sums<R> = [[0.0; 16]; R];
+            if resume {
+                // SAFETY: as above.
+                sums = unsafe { strip::load(out, stride, rows) };
+            }
             let mut left = cols;
             while left > 0 {
                 let cols = run.min(left);

@@ -114,8 +114,12 @@ impl Drop for Scratch {
 
 /// Bytes of weights in a unit of work, so that taking one costs little beside it.
 const UNIT_BYTES: usize = 32 << 10;
-/// The same for more than one panel of rows: what stays in a core's own cache between two panels.
+/// The same for more than one panel of rows, of weights in `CHUNK_COLS` columns: what stays in a
+/// core's own cache while all panels pass.
 const UNIT_BYTES_MANY_ROWS: usize = 128 << 10;
+/// Columns that all panels and all strips of a unit take before the next ones: a panel's part stays
+/// in the first cache while the unit's strips pass, and all panels are read once per unit.
+const CHUNK_COLS: usize = 1024;
 
 impl Cpu {
     /// Whether a matrix of this type and width can be multiplied with; the error says why not.
@@ -177,7 +181,7 @@ impl Cpu {
         }
         // Small units balance the threads, but no unit is smaller than a strip.
         let unit_bytes = if x.rows() > PANEL_ROWS {
-            UNIT_BYTES_MANY_ROWS
+            UNIT_BYTES_MANY_ROWS * x.cols().div_ceil(CHUNK_COLS)
         } else {
             UNIT_BYTES
         };
@@ -289,27 +293,35 @@ impl Job<'_> {
         }
     }
 
-    /// The packed strips `first..end` of a tile against all panels. Panels are taken in turn, so that
-    /// a panel serves all strips, and these stay in the cache for the next panel.
+    /// The packed strips `first..end` of a tile against all panels.
     ///
     /// # Safety
     /// `packed` holds the strips, one after the other; the tile's outputs are valid.
     unsafe fn multiply(&self, tile: &TileView, packed: *const u8, first: usize, end: usize) {
         let strip_bytes = STRIP_ROWS * tile.row_bytes();
-        let (panel, row_bytes) = self.x.kind(Kinds::of(tile.qtype));
-        for (first_row, width) in panels(self.x.rows()) {
-            let kernel = self.kernels.strips[tile.qtype as usize][width.ilog2() as usize];
-            for strip in first..end {
-                let rows = (tile.rows - strip * STRIP_ROWS).min(STRIP_ROWS);
-                // SAFETY: the panels of `width` rows lie one after the other; the caller vouches
-                // for the rest.
-                unsafe {
-                    let packed = packed.add((strip - first) * strip_bytes);
-                    let panel = panel.add(first_row * row_bytes);
-                    let out = tile
-                        .out
-                        .add(first_row * tile.out_stride + strip * STRIP_ROWS);
-                    kernel(packed, tile.cols, panel, out, tile.out_stride, rows);
+        let kind = Kinds::of(tile.qtype);
+        let chunk = if self.x.rows() > PANEL_ROWS {
+            CHUNK_COLS
+        } else {
+            tile.cols
+        };
+        for col in (0..tile.cols).step_by(chunk) {
+            let cols = chunk.min(tile.cols - col);
+            let packed = packed.wrapping_add(STRIP_ROWS * tile.qtype.row_bytes(col));
+            for (first_row, width) in panels(self.x.rows()) {
+                let kernel = self.kernels.strips[tile.qtype as usize][width.ilog2() as usize];
+                let panel = self.x.panel(kind, first_row, width, col);
+                for strip in first..end {
+                    let rows = (tile.rows - strip * STRIP_ROWS).min(STRIP_ROWS);
+                    // SAFETY: the strip and the panel hold `cols` columns from here on, and earlier
+                    // columns' sums are in the outputs; the caller vouches for the rest.
+                    unsafe {
+                        let packed = packed.add((strip - first) * strip_bytes);
+                        let out = tile
+                            .out
+                            .add(first_row * tile.out_stride + strip * STRIP_ROWS);
+                        kernel(packed, cols, panel, out, tile.out_stride, rows, col > 0);
+                    }
                 }
             }
         }

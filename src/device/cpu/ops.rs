@@ -41,23 +41,17 @@ impl Cpu {
         let rows = x.len() / cols;
         into.shape(rows, cols, kinds);
         let into = &*into;
-        self.split(rows, cols, &|first, count| {
+        // Two rows at a time, which share a part of their integers; the last one may be single.
+        self.split(rows.div_ceil(2), 2 * cols, &|first, count| {
+            let (first, end) = (2 * first, rows.min(2 * (first + count)));
             for (panel_row, width) in panels(rows) {
-                for row in panel_row.max(first)..(panel_row + width).min(first + count) {
+                for row in (panel_row.max(first)..end.min(panel_row + width)).step_by(2) {
                     let x = x[row * cols..].as_ptr();
                     let put = |kind, quantize: super::quantize::QuantizeFn| {
                         if kinds.contains(kind) {
-                            let (base, row_bytes) = into.kind(kind);
-                            // SAFETY: `shape` made room for every panel; each row writes its own part.
-                            unsafe {
-                                quantize(
-                                    x,
-                                    cols,
-                                    base.add(panel_row * row_bytes),
-                                    width,
-                                    row - panel_row,
-                                )
-                            }
+                            let panel = into.panel(kind, panel_row, width, 0);
+                            // SAFETY: `shape` made room for every panel; rows write their own parts.
+                            unsafe { quantize(x, cols, panel, width, row - panel_row) }
                         }
                     };
                     put(Kinds::Q12_32, kernels.quantize_32);

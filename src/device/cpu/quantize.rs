@@ -1,16 +1,19 @@
-//! Activations to integers of 12 bits in two parts of 8 (`activations` says why).
+//! Activations to integers of 12 bits in parts of 8 (`activations` says why and how).
 //!
-//! The scale of a block is its largest magnitude / 2032; values go to the
+//! The scale of a block is its largest magnitude / 1768; values go to the
 //! nearest integer, halves to even.
 #![allow(unsafe_code)]
 // Kernels are unsafe through and through, each for the one reason given at `QuantizeFn`.
 #![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Blocks run through several arrays and spans.
 
-use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES, FINE_BITS, Q_MAX};
-use super::vector::{Vector, abs, lanes, max};
+use super::activations::{
+    FINE_BITS, MINUS_SUMS_OFFSET, Q_MAX, SECOND, block_32_bytes, block_256_bytes, run_bytes,
+};
+use super::vector::{Vector, abs, lanes};
 
-/// Quantizes one row: (values, cols, panel, rows in the panel, row within the panel).
+/// Quantizes the one row of a panel, or two rows of a larger one: (values, cols, panel, rows in the
+/// panel, row within the panel, the first one of two).
 pub(super) type QuantizeFn = unsafe fn(*const f32, usize, *mut u8, usize, usize);
 
 /// 16 vectors of 16 lanes, as they are stored.
@@ -57,23 +60,65 @@ unsafe fn row_maxima<V: Vector>(square: &Square) -> V::F {
     maxima
 }
 
-/// 16 values times `factor` as integers in two parts, to `coarse` and `fine`; the parts.
+/// 16 values times `factor` as integers.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-unsafe fn put_16<V: Vector>(x: V::F, factor: V::F, coarse: *mut u8, fine: *mut u8) -> [V::I; 2] {
-    let q = V::round(V::mul(x, factor));
-    // Exact: q is a small integer, and so is what is left of it.
-    let high = V::round(V::mul(V::to_f(q), V::splat_f(1.0 / FINE)));
-    let low = V::sub_i(q, V::shl(high, FINE_BITS));
-    V::store_bytes(high, coarse.cast());
-    V::store_bytes(low, fine.cast());
-    [high, low]
+unsafe fn integers<V: Vector>(x: *const f32, factor: f32) -> V::I {
+    V::round(V::mul(V::load_f(x), V::splat_f(factor)))
+}
+
+/// The quotient of small integers that `by` divides, or the nearest integer to any other.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn divide<V: Vector>(q: V::I, by: i32) -> V::I {
+    V::round(V::mul(V::to_f(q), V::splat_f(1.0 / by as f32)))
+}
+
+/// What is left of `q` when the nearest multiple of `by` is taken off.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn rest<V: Vector>(q: V::I, by: i32) -> V::I {
+    V::sub_i(q, V::mul_i(divide::<V>(q, by), V::splat(by)))
 }
 
 /// What a coarse unit is worth in fine ones.
-const FINE: f32 = (1 << FINE_BITS) as f32;
+const FIRST: i32 = 1 << FINE_BITS;
+
+/// 16 integers of a single row in two parts, the second one 32 bytes behind the first; the parts.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn put_single<V: Vector>(q: V::I, to: *mut u8) -> [V::I; 3] {
+    let coarse = divide::<V>(q, FIRST);
+    let fine = V::sub_i(q, V::shl(coarse, FINE_BITS));
+    V::store_bytes(coarse, to.cast());
+    V::store_bytes(fine, to.add(32).cast());
+    [coarse, fine, V::splat(0)]
+}
+
+/// 16 integers of each of two rows in three parts, 32 bytes apart; the parts.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn put_pair<V: Vector>(a: V::I, b: V::I, to: *mut u8) -> [V::I; 3] {
+    // a + 16 k leaves the rest of a when divided by 16, and that of a + k when divided by 15.
+    let k = rest::<V>(V::sub_i(b, a), SECOND);
+    let z = rest::<V>(V::add_i(a, V::shl(k, FINE_BITS)), FIRST * SECOND);
+    let x = divide::<V>(V::sub_i(a, z), FIRST);
+    let y = divide::<V>(V::sub_i(b, z), SECOND);
+    V::store_bytes(x, to.cast());
+    V::store_bytes(y, to.add(32).cast());
+    V::store_bytes(z, to.add(64).cast());
+    [x, y, z]
+}
 
 /// Blocks of nothing larger than this count as zero: the factor of smaller ones would not be finite.
 const NOTHING: f32 = 1e-30;
@@ -88,7 +133,80 @@ fn factor_and_scale(largest: f32) -> (f32, f32) {
     }
 }
 
-/// Into blocks of 32, 16 blocks at a time.
+/// What becomes of 256 columns or less of the one row or the two rows of a panel, by 16 columns.
+struct Quantized {
+    /// Of each row.
+    scales: [[f32; 16]; 2],
+    /// The sums of each part.
+    sums: [[i32; 16]; 3],
+}
+
+impl Quantized {
+    /// The sum of the `i`-th 16 integers of row `r`, in a panel of `rows` rows.
+    #[inline(always)]
+    fn sum(&self, rows: usize, r: usize, i: usize) -> i32 {
+        let [x, y, z] = [0, 1, 2].map(|part: usize| self.sums[part][i]);
+        match (rows, r) {
+            (1, _) => FIRST * x + y,
+            (_, 0) => FIRST * x + z,
+            _ => SECOND * y + z,
+        }
+    }
+}
+
+/// Quantizes up to 256 columns; `block` columns share a scale. Runs of 32 go `run_stride` bytes apart.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn quantize_256_columns<V: Vector>(
+    x: [*const f32; 2],
+    cols: usize,
+    block: usize,
+    (panel, run_stride): (*mut u8, usize),
+    (rows, row): (usize, usize),
+) -> Quantized {
+    let count = cols / 16;
+    let (mut factors, mut scales) = ([[0.0; 16]; 2], [[0.0; 16]; 2]);
+    let mut squares: [Square; 3] = [[[0; 16]; 16]; 3];
+    for r in 0..rows.min(2) {
+        for i in 0..count {
+            let magnitudes = abs::<V>(V::load_f(x[r].add(16 * i)));
+            V::store(V::to_bits(magnitudes), squares[r][i].as_mut_ptr().cast());
+        }
+        let largest = lanes::<V>(row_maxima::<V>(&squares[r]));
+        for first in (0..count).step_by(block / 16) {
+            let of_block = first..count.min(first + block / 16);
+            let largest = largest[of_block.clone()]
+                .iter()
+                .fold(0.0, |a: f32, &b| if a > b { a } else { b });
+            let (factor, scale) = factor_and_scale(largest);
+            factors[r][of_block.clone()].fill(factor);
+            scales[r][of_block].fill(scale);
+        }
+    }
+    for i in 0..count {
+        let to = panel.add(i / 2 * run_stride + 16 * (i % 2));
+        let q = integers::<V>(x[0].add(16 * i), factors[0][i]);
+        let parts = if rows == 1 {
+            put_single::<V>(q, to)
+        } else {
+            let second = integers::<V>(x[1].add(16 * i), factors[1][i]);
+            put_pair::<V>(q, second, to.add(row / 2 * 96))
+        };
+        for part in 0..3 {
+            V::store(parts[part], squares[part][i].as_mut_ptr().cast());
+        }
+    }
+    let mut sums = [[0; 16]; 3];
+    for part in 0..3 {
+        let of_part = row_sums::<V>(&squares[part]);
+        V::store(of_part, sums[part].as_mut_ptr().cast());
+    }
+    Quantized { scales, sums }
+}
+
+/// Into blocks of 32.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
@@ -96,45 +214,33 @@ fn factor_and_scale(largest: f32) -> (f32, f32) {
 pub(super) unsafe fn quantize_32<V: Vector>(
     x: *const f32,
     cols: usize,
-    panel: *mut u8,
+    mut panel: *mut u8,
     rows: usize,
     row: usize,
 ) {
-    let blocks = cols / 32;
-    let mut square: Square = [[0; 16]; 16];
-    for first in (0..blocks).step_by(16) {
-        let count = (blocks - first).min(16);
-        let (x, panel) = (x.add(32 * first), panel.add(BLOCK_32_BYTES * rows * first));
-        for i in 0..count {
-            let (a, b) = (V::load_f(x.add(32 * i)), V::load_f(x.add(32 * i + 16)));
-            let larger = V::max(abs::<V>(a), abs::<V>(b));
-            V::store(V::to_bits(larger), square[i].as_mut_ptr().cast());
+    for first in (0..cols).step_by(256) {
+        let (some, stride) = ((cols - first).min(256), block_32_bytes(rows));
+        let x = [x.add(first), x.wrapping_add(cols + first)];
+        let done = quantize_256_columns::<V>(x, some, 32, (panel, stride), (rows, row));
+        for block in 0..some / 32 {
+            let meta = panel.add(block * stride + run_bytes(rows));
+            for r in 0..rows.min(2) {
+                let scale = done.scales[r][2 * block];
+                let sum = done.sum(rows, r, 2 * block) + done.sum(rows, r, 2 * block + 1);
+                let to = meta.cast::<f32>().add(row + r);
+                to.write_unaligned(scale);
+                to.add(rows).write_unaligned(scale * sum as f32);
+            }
+            let parts = if rows == 1 { 2 } else { 3 };
+            let minus_sums = meta.add(8 * rows).cast::<i32>().add(row / 2 * 3);
+            for part in 0..parts {
+                let sum = done.sums[part][2 * block] + done.sums[part][2 * block + 1];
+                minus_sums
+                    .add(part)
+                    .write_unaligned(-MINUS_SUMS_OFFSET * sum);
+            }
         }
-        let largest = lanes::<V>(row_maxima::<V>(&square));
-        let mut scales = [0.0; 16];
-        for i in 0..count {
-            let (factor, scale) = factor_and_scale(largest[i]);
-            scales[i] = scale;
-            let (x, factor) = (x.add(32 * i), V::splat_f(factor));
-            let coarse = panel.add(BLOCK_32_BYTES * rows * i + 32 * row);
-            let fine = coarse.add(32 * rows);
-            let a = put_16::<V>(V::load_f(x), factor, coarse, fine);
-            let b = put_16::<V>(V::load_f(x.add(16)), factor, coarse.add(16), fine.add(16));
-            let (high, low) = (V::add_i(a[0], b[0]), V::add_i(a[1], b[1]));
-            let both = V::add_i(V::shl(high, FINE_BITS), low);
-            V::store(both, square[i].as_mut_ptr().cast());
-        }
-        let sums = row_sums::<V>(&square);
-        let scaled_sums = lanes::<V>(V::mul(V::load_f(scales.as_ptr()), V::to_f(sums)));
-        let mut minus_sums = [0_i32; 16];
-        V::store(V::sub_i(V::splat(0), sums), minus_sums.as_mut_ptr().cast());
-        for i in 0..count {
-            let meta = panel.add((BLOCK_32_BYTES * i + 64) * rows).cast::<f32>();
-            meta.add(row).write_unaligned(scales[i]);
-            meta.add(rows + row).write_unaligned(scaled_sums[i]);
-            let minus_sum = meta.add(2 * rows + row).cast::<i32>();
-            minus_sum.write_unaligned(minus_sums[i]);
-        }
+        panel = panel.add(some / 32 * stride);
     }
 }
 
@@ -144,44 +250,33 @@ pub(super) unsafe fn quantize_32<V: Vector>(
 /// As for [`QuantizeFn`].
 #[inline(always)]
 pub(super) unsafe fn quantize_256<V: Vector>(
-    mut x: *const f32,
+    x: *const f32,
     cols: usize,
     mut panel: *mut u8,
     rows: usize,
     row: usize,
 ) {
-    let mut squares: [Square; 2] = [[[0; 16]; 16]; 2];
-    for _ in 0..cols / 256 {
-        let mut largest = abs::<V>(V::load_f(x));
-        for i in 1..16 {
-            largest = V::max(largest, abs::<V>(V::load_f(x.add(16 * i))));
-        }
-        let (factor, scale) = factor_and_scale(max::<V>(largest));
-        let factor = V::splat_f(factor);
-        for i in 0..16 {
-            let coarse = panel.add(32 * (i / 2 * 2 * rows + row) + 16 * (i % 2));
-            let fine = coarse.add(32 * rows);
-            let parts = put_16::<V>(V::load_f(x.add(16 * i)), factor, coarse, fine);
-            for part in 0..2 {
-                V::store(parts[part], squares[part][i].as_mut_ptr().cast());
-            }
-        }
-        for part in 0..2 {
-            let mut sums = [0_i32; 16];
-            V::store(row_sums::<V>(&squares[part]), sums.as_mut_ptr().cast());
-            let sums_32 = panel.add(516 * rows + 32 * row + 16 * part).cast::<i16>();
-            let sums_16 = panel.add(548 * rows + 64 * row + 32 * part).cast::<i16>();
+    for first in (0..cols).step_by(256) {
+        let stride = run_bytes(rows);
+        let x = [x.add(first), x.wrapping_add(cols + first)];
+        let done = quantize_256_columns::<V>(x, 256, 256, (panel, stride), (rows, row));
+        for r in 0..rows.min(2) {
+            let meta = panel.add(8 * stride);
+            let scale = meta.cast::<f32>().add(row + r);
+            let sums_32 = meta.add(4 * rows + 32 * (row + r)).cast::<i16>();
+            let sums_16 = meta.add(36 * rows + 32 * (row + r)).cast::<i16>();
+            scale.write_unaligned(done.scales[r][0]);
             for i in 0..8 {
-                let (low, high) = (sums[2 * i] as i16, sums[2 * i + 1] as i16);
-                sums_32.add(pair_order(i)).write_unaligned(low + high);
+                // 16 integers of 1768 at most fit 16 bits.
+                let low = done.sum(rows, r, 2 * i) as i16;
+                let high = done.sum(rows, r, 2 * i + 1) as i16;
+                sums_32.add(pair_order(i)).write_unaligned(low);
+                sums_32.add(8 + pair_order(i)).write_unaligned(high);
                 sums_16.add(pair_order(2 * i)).write_unaligned(low);
                 sums_16.add(pair_order(2 * i + 1)).write_unaligned(high);
             }
         }
-        let scale_at = panel.add(512 * rows).cast::<f32>().add(row);
-        scale_at.write_unaligned(scale);
-        x = x.add(256);
-        panel = panel.add(BLOCK_256_BYTES * rows);
+        panel = panel.add(block_256_bytes(rows));
     }
 }
 
@@ -191,16 +286,16 @@ fn pair_order(i: usize) -> usize {
     i / 4 * 4 + [0, 2, 1, 3][i % 4]
 }
 
-/// One row as it is into a panel of `rows` rows.
-///
-/// # Safety
-/// As for [`QuantizeFn`].
+/// The one row or the two rows as they are.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 pub(super) unsafe fn copy_f32(x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize) {
     let panel = panel.cast::<f32>();
-    for col in 0..cols {
-        panel.add(col * rows + row).write_unaligned(*x.add(col));
+    for r in 0..rows.min(2) {
+        for col in 0..cols {
+            let value = *x.add(r * cols + col);
+            panel.add(col * rows + row + r).write_unaligned(value);
+        }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The arithmetic of an output, whatever R is: the weights' integers are dotted
 //! exactly with the activations' over 32 values (times their integer scales,
-//! over 256); then one chain of f32 fused multiply-adds runs over the blocks in
+//! over 256), for which the dot products of the activations' parts are put
+//! together (`activations`); then one chain of f32 fused multiply-adds runs over the blocks in
 //! their order: for each block of 32 first the scaled dot product, then the
 //! minimum; for each block of 256 the other way round.
 #![allow(unsafe_code)]
@@ -10,13 +11,16 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
 
-use super::activations::{BLOCK_32_BYTES, BLOCK_256_BYTES, FINE_BITS};
+use super::activations::{
+    FINE_BITS, MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes,
+};
 use super::codec_32::Codec32;
 use super::codec_256::Codec256;
 use super::vector::Vector;
 
-/// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's output to the next, rows in the strip).
-pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize, usize);
+/// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's output to the next,
+/// rows in the strip, whether the outputs hold the sums of the columns before).
+pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize, usize, bool);
 
 /// The sums of R batch rows, each of 16 weight rows, between two runs of columns.
 pub(super) type Sums<const R: usize> = [[f32; 16]; R];
@@ -27,6 +31,25 @@ pub(super) type Place = (*const u8, *const u8);
 /// Columns that one part of a vector takes before the next part takes the same ones, where a vector
 /// has parts: their weights and activations stay in the first cache meanwhile.
 pub(super) const RUN_COLS: usize = 512;
+
+/// The sums that an earlier call stored.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+pub(super) unsafe fn load<const R: usize>(out: *const f32, stride: usize, rows: usize) -> Sums<R> {
+    let mut sums = [[0.0; 16]; R];
+    for r in 0..R {
+        let out = out.add(r * stride);
+        let to = sums[r].as_mut_ptr();
+        if rows == 16 {
+            out.copy_to_nonoverlapping(to, 16);
+        } else {
+            out.copy_to_nonoverlapping(to, rows);
+        }
+    }
+    sums
+}
 
 /// Stores `sums[r]` for each batch row r; only `rows` lanes of it.
 ///
@@ -88,6 +111,62 @@ unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
     }
 }
 
+/// Dot products with the parts of R rows: coarse and fine of a single row, else x, y and z of each
+/// two rows, which take up the first half of the array.
+type Parts<V, const R: usize> = [[<V as Vector>::I; 3]; R];
+
+/// Rows that share their parts, and parts that they have, in a panel of `rows` rows.
+const fn shape(rows: usize) -> (usize, usize) {
+    if rows == 1 { (1, 2) } else { (rows / 2, 3) }
+}
+
+/// The dot products of R rows from those of their parts.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+unsafe fn whole<V: Vector, const R: usize>(parts: &Parts<V, R>) -> [V::I; R] {
+    let mut dots = [V::splat(0); R];
+    if R == 1 {
+        dots[0] = V::add_i(V::shl(parts[0][0], FINE_BITS), parts[0][1]);
+        return dots;
+    }
+    for pair in 0..R / 2 {
+        let [x, y, z] = parts[pair];
+        dots[2 * pair] = V::add_i(V::shl(x, FINE_BITS), z);
+        // 15 y + z.
+        dots[2 * pair + 1] = V::add_i(V::shl(y, FINE_BITS), V::sub_i(z, y));
+    }
+    dots
+}
+
+/// What the dot products with the parts of a 32-block begin at, for weights that are too large by
+/// `offset`, or 0.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+unsafe fn first_parts<V: Vector, const R: usize>(panel: *const u8, offset: i32) -> Parts<V, R> {
+    let mut parts: Parts<V, R> = [[V::splat(0); 3]; R];
+    if offset == 0 {
+        return parts;
+    }
+    let minus_sums = panel.add(run_bytes(R) + 8 * R).cast::<i32>();
+    let (groups, parts_each) = shape(R);
+    for group in 0..groups {
+        for part in 0..parts_each {
+            let minus_sum = minus_sums.add(group * parts_each + part);
+            let first = V::splat(minus_sum.read_unaligned());
+            parts[group][part] = if offset == MINUS_SUMS_OFFSET {
+                first
+            } else {
+                V::shl(first, (offset / MINUS_SUMS_OFFSET).ilog2())
+            };
+        }
+    }
+    parts
+}
+
 /// Blocks of 32 values.
 ///
 /// # Safety
@@ -99,74 +178,52 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
     sums: &mut Sums<R>,
 ) -> Place {
     let mut acc = vectors::<V, R>(sums);
+    let (groups, parts_each) = shape(R);
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
         let q = panel.cast::<i8>();
-        let minus_sums = panel.add(72 * R).cast::<i32>();
-        let mut fine = [V::splat(0); R];
-        if C::OFFSET != 0 {
-            for r in 0..R {
-                let minus_sum = V::splat(minus_sums.add(r).read_unaligned());
-                fine[r] = V::shl(minus_sum, C::OFFSET.ilog2());
-            }
-        }
-        let (scale, min) = (C::scale(p), C::min(p));
+        let mut parts = first_parts::<V, R>(panel, C::OFFSET);
         if V::WEIGHTS_FIRST {
             let (mut low, mut high) = ([V::splat(0); 4], [V::splat(0); 4]);
             for j in 0..4 {
                 (low[j], high[j]) = C::weights(p, j);
             }
-            for r in 0..R {
-                let q = q.add(32 * r);
-                let coarse = V::dot_16(V::dot_16(V::splat(0), low, q), high, q.add(16));
-                let q = q.add(32 * R);
-                let fine = V::dot_16(V::dot_16(fine[r], low, q), high, q.add(16));
-                acc[r] = add_block::<V, C, R>(acc[r], [coarse, fine], [scale, min], panel, r);
-            }
-        } else {
-            let mut coarse = [V::splat(0); R];
-            for j in 0..4 {
-                let (low, high) = C::weights(p, j);
-                for r in 0..R {
-                    let q = q.add(32 * r + 4 * j);
-                    coarse[r] = C::dot(C::dot(coarse[r], low, q), high, q.add(16));
-                    let q = q.add(32 * R);
-                    fine[r] = C::dot(C::dot(fine[r], low, q), high, q.add(16));
+            for group in 0..groups {
+                for part in 0..parts_each {
+                    let q = q.add(32 * (group * parts_each + part));
+                    let dot = V::dot_16(parts[group][part], low, q);
+                    parts[group][part] = V::dot_16(dot, high, q.add(16));
                 }
             }
-            for r in 0..R {
-                let dots = [coarse[r], fine[r]];
-                acc[r] = add_block::<V, C, R>(acc[r], dots, [scale, min], panel, r);
+        } else {
+            for j in 0..4 {
+                let (low, high) = C::weights(p, j);
+                for group in 0..groups {
+                    for part in 0..parts_each {
+                        let q = q.add(32 * (group * parts_each + part) + 4 * j);
+                        let dot = C::dot(parts[group][part], low, q);
+                        parts[group][part] = C::dot(dot, high, q.add(16));
+                    }
+                }
+            }
+        }
+        let dots = whole::<V, R>(&parts);
+        let act_scales = panel.add(run_bytes(R)).cast::<f32>();
+        let scaled_sums = panel.add(run_bytes(R) + 4 * R).cast::<f32>();
+        let (scale, min) = (C::scale(p), C::min(p));
+        for r in 0..R {
+            let act_scale = V::splat_f(act_scales.add(r).read_unaligned());
+            acc[r] = V::fma(V::to_f(dots[r]), V::mul(scale, act_scale), acc[r]);
+            if C::MIN {
+                let scaled_sum = V::splat_f(scaled_sums.add(r).read_unaligned());
+                acc[r] = V::fma(min, scaled_sum, acc[r]);
             }
         }
         p = p.add(C::BYTES);
-        panel = panel.add(BLOCK_32_BYTES * R);
+        panel = panel.add(block_32_bytes(R));
     }
     put_back::<V, R>(acc, sums);
     (p, panel)
-}
-
-/// `acc` of row `r` + a block: its coarse and fine dot products, with the weights' scale and minimum.
-///
-/// # Safety
-/// As for [`StripFn`].
-#[inline(always)]
-unsafe fn add_block<V: Vector, C: Codec32<V>, const R: usize>(
-    acc: V::F,
-    [coarse, fine]: [V::I; 2],
-    [scale, min]: [V::F; 2],
-    panel: *const u8,
-    r: usize,
-) -> V::F {
-    let scales = panel.add(64 * R).cast::<f32>();
-    let scaled_sums = panel.add(68 * R).cast::<f32>();
-    let dot = V::add_i(V::shl(coarse, FINE_BITS), fine);
-    let scale = V::mul(scale, V::splat_f(scales.add(r).read_unaligned()));
-    let acc = V::fma(V::to_f(dot), scale, acc);
-    if !C::MIN {
-        return acc;
-    }
-    V::fma(min, V::splat_f(scaled_sums.add(r).read_unaligned()), acc)
 }
 
 /// Blocks of 256 values.
@@ -182,25 +239,22 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
     let mut acc = vectors::<V, R>(sums);
     for _ in 0..cols / 256 {
         let q = panel.cast::<i8>();
-        let act_scales = panel.add(512 * R).cast::<f32>();
-        let sums = match C::SUB_VALUES {
-            32 => panel.add(516 * R),
-            _ => panel.add(548 * R),
+        let meta = panel.add(8 * run_bytes(R));
+        let act_scales = meta.cast::<f32>();
+        // Pairs of sums: (where a row's are, how many, how often the same integers go with them).
+        let (act_sums, pairs, times) = match C::SUB_VALUES {
+            32 => (meta.add(4 * R), 4, 2),
+            _ => (meta.add(36 * R), 8, 1),
         };
-        // Pairs of sums per row: one for each pair of sub-blocks.
-        let pairs = 128 / C::SUB_VALUES;
-
         let integers = C::scales(p);
         let min_scale = C::min_scale(p);
         let mut dots = [V::splat(0); R];
         for r in 0..R {
-            let (mut coarse, mut fine) = (V::splat(0), V::splat(0));
-            for i in 0..pairs {
-                let sums = sums.add(4 * (2 * r * pairs + i)).cast::<i16>();
-                coarse = V::dot_pairs(coarse, integers.pairs[i], sums);
-                fine = V::dot_pairs(fine, integers.pairs[i], sums.add(2 * pairs));
+            let mut from_sums = V::splat(0);
+            for i in 0..times * pairs {
+                let pair = act_sums.add(32 * r + 4 * i).cast::<i16>();
+                from_sums = V::dot_pairs(from_sums, integers.pairs[i % pairs], pair);
             }
-            let from_sums = V::add_i(V::shl(coarse, FINE_BITS), fine);
             if C::OFFSET == 0 {
                 let minus = V::splat_f(-act_scales.add(r).read_unaligned());
                 acc[r] = V::fma(V::to_f(from_sums), V::mul(min_scale, minus), acc[r]);
@@ -211,7 +265,7 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
         for outer in 0..8 / C::INNER {
             let share = C::BYTES / (8 / C::INNER);
             prefetch::<V>(p.add(outer * share), share);
-            let q = q.add(outer * C::INNER * 64 * R);
+            let q = q.add(outer * C::INNER * run_bytes(R));
             run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
             run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);
             if C::INNER == 4 {
@@ -225,7 +279,7 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
             acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
         }
         p = p.add(C::BYTES);
-        panel = panel.add(BLOCK_256_BYTES * R);
+        panel = panel.add(block_256_bytes(R));
     }
     put_back::<V, R>(acc, sums);
     (p, panel)
@@ -255,68 +309,51 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
     inner: usize,
     dots: &mut [V::I; R],
 ) {
-    let q = q.add(inner * 64 * R);
+    let q = q.add(inner * run_bytes(R));
+    let p = if R > 2 && !V::WEIGHTS_FIRST {
+        forget(p)
+    } else {
+        p
+    };
     let dwords = C::SUB_VALUES / 4;
-    for part in 0..32 / C::SUB_VALUES {
-        let dwords = part * dwords..(part + 1) * dwords;
-        let mut sub = [V::splat(0); R];
+    let (groups, parts_each) = shape(R);
+    for sub in 0..32 / C::SUB_VALUES {
+        let dwords = sub * dwords..(sub + 1) * dwords;
+        let mut parts: Parts<V, R> = [[V::splat(0); 3]; R];
         if V::WEIGHTS_FIRST {
             let mut weights = [[V::splat(0); 4]; 2];
             for i in 0..dwords.len() {
                 weights[i / 4][i % 4] = C::weights(p, outer, inner, dwords.start + i);
             }
-            for r in 0..R {
-                for fine in 0..2 {
-                    let q = q.add(32 * (r + fine * R) + 4 * dwords.start);
+            for group in 0..groups {
+                for part in 0..parts_each {
+                    let q = q.add(32 * (group * parts_each + part) + 4 * dwords.start);
                     for i in 0..dwords.len() / 4 {
-                        sub[r] = V::dot_16(sub[r], weights[i], q.add(16 * i));
+                        let dot = V::dot_16(parts[group][part], weights[i], q.add(16 * i));
+                        parts[group][part] = dot;
                     }
-                    if fine == 0 {
-                        sub[r] = V::shl(sub[r], FINE_BITS);
-                    }
-                }
-            }
-        } else if R > 2 {
-            // The coarse parts, then the fine ones: reading the weights twice costs less than
-            // the registers for two sums of each row.
-            for fine in 0..2 {
-                let (p, q) = (forget(p), q.add(fine * 32 * R));
-                for j in dwords.clone() {
-                    let weights = C::weights(p, outer, inner, j);
-                    for r in 0..R {
-                        sub[r] = V::dot(sub[r], weights, q.add(32 * r + 4 * j));
-                    }
-                }
-                for r in 0..R {
-                    sub[r] = if fine == 0 {
-                        V::shl(sub[r], FINE_BITS)
-                    } else {
-                        sub[r]
-                    };
                 }
             }
         } else {
-            let mut coarse = [V::splat(0); R];
             for j in dwords {
                 let weights = C::weights(p, outer, inner, j);
-                for r in 0..R {
-                    let q = q.add(32 * r + 4 * j);
-                    coarse[r] = V::dot(coarse[r], weights, q);
-                    sub[r] = V::dot(sub[r], weights, q.add(32 * R));
+                for group in 0..groups {
+                    for part in 0..parts_each {
+                        let q = q.add(32 * (group * parts_each + part) + 4 * j);
+                        parts[group][part] = V::dot(parts[group][part], weights, q);
+                    }
                 }
             }
-            for r in 0..R {
-                sub[r] = V::add_i(V::shl(coarse[r], FINE_BITS), sub[r]);
-            }
         }
-        let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + part;
+        let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + sub;
         let byte = V::shr(scales[index / 4], 8 * (index % 4) as u32);
         let mut scale = V::and(byte, V::splat(0xff));
         if C::SCALE_OFFSET != 0 {
             scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
         }
+        let subs = whole::<V, R>(&parts);
         for r in 0..R {
-            dots[r] = V::add_i(dots[r], V::mul_i(sub[r], scale));
+            dots[r] = V::add_i(dots[r], V::mul_i(subs[r], scale));
         }
     }
 }

@@ -163,9 +163,10 @@ fn extreme_weights_and_activations_overflow_nothing() {
 fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
     let mut random = Random(11);
     for qtype in QuantType::ALL {
-        let (rows, cols) = (80, 512);
+        // More columns than large batches take at once, and a strip that is not whole.
+        let (rows, cols) = (75, 1024 + 512);
         let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
-        let x = random.floats(20 * cols);
+        let x = hard_rows(20, cols, &mut random);
         let mut alone = Vec::new();
         for (threads, batch) in [(1, 1), (2, 7), (3, 20), (2, 64 / 4)] {
             for cpu in devices(threads) {

@@ -157,13 +157,13 @@ fn quantize(x: &[f32]) -> Quantized {
     let factor = if largest == 0.0 {
         0.0
     } else {
-        2032.0 / largest
+        1768.0 / largest
     };
     let q: Vec<i32> = x
         .iter()
         .map(|x| (x * factor).round_ties_even() as i32)
         .collect();
-    let scale = largest / 2032.0;
+    let scale = largest / 1768.0;
     let scaled_sum = scale * q.iter().sum::<i32>() as f32;
     Quantized {
         q,
