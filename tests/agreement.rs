@@ -60,8 +60,8 @@ fn check_real(model: &Path, name: &str) {
     println!("{name}: {found:?}");
     assert!(exact.positions.len() >= 256);
     assert!(found.kl_mean <= 1e-4 && found.kl_max <= 1e-2, "{found:?}");
-    // Some of Gemma's positions are near ties: any change of rounding moves this by a percent either way (98.3% to 99.7%
-    // for largest integers from 1700 to 1785, at the same divergence), so a miss here is a reason to look, not yet a proof.
+    // Some of Gemma's positions are near ties: any change of rounding moves this by a percent either way (98.3%
+    // to 99.7% for largest integers from 1700 to 1785, at the same divergence). A miss is a reason to look.
     assert!(found.top1 >= 0.99, "{found:?}");
     assert!(
         (found.perplexity / found.reference_perplexity - 1.0).abs() <= 0.003,
