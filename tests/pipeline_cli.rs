@@ -3,12 +3,21 @@
 #[path = "support/models.rs"]
 mod models;
 
+use std::path::Path;
+
 use assert_cmd::Command;
 use serde_json::Value;
 
 fn airstream(args: &[&str]) -> Vec<u8> {
+    // What one run keeps of a disk or a file must not change other tests' plans.
+    let cache = tempfile::tempdir().expect("a temporary folder");
+    airstream_with(args, cache.path())
+}
+
+fn airstream_with(args: &[&str], cache: &Path) -> Vec<u8> {
     let done = Command::cargo_bin("airstream")
         .expect("the binary is built")
+        .env("XDG_CACHE_HOME", cache)
         .args(args)
         .output()
         .expect("it starts");
@@ -85,6 +94,23 @@ fn the_disk_is_measured_and_values_are_recommended() {
     assert!(points.len() > 30);
     let best = |key: &str| json["recommended"][key].as_f64().expect("a number");
     assert!(best("gb_s") > 0.0 && best("read_bytes") >= 65536.0 && best("depth") >= 1.0);
-    let text = airstream(&["bench", "--io", model, "--seconds", "0.5"]);
-    assert!(String::from_utf8_lossy(&text).contains("recommended: reads of "));
+    let cache = tempfile::tempdir().expect("a temporary folder");
+    let text = airstream_with(&["bench", "--io", model, "--seconds", "0.5"], cache.path());
+    let text = String::from_utf8_lossy(&text);
+    assert!(
+        text.contains("recommended: reads of ") && text.contains("kept in "),
+        "{text}"
+    );
+    // Later plans heed what was kept, and hold their budget whatever it says.
+    let plan = [
+        "plan",
+        model,
+        "--memory",
+        "60MiB",
+        "--nvme-gbps",
+        "1",
+        "--dram-gbps",
+        "9",
+    ];
+    airstream_with(&plan, cache.path());
 }

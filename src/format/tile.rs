@@ -175,7 +175,8 @@ pub fn choose_slot_bytes(
     read_bytes_min: usize,
 ) -> usize {
     let smallest = slot_bytes_min(matrices);
-    let largest = (pool_bytes / slots_min.max(1)).clamp(smallest, SLOT_BYTES_MAX.max(smallest));
+    let largest = (pool_bytes / slots_min.max(1) / PAGE_BYTES * PAGE_BYTES)
+        .clamp(smallest, SLOT_BYTES_MAX.max(smallest));
     let smallest = smallest
         .max(read_bytes_min.next_multiple_of(PAGE_BYTES))
         .min(largest);
@@ -255,5 +256,20 @@ mod tests {
             "{slot_bytes}"
         );
         assert!(slot_bytes >= 512 << 10);
+        // Long reads are a wish, that the memory may not allow: slots are whole pages all the same.
+        for pool_bytes in [(2 << 30) - 12345, (64 << 20) + 777, 1 << 20] {
+            for read_bytes_min in [1, 1 << 20, (2 << 20) + 1, 16 << 20] {
+                let bytes = choose_slot_bytes(&matrices, pool_bytes, 96, read_bytes_min);
+                assert!(bytes.is_multiple_of(PAGE_BYTES) && bytes <= SLOT_BYTES_MAX);
+                let allowed = (pool_bytes / 96).max(slot_bytes_min(&matrices));
+                assert!(bytes <= allowed, "{bytes} of {allowed}");
+                assert!(
+                    bytes
+                        >= read_bytes_min
+                            .min(allowed / PAGE_BYTES * PAGE_BYTES)
+                            .min(SLOT_BYTES_MAX)
+                );
+            }
+        }
     }
 }
