@@ -128,14 +128,14 @@ def main(folder, airstream, model):
 
 
 def install(robot):
-    robot.shell("dpkg -i /home/robot/airstream.deb", 300)
+    robot.shell("dpkg -i /srv/robot/airstream.deb", 300)
     check(robot.unit("UnitFileState") == "enabled", "the package is installed, and its unit enabled")
     robot.shell(
         "cd /etc/airstream"
         f" && sed -i -e 's/^#memory = .*/memory = \"{BUDGET_MIB}MiB\"/' -e 's/^#context = .*/context = 512/'"
         " -e 's/^#sessions = .*/sessions = 2/' airstream.toml"
         " && printf '\\n[[serial]]\\ndevice = \"/dev/ttyS0\"\\n' >>airstream.toml"
-        " && mv /home/robot/*.gguf /var/lib/airstream/models/default.gguf"
+        " && mv /srv/robot/*.gguf /var/lib/airstream/models/default.gguf"
     )
     begun = time.monotonic()
     said, code = robot.try_shell("systemctl start airstream", 300)
@@ -196,7 +196,7 @@ def keeps_its_configuration(robot, expected):
     before = robot.unit("MainPID")
     configuration = robot.shell("cat /etc/airstream/airstream.toml")
     # Both the administrator and the newer package have changed the file; the answer to dpkg's question is the default.
-    robot.shell("dpkg --force-confold -i /home/robot/newer.deb", 300)
+    robot.shell("dpkg --force-confold -i /srv/robot/newer.deb", 300)
     robot.wait_ready()
     check(robot.unit("MainPID") != before, "an upgrade restarts the daemon")
     check(robot.shell("cat /etc/airstream/airstream.toml") == configuration, "and keeps the configuration")
@@ -206,7 +206,7 @@ def keeps_its_configuration(robot, expected):
 def leaves_nothing(robot):
     robot.shell("dpkg --purge airstream", 300)
     left = robot.shell(
-        "find / -xdev -path /home/robot -prune -o -path '/var/log/*' -prune -o -name '*airstream*' -print;"
+        "find / -xdev -path /srv/robot -prune -o -path '/var/log/*' -prune -o -name '*airstream*' -print;"
         " getent passwd airstream; getent group airstream; systemctl list-units --all --no-legend 'airstream*'; true"
     )
     check(left == "", f"purging leaves nothing behind{left and ': '}{left}")

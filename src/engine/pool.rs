@@ -12,8 +12,9 @@ use crate::model::kv;
 use crate::model::weights::MatrixPlan;
 
 /// Streamed tiles pass through this part of the pool. A real disk delivers in lumps, and a large window has read
-/// enough to compute with in between. Share of the roofline with the 8B on a virtual disk that finishes all it was
-/// given at once: 0.82 with 20 MiB, 0.89 with 32 MiB, 0.94 to 0.96 with 48 MiB.
+/// enough to compute with in between. On a virtual disk that finishes all it was given at once, the 8B had 0.82 of the
+/// roofline with 20 MiB, 0.89 with 32 MiB and 0.94 to 0.96 with 48 MiB (the budgets differed too, so the window may
+/// not be all of the reason).
 const WINDOW_SHARE: usize = 24;
 /// Bounds of the window, in bytes: what a disk delivers in a millisecond or in some tens of them.
 const WINDOW_BYTES: std::ops::RangeInclusive<usize> = 2 << 20..=48 << 20;

@@ -259,11 +259,11 @@ fn a_person_can_type_on_a_terminal() {
     wait_for("> ");
     pty.write(b"Name a coloxx\x7f\x7fur.\r");
     let answer = wait_for("\r\n> ");
-    assert!(
-        answer.starts_with("Name a coloxx\x08 \x08\x08 \x08ur.\r\n"),
-        "{answer:?}"
-    );
-    assert!(answer.len() > 40, "{answer:?}");
+    let echo = "Name a coloxx\x08 \x08\x08 \x08ur.\r\n";
+    assert!(answer.starts_with(echo), "{answer:?}");
+    // However short the answer is, there is one.
+    let said = answer[echo.len()..].trim_end_matches("\r\n> ");
+    assert!(!said.is_empty(), "{answer:?}");
     pty.write(b"Tell me a very long story about the sea.\r");
     wait_for("sea.\r\n");
     pty.write(b"\x03");
