@@ -67,7 +67,7 @@ def run_airstream(a, model):
         command += ["--memory", a.memory]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     # airstream repeats and takes the median itself.
-    return {kind: [report[kind]["median_tok_s"]] for kind in ("pp", "tg")}
+    return {kind: [report[kind]["median_tok_s"]] if report[kind] else [] for kind in ("pp", "tg")}
 
 
 def machine():
