@@ -35,7 +35,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "arena",
             "format",
             "device",
-            "store < model/forward.rs, model/kv.rs",
+            "store < model/forward.rs, model/forward/layers.rs, model/kv.rs",
         ],
     ),
     ("text", &["error", "format"]),

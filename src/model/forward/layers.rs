@@ -1,0 +1,377 @@
+//! What a sweep computes: from the tokens through the layers to the logits.
+#![allow(unsafe_code)]
+
+use super::{Model, Row};
+use crate::device::Device;
+use crate::device::cpu::{self, Activations, AttentionRow, KvRow, TileView};
+use crate::error::Result;
+use crate::format::quant;
+use crate::model::config::Activation;
+use crate::model::kv::{self, Session};
+use crate::model::rope;
+use crate::model::weights::MatrixPlan;
+use crate::store::{RowBytes, Store};
+use crate::trace::What;
+
+impl Model {
+    /// Everything from the tokens to the logits.
+    pub(super) fn compute(
+        &mut self,
+        rows: &[Row],
+        sessions: &[Session],
+        store: &mut Store,
+        device: &Device,
+    ) -> Result<()> {
+        let begun = store.trace().begin();
+        self.embed(store, device)?;
+        store.trace().end(begun, What::Embed);
+        for layer in 0..self.config.layers.len() {
+            self.attend(layer, rows, sessions, store, device)?;
+            self.feed_forward(layer, rows.len(), store, device)?;
+        }
+        self.head(rows, store, device)
+    }
+
+    /// Finds each row's position, the pages for it and its rotary angles.
+    pub(super) fn place_rows(
+        &mut self,
+        rows: &[Row],
+        sessions: &mut [Session],
+        store: &mut Store,
+    ) -> Result<()> {
+        self.positions.clear();
+        self.tokens.clear();
+        for index in 0..sessions.len() {
+            let new = rows.iter().filter(|row| row.session == index).count();
+            if new > 0 {
+                kv::extend(sessions, index, &self.config.layers, new, store)?;
+            }
+        }
+        for (index, row) in rows.iter().enumerate() {
+            let before = rows[..index]
+                .iter()
+                .filter(|other| other.session == row.session)
+                .count();
+            self.positions
+                .push((sessions[row.session].len() + before) as u32);
+            self.tokens.push(row.token);
+        }
+        let pairs = self.config.rope_dims / 2;
+        for (base, frequencies) in self.frequencies.iter().enumerate() {
+            for (index, &position) in self.positions.iter().enumerate() {
+                let range = index * pairs..(index + 1) * pairs;
+                rope::angles(
+                    frequencies,
+                    position,
+                    &mut self.cos[base][range.clone()],
+                    &mut self.sin[base][range],
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// x = embeddings of the tokens.
+    fn embed(&mut self, store: &mut Store, device: &Device) -> Result<()> {
+        let matrix = self.plan.embed;
+        let (qtype, dim) = (self.plan.matrices[matrix].qtype, self.config.dim);
+        let (x, plain) = (&mut self.x, self.embed_row.as_mut_slice());
+        store.rows(matrix, &self.tokens, |index, row| {
+            let bytes = match row {
+                RowBytes::Plain(bytes) => bytes,
+                RowBytes::Packed { strip, lane } => {
+                    cpu::unpack_row(qtype, strip, lane, plain);
+                    &*plain
+                }
+            };
+            quant::dequantize_row(qtype, bytes, &mut x[index * dim..][..dim]);
+        })?;
+        if self.config.embed_scale != 1.0 {
+            device.scale(
+                &mut self.x[..self.tokens.len() * dim],
+                self.config.embed_scale,
+            );
+        }
+        Ok(())
+    }
+
+    /// x += attention(norm(x)).
+    fn attend(
+        &mut self,
+        layer: usize,
+        rows: &[Row],
+        sessions: &[Session],
+        store: &mut Store,
+        device: &Device,
+    ) -> Result<()> {
+        let count = rows.len();
+        let config = &self.config;
+        let (dim, q_dim, kv_dim, head_dim) =
+            (config.dim, config.q_dim(), config.kv_dim(), config.head_dim);
+        let (spec, matrices) = (config.layers[layer], self.plan.layers[layer]);
+        let vectors = &self.vectors.layers[layer];
+        let [q, k, v] = &mut self.qkv;
+        let (q, k, v) = (
+            &mut q[..count * q_dim],
+            &mut k[..count * kv_dim],
+            &mut v[..count * kv_dim],
+        );
+
+        let h = &mut self.h[..count * dim];
+        device.rms_norm(
+            &self.x[..count * dim],
+            &vectors.attn_norm,
+            config.norm_eps,
+            h,
+        );
+        let kinds = self.plan.kinds(matrices.q..matrices.q + 3);
+        device.quantize(h, dim, kinds, &mut self.activations);
+        let outs = [
+            (q.as_mut_ptr(), q_dim),
+            (k.as_mut_ptr(), kv_dim),
+            (v.as_mut_ptr(), kv_dim),
+        ];
+        matmul(
+            matrices.q,
+            &outs,
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            device,
+        )?;
+        if let Some(biases) = &vectors.qkv_bias {
+            device.add(q, &biases[0]);
+            device.add(k, &biases[1]);
+            device.add(v, &biases[2]);
+        }
+        if let Some(norms) = &vectors.qk_norm {
+            device.rms_norm_in_place(q, &norms[0], config.norm_eps);
+            device.rms_norm_in_place(k, &norms[1], config.norm_eps);
+        }
+        let angles = count * config.rope_dims / 2;
+        let (cos, sin) = (
+            &self.cos[spec.rope][..angles],
+            &self.sin[spec.rope][..angles],
+        );
+        device.rope(q, count, head_dim, cos, sin, config.pairing);
+        device.rope(k, count, head_dim, cos, sin, config.pairing);
+
+        let begun = store.trace().begin();
+        let out = &mut self.h[..count * q_dim];
+        self.kv_rows.clear();
+        self.attention_rows.clear();
+        for (index, (row, &position)) in rows.iter().zip(&self.positions).enumerate() {
+            let session = &sessions[row.session];
+            let (page, place) = session.place(layer, position as usize);
+            let at = index * kv_dim;
+            self.kv_rows.push(KvRow {
+                page,
+                index: place,
+                k: k[at..].as_ptr(),
+                v: v[at..].as_ptr(),
+            });
+            self.attention_rows.push(AttentionRow {
+                q: q[index * q_dim..].as_ptr(),
+                out: out[index * q_dim..].as_mut_ptr(),
+                pages: session.pages(layer),
+                position,
+                start: spec
+                    .window
+                    .map_or(0, |window| (position + 1).saturating_sub(window)),
+            });
+        }
+        // SAFETY: `place_rows` took pages for all positions of the batch, each position has its own place, and
+        // everything from a row's `start` on was appended by this sweep or earlier ones; outputs are disjoint rows.
+        unsafe {
+            device.kv_append(&self.layout, &self.kv_rows);
+            device.attention(
+                &self.attention_rows,
+                &self.layout,
+                config.heads,
+                config.attention_scale,
+                None,
+            );
+        }
+        store.trace().end(begun, What::Attention(layer as u32));
+
+        let kinds = self.plan.kinds(matrices.o..matrices.o + 1);
+        device.quantize(out, q_dim, kinds, &mut self.activations);
+        let y = &mut self.y[..count * dim];
+        matmul(
+            matrices.o,
+            &[(y.as_mut_ptr(), dim)],
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            device,
+        )?;
+        if let Some(norms) = &vectors.post_norms {
+            device.rms_norm_in_place(y, &norms[0], config.norm_eps);
+        }
+        device.add(&mut self.x[..count * dim], y);
+        Ok(())
+    }
+
+    /// x += down(act(gate(norm(x))) * up(norm(x))).
+    fn feed_forward(
+        &mut self,
+        layer: usize,
+        count: usize,
+        store: &mut Store,
+        device: &Device,
+    ) -> Result<()> {
+        let config = &self.config;
+        let (dim, ff) = (config.dim, config.ff);
+        let matrices = self.plan.layers[layer];
+        let vectors = &self.vectors.layers[layer];
+        let (gate, up) = (&mut self.gate[..count * ff], &mut self.up[..count * ff]);
+
+        let h = &mut self.h[..count * dim];
+        device.rms_norm(
+            &self.x[..count * dim],
+            &vectors.ffn_norm,
+            config.norm_eps,
+            h,
+        );
+        device.quantize(
+            h,
+            dim,
+            self.plan.kinds(matrices.gate..matrices.gate + 2),
+            &mut self.activations,
+        );
+        let outs = [(gate.as_mut_ptr(), ff), (up.as_mut_ptr(), ff)];
+        matmul(
+            matrices.gate,
+            &outs,
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            device,
+        )?;
+        match config.activation {
+            Activation::Silu => device.silu_mul(gate, up),
+            Activation::GeluTanh => device.gelu_tanh_mul(gate, up),
+        }
+        device.quantize(
+            gate,
+            ff,
+            self.plan.kinds(matrices.down..matrices.down + 1),
+            &mut self.activations,
+        );
+        let y = &mut self.y[..count * dim];
+        matmul(
+            matrices.down,
+            &[(y.as_mut_ptr(), dim)],
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            device,
+        )?;
+        if let Some(norms) = &vectors.post_norms {
+            device.rms_norm_in_place(y, &norms[1], config.norm_eps);
+        }
+        device.add(&mut self.x[..count * dim], y);
+        Ok(())
+    }
+
+    /// logits = head(norm(x)) of the rows that want them.
+    fn head(&mut self, rows: &[Row], store: &mut Store, device: &Device) -> Result<()> {
+        let (dim, vocab) = (self.config.dim, self.config.vocab);
+        let mut count = 0;
+        for (index, _) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
+            let from = &self.x[index * dim..][..dim];
+            device.copy(from, &mut self.y[count * dim..][..dim]);
+            count += 1;
+        }
+        assert!(count <= self.limits.logits_rows, "{count} rows want logits");
+        if count == 0 {
+            return Ok(());
+        }
+        let h = &mut self.h[..count * dim];
+        device.rms_norm(
+            &self.y[..count * dim],
+            &self.vectors.output_norm,
+            self.config.norm_eps,
+            h,
+        );
+        device.quantize(
+            h,
+            dim,
+            self.plan.kinds(self.plan.head..self.plan.head + 1),
+            &mut self.activations,
+        );
+        let logits = &mut self.logits[..count * vocab];
+        let outs = [(logits.as_mut_ptr(), vocab)];
+        matmul(
+            self.plan.head,
+            &outs,
+            &self.plan,
+            &self.activations,
+            &mut self.tiles,
+            store,
+            device,
+        )?;
+        if let Some(cap) = self.config.logit_softcap {
+            device.softcap(logits, cap);
+        }
+        Ok(())
+    }
+}
+
+/// Multiplies the activations with `outs.len()` successive matrices, tile by tile as they are in memory.
+///
+/// `outs` holds for each matrix the first output value and the values from one row to the next.
+fn matmul(
+    first: usize,
+    outs: &[(*mut f32, usize)],
+    plan: &MatrixPlan,
+    activations: &Activations,
+    tiles: &mut Vec<TileView>,
+    store: &mut Store,
+    device: &Device,
+) -> Result<()> {
+    let begun = store.trace().begin();
+    let sums = store.sums();
+    let first_tile = store.tiles_of(0).start;
+    let inspect = &|id: u32, strip, bytes: &[u8]| sums.inspect(id - first_tile, strip, bytes);
+    store.begin(store.tiles_of(first).start..store.tiles_of(first + outs.len() - 1).end);
+    while store.acquire()? > 0 {
+        tiles.clear();
+        for &id in store.acquired() {
+            let tile = store.tile(id);
+            let index = tile.matrix as usize - store.first_matrix();
+            let matrix = &plan.matrices[index];
+            let memory = store.memory(id);
+            let (out, out_stride) = outs[index - first];
+            tiles.push(TileView {
+                id,
+                data: memory.data.as_ptr(),
+                qtype: matrix.qtype,
+                cols: matrix.cols,
+                rows: tile.rows as usize,
+                packed: memory.packed,
+                keep: memory.keep,
+                // SAFETY: the tile's rows are outputs of its matrix, so this stays within the first row of `out`.
+                out: unsafe { out.add(tile.first_row as usize) },
+                out_stride,
+            });
+        }
+        let computed = store.trace().begin();
+        // SAFETY: acquired tiles are the device's until they are released, tiles have disjoint rows, and each
+        // buffer holds `out_stride` values for every row.
+        unsafe { device.matmul(tiles, activations, inspect, &mut || store.feed()) };
+        store
+            .trace()
+            .end(computed, What::Compute(tiles.len() as u32));
+        store.release()?;
+    }
+    let first = (store.first_matrix() + first) as u32;
+    store
+        .trace()
+        .end(begun, What::Matrices(first, outs.len() as u32));
+    Ok(())
+}
