@@ -212,6 +212,19 @@ fn plan_inspect_and_bench_print_json() {
         "bench reads {read}, plan says {streamed}"
     );
     assert!(bench["pp"]["median_tok_s"].as_f64() > bench["tg"]["median_tok_s"].as_f64());
+
+    // Where the disk is measured between slices of decoding, what that reads is nobody's token.
+    let bench = parse(airstream(&[
+        "bench", model, "--memory", "64MiB", "-p", "0", "-n", "8", "-r", "1", "--ctx", "64",
+        "--json",
+    ]));
+    let read = &bench["tg"]["disk_bytes_per_token"];
+    let planned = &bench["roofline"]["streamed_bytes"];
+    let ratio = read.as_f64().expect("a number") / planned.as_f64().expect("a number");
+    assert!(
+        (ratio - 1.0).abs() < 0.01,
+        "bench reads {read}, its roofline says {planned}"
+    );
 }
 
 #[test]

@@ -52,18 +52,20 @@ impl DiskSamples {
         }
     }
 
-    /// Measures once more; the rate, unless nothing streams or the rate is known.
-    fn take(&mut self, engine: &mut Engine) -> Result<Option<f64>> {
+    /// Measures once more: the rate, unless nothing streams or the rate is known, and the bytes that were read ahead
+    /// in vain because of it.
+    fn take(&mut self, engine: &mut Engine) -> Result<(Option<f64>, u64)> {
         if self.known {
-            return Ok(None);
+            return Ok((None, 0));
         }
-        let Some(found) = engine.measure_disk(SAMPLE)? else {
-            return Ok(None);
+        let sample = engine.measure_disk(SAMPLE)?;
+        let Some(found) = sample.bandwidth else {
+            return Ok((None, sample.dropped_bytes));
         };
         self.bytes += found.bytes;
         self.cpu_seconds += found.cpu_seconds;
         self.bytes_per_s.push(found.bytes_per_second());
-        Ok(Some(found.bytes_per_second()))
+        Ok((Some(found.bytes_per_second()), sample.dropped_bytes))
     }
 
     /// The mean rate and the processor time in milliseconds per GB; none if nothing was measured.
@@ -90,7 +92,7 @@ pub(super) fn decode(
     let vocab = engine.config(model).vocab as u32;
     let (mut spent, mut energy) = (Spent::default(), Energy::default());
     let mut slices = Vec::new();
-    let mut before = disk.take(engine)?;
+    let (mut before, _) = disk.take(engine)?;
     let mut done = 0;
     while done < tokens {
         let (start, begun, energy_before) = (done, spent.time, monitor.energy());
@@ -101,7 +103,9 @@ pub(super) fn decode(
             done += 1;
         }
         energy = energy.plus(&monitor.energy().since(&energy_before));
-        let after = disk.take(engine)?;
+        let (after, dropped_bytes) = disk.take(engine)?;
+        // The next slice reads these once more; without the measurement it would not.
+        spent.read_bytes -= dropped_bytes;
         slices.push(Slice {
             tokens: done - start,
             seconds: (spent.time - begun).as_secs_f64(),

@@ -25,11 +25,10 @@ use crate::board::{self, Pace};
 use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::io::Files;
-use crate::io::measure::Bandwidth;
 use crate::model::config::Config;
 use crate::model::forward::Model;
 use crate::model::kv::Session;
-use crate::store::{Counters, Store};
+use crate::store::{Counters, DiskSample, Store};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::trace::Trace;
 
@@ -268,11 +267,11 @@ impl Engine {
         self.store.idle()
     }
 
-    /// How fast the disk is at present, measured in the engine's own memory for `budget`; none if nothing streams.
+    /// How fast the disk is at present, measured in the engine's own memory for `budget`.
     ///
     /// # Errors
     /// A read failed.
-    pub fn measure_disk(&mut self, budget: Duration) -> Result<Option<Bandwidth>> {
+    pub fn measure_disk(&mut self, budget: Duration) -> Result<DiskSample> {
         self.store.measure_disk(budget)
     }
 

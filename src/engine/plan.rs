@@ -12,6 +12,7 @@ use crate::model::kv::{self, Session};
 use crate::model::weights::MatrixPlan;
 use crate::residency::Residency;
 use crate::store::{Store, tile_uses};
+use crate::text::SamplerScratch;
 
 use super::pool::{self, Pool};
 
@@ -292,9 +293,11 @@ impl Own {
             ..layout_least
         };
         let tiles_most = 2 * weight_bytes.div_ceil(smallest as u64) as usize;
-        let tables = Store::table_bytes(&matrices.matrices, tiles_most)
-            + request.sessions
-                * Session::table_bytes(config.layers.len(), &layout_least, context_wanted);
+        // A session's tokens are kept beside its pages, to know a prefix again.
+        let session = Session::table_bytes(config.layers.len(), &layout_least, context_wanted)
+            + context_wanted * size_of::<u32>();
+        let tables =
+            Store::table_bytes(&matrices.matrices, tiles_most) + request.sessions * session;
         let line = |what, bytes: usize| Line {
             what,
             bytes: bytes as u64,
@@ -303,7 +306,10 @@ impl Own {
             line("tokenizer", request.tokenizer_bytes),
             line("norms and biases", vectors),
             line("buffers of a sweep", buffers),
-            line("logits", logits),
+            line(
+                "logits and sampling",
+                logits + SamplerScratch::bytes(config.vocab),
+            ),
             line("tables", tables),
         ];
         let gpu = request

@@ -12,6 +12,15 @@ use crate::error::Result;
 use crate::io::measure::{Bandwidth, cpu_seconds};
 use crate::io::{Completion, FileId, Read};
 
+/// What [`Store::measure_disk`] found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DiskSample {
+    /// How fast the disk was; none if nothing streams.
+    pub bandwidth: Option<Bandwidth>,
+    /// Bytes that the sweep before had read ahead for the next one, which reads them again.
+    pub dropped_bytes: u64,
+}
+
 impl Store {
     /// Fills free slots from disk without a sweep; says whether reads are still in flight. Never blocks: call it again
     /// a millisecond later.
@@ -24,23 +33,27 @@ impl Store {
     }
 
     /// How fast the disk is at present, between two sweeps and in the store's own memory: it reads what streams, as a
-    /// sweep would if computing took no time, for `budget`. None if nothing streams.
+    /// sweep would if computing took no time, for `budget`.
     ///
     /// The first and the last reads are not counted, so what counts is the disk at its work. What was read ahead is
     /// dropped.
     ///
     /// # Errors
     /// A read failed.
-    pub fn measure_disk(&mut self, budget: Duration) -> Result<Option<Bandwidth>> {
+    pub fn measure_disk(&mut self, budget: Duration) -> Result<DiskSample> {
         assert!(
             self.acquired.is_empty() && self.waiting == 0,
             "the disk is measured between sweeps"
         );
+        let dropped_bytes = (0..self.tiles.len() as u32)
+            .filter(|&tile| self.is_ahead(tile))
+            .map(|tile| self.tiles[tile as usize].read_bytes() as u64)
+            .sum();
         while self.io.in_flight() > 0 {
             self.reap(true)?;
         }
         for tile in 0..self.tiles.len() as u32 {
-            if self.states[tile as usize].phase == Phase::Ready && !self.residency.keeps(tile) {
+            if self.is_ahead(tile) {
                 self.give_up(tile);
             }
         }
@@ -53,7 +66,15 @@ impl Store {
         if self.io.in_flight() == 0 {
             self.free.append(&mut places);
         }
-        measured
+        Ok(DiskSample {
+            bandwidth: measured?,
+            dropped_bytes,
+        })
+    }
+
+    /// Whether a tile that streams has arrived before its turn.
+    fn is_ahead(&self, tile: u32) -> bool {
+        self.states[tile as usize].phase == Phase::Ready && !self.residency.keeps(tile)
     }
 
     /// Reads `tiles` into `places`, which are nobody's, again and again.

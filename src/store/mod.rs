@@ -40,6 +40,7 @@ use crate::io::{Completion, Io};
 use crate::residency::Residency;
 use crate::trace::{Trace, What};
 
+pub use idle::DiskSample;
 use integrity::Integrity;
 pub use integrity::Sums;
 use models::Member;
