@@ -14,12 +14,37 @@ use std::ops::Range;
 /// spread there is for every prefix length (at most three distinct gaps, by the three-gap theorem).
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// What is expected of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// Its sweeps per time; the unit is the same for all models, and which it is does not matter.
+    pub sweeps: f32,
+    /// The share of its tiles that must be there when they are used. The others are worth less than any of these of
+    /// whatever model: they can be read while the sweep computes.
+    pub held: f32,
+}
+
+impl Rate {
+    /// A model that is swept so often, and wants to have all its tiles.
+    pub const fn of_all(sweeps: f32) -> Rate {
+        Rate { sweeps, held: 1.0 }
+    }
+
+    /// What a tile is worth by its place in the order in which a model's tiles are given up, from 0 to 2^64.
+    fn worth(self, spread: u64) -> f32 {
+        let held = spread as f64 >= (1.0 - f64::from(self.held)) * 2f64.powi(64);
+        match held {
+            true => self.sweeps,
+            false => self.sweeps.min(f32::MIN_POSITIVE),
+        }
+    }
+}
+
 /// The tiles of one model.
 #[derive(Debug, Clone)]
 struct Share {
     tiles: Range<u32>,
-    /// Sweeps of the model per time; the unit is the same for all models, and which it is does not matter.
-    rate: f32,
+    rate: Rate,
     /// Tiles that are given up and used in every sweep: they pass through the window.
     streamed: u32,
 }
@@ -68,15 +93,15 @@ impl Residency {
         plan
     }
 
-    /// Adds the tiles of a model behind those that there are; `rate` is how often it is swept.
-    pub fn add(&mut self, uses: &[f32], rate: f32) {
+    /// Adds the tiles of a model behind those that there are, all of which it wants; `sweeps` is how often it is swept.
+    pub fn add(&mut self, uses: &[f32], sweeps: f32) {
         let first = self.tiles();
         self.uses.extend_from_slice(uses);
         self.queue.extend(first..self.uses.len() as u32);
         self.rank.resize(self.uses.len(), 0);
         self.models.push(Share {
             tiles: first..self.tiles(),
-            rate,
+            rate: Rate::of_all(sweeps),
             streamed: 0,
         });
         self.order();
@@ -123,19 +148,19 @@ impl Residency {
         self.settle();
     }
 
-    /// How often the model at a place is swept.
-    pub fn rate(&self, place: usize) -> f32 {
+    /// What is expected of the model at a place.
+    pub fn rate(&self, place: usize) -> Rate {
         self.models[place].rate
     }
 
-    /// Changes how often the models are swept, in the order of their places; whether any did change. Allocates
+    /// Changes what is expected of the models, in the order of their places; whether anything did change. Allocates
     /// nothing.
     ///
     /// Tiles of a model that is never swept (0) are kept where there is room, and nothing waits for them: they are
     /// not streamed.
-    pub fn set_rates(&mut self, rates: &[f32]) -> bool {
+    pub fn set_rates(&mut self, rates: &[Rate]) -> bool {
         assert_eq!(rates.len(), self.models.len(), "a rate for each model");
-        let same = |(model, &rate): (&Share, &f32)| model.rate == rate;
+        let same = |(model, &rate): (&Share, &Rate)| model.rate == rate;
         if self.models.iter().zip(rates).all(same) {
             return false;
         }
@@ -151,9 +176,9 @@ impl Residency {
         let (models, uses) = (&self.models, &self.uses);
         let worth = |tile: u32| {
             let model = model_of(models, tile);
-            let within = u64::from(tile - model.tiles.start);
-            let rate = model.rate * uses[tile as usize];
-            (rate, within.wrapping_mul(GOLDEN), tile)
+            let spread = u64::from(tile - model.tiles.start).wrapping_mul(GOLDEN);
+            let worth = model.rate.worth(spread) * uses[tile as usize];
+            (worth, spread, tile)
         };
         self.queue.sort_unstable_by(|&a, &b| {
             let (a, b) = (worth(a), worth(b));
@@ -163,7 +188,7 @@ impl Residency {
             self.rank[tile as usize] = place as u32;
         }
         let first = self.queue.iter().position(|&tile| {
-            self.uses[tile as usize] >= 1.0 && model_of(&self.models, tile).rate > 0.0
+            self.uses[tile as usize] >= 1.0 && model_of(&self.models, tile).rate.sweeps > 0.0
         });
         self.first_streamed = first.map_or(self.tiles(), |place| place as u32);
         for model in &mut self.models {
@@ -299,10 +324,11 @@ mod tests {
             "no window for what nobody uses"
         );
 
-        assert!(plan.set_rates(&[0.25, 1.0]));
+        let rates = [0.25, 1.0].map(Rate::of_all);
+        assert!(plan.set_rates(&rates));
         assert_eq!((kept(&plan, 0..80), kept(&plan, 80..160)), (15, 80));
         assert!(plan.streams(0) && !plan.streams(1));
-        assert!(!plan.set_rates(&[0.25, 1.0]), "nothing has changed");
+        assert!(!plan.set_rates(&rates), "nothing has changed");
 
         // What the idle model keeps is spread as evenly as ever.
         let places: Vec<u32> = (0..80).filter(|&t| plan.keeps(t)).collect();
@@ -310,6 +336,24 @@ mod tests {
             places.windows(2).all(|p| (2..=9).contains(&(p[1] - p[0]))),
             "{places:?}"
         );
+    }
+
+    #[test]
+    fn what_a_busy_model_can_read_in_time_makes_room_for_others() {
+        let mut plan = Residency::new(&[1.0; 80], 105, 5);
+        plan.add(&[1.0; 80], 0.0);
+        let busy = Rate {
+            sweeps: 2.0,
+            held: 0.75,
+        };
+        plan.set_rates(&[busy, Rate::of_all(0.5)]);
+        assert_eq!((kept(&plan, 0..80), kept(&plan, 80..160)), (59, 41));
+        let before: Vec<u32> = (0..80).filter(|&t| plan.keeps(t)).collect();
+        // Before a model that nobody asks it has all its tiles, and no window is needed.
+        plan.set_rates(&[busy, Rate::of_all(0.0)]);
+        assert_eq!((kept(&plan, 0..80), kept(&plan, 80..160)), (80, 25));
+        plan.set_rates(&[Rate::of_all(0.5), Rate::of_all(2.0)]);
+        assert!((0..80).all(|t| !plan.keeps(t) || before.contains(&t)));
     }
 
     #[test]

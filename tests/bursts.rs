@@ -1,5 +1,8 @@
 //! Two models that are together 1.6 times the memory, asked in bursts, on a virtual clock: the policy that only sees the
 //! past against one that knew all bursts in advance.
+//!
+//! Bursts of random lengths leave less to be learnt of. There the policy is compared with the best that any policy could
+//! do, known or untold, which is computed exactly for a machine that is nothing but bytes and seconds ([`Fluid`]).
 use std::path::PathBuf;
 
 use airstream::arena::Reservation;
@@ -7,6 +10,7 @@ use airstream::engine::demand::Demand;
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Matrix, Use};
 use airstream::io::sim::{Clock, Content, Disk, Faults, Jitter, Options, Sim, Timing};
+use airstream::residency::Rate;
 use airstream::store::integrity::Integrity;
 use airstream::store::{ModelId, Store, Weights};
 
@@ -20,6 +24,8 @@ const WINDOW: u32 = (SLOTS / 48) as u32;
 /// The processor looks after the reads this often, in bytes of weights.
 const POLL_BYTES: usize = 64 << 10;
 const COMPUTE_BYTES_PER_S: f64 = 20e9;
+/// Speeds of disks, in GB/s.
+const DISKS: [f64; 3] = [0.5, 2.0, 6.0];
 
 fn weights() -> Weights {
     let mut offset = 1_234_592;
@@ -56,7 +62,7 @@ enum Policy {
     Untold(Demand),
     /// As the engine does it, where whoever schedules the sweeps says which is next.
     Told(Demand),
-    /// All is known, and a model has the pool for runs of at least so many sweeps.
+    /// All is known, and a model has the pool for runs of at least so many sweeps; the models share it in others.
     Oracle(usize),
 }
 
@@ -81,43 +87,57 @@ fn time(bursts: &[usize], disk_gb_s: f64, mut policy: Policy) -> f64 {
     let slots = arena.seal(SLOT_BYTES);
     let mut store = Store::empty(slots, SLOTS as u32, Box::new(sim), WINDOW);
     let ids = [store.add(weights()), store.add(weights())];
+    let bytes = weights().matrices.iter().map(Matrix::bytes).sum::<u64>() as f32;
     let sweeps: Vec<(usize, usize)> = bursts
         .iter()
         .enumerate()
         .flat_map(|(burst, &sweeps)| (0..sweeps).map(move |sweep| (burst, sweep)))
         .collect();
-    let mut front = 0;
+    let mut front = None;
     for (index, &(burst, sweep)) in sweeps.iter().enumerate() {
         let place = burst % 2;
         let known = sweeps.get(index + 1).map(|&(burst, _)| burst % 2);
+        let missing = store.residency().given_up() as f32 / store.residency().tiles() as f32;
+        let mut begin = |demand: &mut Demand, next| {
+            let next = demand.begin(place, next, missing);
+            store.set_rates(demand.rates());
+            next
+        };
         let next = match &mut policy {
-            Policy::Untold(demand) => {
-                store.set_rates(demand.begin(place, None));
-                None
-            }
-            Policy::Told(demand) => {
-                store.set_rates(demand.begin(place, known));
-                known
-            }
+            Policy::Untold(demand) => begin(demand, None),
+            Policy::Told(demand) => begin(demand, known),
             Policy::Oracle(run_least) => {
                 let last = sweep + 1 == bursts[burst];
                 let owner = if last { burst + 1 } else { burst };
-                if bursts.get(owner).is_some_and(|sweeps| sweeps >= run_least) {
-                    front = owner % 2;
+                let long = bursts.get(owner).is_some_and(|sweeps| sweeps >= run_least);
+                front = if long {
+                    Some(owner % 2)
+                } else {
+                    front.filter(|_| *run_least < usize::MAX)
+                };
+                let mut rates = [Rate::of_all(0.5); 2];
+                if let Some(front) = front {
+                    rates[front] = Rate::of_all(1.0);
                 }
-                let mut rates = [0.5; 2];
-                rates[front] = 1.0;
                 store.set_rates(&rates);
-                known
+                known.unwrap_or(place)
             }
         };
-        one_sweep(&mut store, ids[place], next.map(|next| ids[next]), &clock);
+        let (began_ns, read_bytes) = (clock.now_ns(), store.counters().read_bytes);
+        let computed_ns = one_sweep(&mut store, ids[place], ids[next], &clock);
+        let stalled = 1.0 - computed_ns as f32 / (clock.now_ns() - began_ns) as f32;
+        let read = (store.counters().read_bytes - read_bytes) as f32 / bytes;
+        if let Policy::Untold(demand) | Policy::Told(demand) = &mut policy {
+            demand.end(place, stalled, read);
+        }
     }
     clock.now_ns() as f64 / 1e9
 }
 
-fn one_sweep(store: &mut Store, id: ModelId, next: Option<ModelId>, clock: &Clock) {
-    store.begin_sweep(id, next);
+/// Makes a sweep; the nanoseconds in which it computed.
+fn one_sweep(store: &mut Store, id: ModelId, next: ModelId, clock: &Clock) -> u64 {
+    let mut computed_ns = 0;
+    store.begin_sweep(id, Some(next));
     for matrix in 0..LAYERS * GROUPS.len() {
         store.begin(store.tiles_of(matrix));
         while store.acquire().expect("no faults") > 0 {
@@ -126,13 +146,16 @@ fn one_sweep(store: &mut Store, id: ModelId, next: Option<ModelId>, clock: &Cloc
             while bytes > 0 {
                 let step = bytes.min(POLL_BYTES);
                 bytes -= step;
-                clock.advance((step as f64 / COMPUTE_BYTES_PER_S * 1e9) as u64);
+                let step_ns = (step as f64 / COMPUTE_BYTES_PER_S * 1e9) as u64;
+                clock.advance(step_ns);
+                computed_ns += step_ns;
                 store.feed();
             }
             store.release().expect("no faults");
         }
     }
     store.finish_sweep().expect("no file to change");
+    computed_ns
 }
 
 fn demand() -> Demand {
@@ -150,38 +173,146 @@ fn mixed_bursts(mean: usize, count: usize) -> Vec<usize> {
 #[test]
 fn alternating_bursts_take_hardly_longer_than_if_they_were_known() {
     let repeat = |pair: [usize; 2], times: usize| pair.repeat(times);
-    // Bursts, and the most times the oracle's time that a policy may take which nobody tells anything.
-    //
-    // In a burst of few sweeps the first one is most of it, and that cannot begin before the burst does: only with a
-    // word on what is next are its tiles read while the sweep before it is computed.
     let workloads = [
-        ("1 and 1 in turns", repeat([1, 1], 24), 1.1),
-        ("2 and 2", repeat([2, 2], 12), 1.35),
-        ("4 and 4", repeat([4, 4], 8), 1.2),
-        ("4 and 1", repeat([4, 1], 20), 1.1),
-        ("16 and 16", repeat([16, 16], 4), 1.1),
-        ("60 and 6", repeat([60, 6], 3), 1.1),
-        ("1 to 15", mixed_bursts(8, 16), 1.15),
-        ("1 to 79", mixed_bursts(40, 8), 1.1),
+        ("1 and 1 in turns", repeat([1, 1], 40)),
+        ("2 and 2", repeat([2, 2], 16)),
+        ("3 and 3", repeat([3, 3], 20)),
+        ("4 and 4", repeat([4, 4], 8)),
+        ("4 and 1", repeat([4, 1], 20)),
+        ("3 and 2", repeat([3, 2], 16)),
+        ("16 and 16", repeat([16, 16], 4)),
+        ("60 and 6", repeat([60, 6], 3)),
+        ("1 to 15", mixed_bursts(8, 16)),
+        ("1 to 79", mixed_bursts(40, 8)),
     ];
     let mut slow = String::new();
-    for (name, bursts, untold_max) in &workloads {
-        for disk in [0.5, 2.0, 6.0] {
-            let oracle = time(bursts, disk, Policy::Oracle(2)).min(time(
-                bursts,
-                disk,
-                Policy::Oracle(usize::MAX),
-            ));
+    for (name, bursts) in &workloads {
+        for disk in DISKS {
+            let oracle = oracle(bursts, disk);
             let untold = time(bursts, disk, Policy::Untold(demand())) / oracle;
             let told = time(bursts, disk, Policy::Told(demand())) / oracle;
             let line = format!(
                 "{name:<18} {disk} GB/s: {oracle:7.2} s, untold {untold:.3}, told {told:.3}\n"
             );
             print!("{line}");
-            if untold > *untold_max || told > 1.1 {
+            if untold > 1.1 || told > 1.1 {
                 slow += &line;
             }
         }
     }
     assert!(slow.is_empty(), "too long beside the oracle:\n{slow}");
+}
+
+/// The time that the bursts take if all are known.
+fn oracle(bursts: &[usize], disk: f64) -> f64 {
+    [2, 3, usize::MAX]
+        .map(|run_least| time(bursts, disk, Policy::Oracle(run_least)))
+        .into_iter()
+        .fold(f64::INFINITY, f64::min)
+}
+
+#[test]
+fn random_bursts_take_hardly_longer_than_they_must_for_who_does_not_know_them() {
+    let bursts = random_bursts(4, 100);
+    for disk in DISKS {
+        let fluid = Fluid::new(disk);
+        let (known, untold) = (fluid.known(&random_bursts(4, 4000)), fluid.untold(4));
+        let least = untold / known;
+        let ours = time(&bursts, disk, Policy::Untold(demand())) / oracle(&bursts, disk);
+        println!(
+            "1 to 4 at random   {disk} GB/s: untold {ours:.3}, at least {least:.3} by whatever policy"
+        );
+        assert!(ours < 1.15 * least, "{ours} beside {least}");
+        // Without foreknowledge 1.1 is out of reach where the disk is slow.
+        assert_eq!(least > 1.1, disk < 6.0, "{least}");
+    }
+}
+
+/// Bursts of 1 to `longest` sweeps, each as likely.
+fn random_bursts(longest: usize, count: usize) -> Vec<usize> {
+    let mut state = 1u64;
+    let mut next = || {
+        // Knuth's MMIX generator; its high bits are good.
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        1 + (state >> 33) as usize % longest
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// Shares of a model that may be in memory: from a quarter, when the other one is there as a whole, to all, by sixteenths.
+const SHARES: usize = 13;
+
+/// Two models without tiles, latencies and windows: what is in memory is a number. A sweep reads what is missing of its
+/// model, may keep any part of that instead of the other model's, and may read of the other what takes the place of what it
+/// has used itself. So all that there is to decide in a sweep is which share of its model is there after it.
+struct Fluid {
+    /// Seconds of a sweep, by the share that is there before and after it.
+    seconds: [[f64; SHARES]; SHARES],
+}
+
+impl Fluid {
+    fn new(disk_gb_s: f64) -> Fluid {
+        let bytes = weights().matrices.iter().map(Matrix::bytes).sum::<u64>() as f64;
+        let share = |index: usize| (index + 4) as f64 / 16.0;
+        let second = |before: usize, after: usize| {
+            let read = 1.0 - share(before.min(after));
+            (read * bytes / (disk_gb_s * 1e9)).max(bytes / COMPUTE_BYTES_PER_S)
+        };
+        Fluid {
+            seconds: std::array::from_fn(|before| {
+                std::array::from_fn(|after| second(before, after))
+            }),
+        }
+    }
+
+    /// The least time from each share on, if `later` is the least from each share after the sweep.
+    fn sweep(&self, later: impl Fn(usize) -> f64) -> [f64; SHARES] {
+        std::array::from_fn(|before| {
+            let ways = (0..SHARES).map(|after| self.seconds[before][after] + later(after));
+            ways.fold(f64::INFINITY, f64::min)
+        })
+    }
+
+    /// Seconds per sweep of the best way through bursts that are known: backwards from the end.
+    fn known(&self, bursts: &[usize]) -> f64 {
+        let mut later = [0.0; SHARES];
+        for &length in bursts.iter().rev() {
+            // After the last sweep of the burst it is the other model whose share counts.
+            later.reverse();
+            for _ in 0..length {
+                later = self.sweep(|after| later[after]);
+            }
+        }
+        later[0] / bursts.iter().sum::<usize>() as f64
+    }
+
+    /// Seconds per sweep of the best policy that knows only how likely a burst is to end with each sweep, where all lengths
+    /// up to `longest` are as likely: by value iteration (each step goes half way, so that it converges).
+    fn untold(&self, longest: usize) -> f64 {
+        let mut values = vec![[0.0; SHARES]; longest];
+        let mut gain = 0.0;
+        for _ in 0..3000 {
+            let next: Vec<[f64; SHARES]> = (0..longest)
+                .map(|done| {
+                    let ends = 1.0 / (longest - done) as f64;
+                    self.sweep(|after| {
+                        let goes_on = values.get(done + 1).map_or(0.0, |values| values[after]);
+                        ends * values[0][SHARES - 1 - after] + (1.0 - ends) * goes_on
+                    })
+                })
+                .collect();
+            gain = next[0][0] - values[0][0];
+            let base = next[0][0];
+            for (value, next) in values
+                .as_flattened_mut()
+                .iter_mut()
+                .zip(next.as_flattened())
+            {
+                *value = (*value + next - base) / 2.0;
+            }
+        }
+        gain
+    }
 }

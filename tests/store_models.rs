@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use airstream::format::tile::{self, Matrix};
 use airstream::io::Io;
 use airstream::io::sim::{Content, Fault, Faults, Log, Options, Sim, Timing};
+use airstream::residency::Rate;
 use airstream::store::integrity::Integrity;
 use airstream::store::{ModelId, Store, Weights};
 use support::byte_at;
@@ -135,7 +136,7 @@ fn every_tile_is_the_right_models_whatever_is_swept_next() {
         for (step, &model) in order.iter().enumerate() {
             let mut rates = [0.1, 0.2, 0.3];
             rates[model] = 1.0;
-            store.set_rates(&rates);
+            store.set_rates(&rates.map(Rate::of_all));
             // Said before the sweep, or never, or wrongly.
             let next = match (seed + step as u64) % 3 {
                 0 => Some(ids[order[(step + 1) % order.len()]]),
@@ -157,7 +158,7 @@ fn the_busy_model_is_all_in_memory_and_the_idle_one_comes_back() {
     let slots = 1 + WINDOW as usize + a.max(b) + 2;
     let (mut store, ids, log) = store(&[0, 1], slots, 7);
     for (model, rates) in [(0, [1.0, 0.1]), (1, [0.1, 1.0]), (0, [1.0, 0.1])] {
-        store.set_rates(&rates);
+        store.set_rates(&rates.map(Rate::of_all));
         // Two sweeps, for what a sweep has used while it was still outside the plan.
         sweep(&mut store, ids[model], model as u8);
         sweep(&mut store, ids[model], model as u8);
@@ -174,7 +175,7 @@ fn a_model_goes_with_its_reads_in_flight_and_another_comes() {
     for seed in 0..40 {
         let slots = 14 + seed as usize % 50;
         let (mut store, ids, _log) = store(&[0, 1], slots, seed);
-        store.set_rates(&[1.0, 0.5]);
+        store.set_rates(&[1.0, 0.5].map(Rate::of_all));
         sweep_then(&mut store, (ids[1], 1), Some(ids[0]));
         store.feed();
         // Fewer slots stay while a model is on its way out, as if its place were needed for something else.
@@ -192,7 +193,7 @@ fn a_model_goes_with_its_reads_in_flight_and_another_comes() {
             !ids.contains(&third),
             "the name of a model that is gone is not given again"
         );
-        store.set_rates(&[0.5, 1.0]);
+        store.set_rates(&[0.5, 1.0].map(Rate::of_all));
         for (id, model) in [(third, 2), (ids[1], 1), (third, 2)] {
             sweep(&mut store, id, model);
         }
@@ -203,7 +204,7 @@ fn a_model_goes_with_its_reads_in_flight_and_another_comes() {
 #[test]
 fn a_removal_that_fails_changes_nothing() {
     let (mut store, ids, _log) = store(&[0, 1], 30, 3);
-    store.set_rates(&[1.0, 0.5]);
+    store.set_rates(&[1.0, 0.5].map(Rate::of_all));
     sweep(&mut store, ids[0], 0);
     let refused = |_: &[airstream::io::Region]| {
         Err(airstream::Error::new(

@@ -253,9 +253,12 @@ impl Engine {
     fn take_turn(&mut self, place: usize) {
         let next = self.next.take();
         let next = self.hosted.iter().position(|h| Some(h.id) == next);
-        self.store.set_rates(self.demand.begin(place, next));
-        let next = next.map(|next| self.hosted[next].id);
-        self.store.begin_sweep(self.hosted[place].id, next);
+        let plan = self.store.residency();
+        let missing = plan.given_up() as f32 / plan.tiles() as f32;
+        let next = self.demand.begin(place, next, missing);
+        self.store.set_rates(self.demand.rates());
+        let [now, next] = [place, next].map(|place| self.hosted[place].id);
+        self.store.begin_sweep(now, Some(next));
     }
 
     /// Fills free memory with weights while nobody asks for anything; says whether reads are still in flight. Never
@@ -297,15 +300,25 @@ impl Engine {
         hosted
             .model
             .sweep(rows, &mut hosted.sessions, &mut self.store, &self.device)?;
+        let took = began.elapsed();
         if let Some(pace) = &self.pace {
-            pace.swept(began.elapsed());
+            pace.swept(took);
         }
         let after = self.store.counters();
+        let (stalled, read_bytes) = (
+            after.stalled - before.stalled,
+            after.read_bytes - before.read_bytes,
+        );
+        self.demand.end(
+            place,
+            stalled.as_secs_f32() / took.as_secs_f32().max(f32::EPSILON),
+            read_bytes as f32 / self.hosted[place].model.matrices().sweep_bytes() as f32,
+        );
         spent.rows += rows.len() as u64;
         spent.sweeps += 1;
         spent.time += start.elapsed();
-        spent.stalled += after.stalled - before.stalled;
-        spent.read_bytes += after.read_bytes - before.read_bytes;
+        spent.stalled += stalled;
+        spent.read_bytes += read_bytes;
         Ok(())
     }
 

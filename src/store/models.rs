@@ -9,6 +9,7 @@ use super::{Phase, Store, TileState, tile_uses};
 use crate::error::Result;
 use crate::format::tile::{Matrix, Tile};
 use crate::io::{Io, Region};
+use crate::residency::Rate;
 
 /// Names a model for as long as the process runs; never given to another one later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -167,8 +168,8 @@ impl Store {
         self.models[self.sweeping].matrices.start as usize
     }
 
-    /// Says how often each model is swept, in the order in which they came; between sweeps. Allocates nothing.
-    pub fn set_rates(&mut self, rates: &[f32]) {
+    /// Says what is expected of each model, in the order in which they came; between sweeps. Allocates nothing.
+    pub fn set_rates(&mut self, rates: &[Rate]) {
         assert!(self.acquired.is_empty(), "the plan changes between passes");
         if self.residency.set_rates(rates) {
             self.restart_ahead();
