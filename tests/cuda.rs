@@ -11,7 +11,7 @@ mod support;
 use std::path::Path;
 
 use airstream::device::DeviceChoice;
-use airstream::engine::{Engine, ModelId, ModelOptions, Options, Row, Spent};
+use airstream::engine::{Engine, ModelId, ModelOptions, Options, Precision, Row, Spent};
 use airstream::error::Result;
 use airstream::format::quant::QuantType;
 use fake_gpu::FakeGpu;
@@ -27,6 +27,7 @@ fn options(rows: usize, context: usize) -> Options {
             rows: Some(rows),
             logits_rows: rows,
             sessions: 2,
+            ..ModelOptions::default()
         },
         device: DeviceChoice::Cpu,
         threads: Some(1),
@@ -237,6 +238,22 @@ fn what_the_gpu_fails_at_fails_the_sweep_and_all_after_it() {
         Some(Box::new(gpu)),
     );
     assert!(opened.is_err(), "the first launch is part of opening");
+}
+
+#[test]
+fn activations_of_8_bits_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model.gguf");
+    write(&SynthSpec::new(Arch::Llama, QuantType::Q4_0, 2), &model).expect("it can be written");
+    let Some(gpu) = FakeGpu::new(1) else { return };
+    let options = options(8, 64);
+    let wishes = ModelOptions {
+        activations: Precision::Bits8,
+        ..options.model.clone()
+    };
+    let opened = Engine::new_on(&[(model, wishes)], &options, Some(Box::new(gpu)));
+    let error = opened.err().expect("no kernel does it").to_string();
+    assert!(error.contains("--device cpu"), "{error}");
 }
 
 #[test]

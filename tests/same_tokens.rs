@@ -7,7 +7,7 @@ mod greedy;
 #[path = "support/models.rs"]
 mod models;
 
-use airstream::engine::{ModelId, ModelOptions, Options, Row, Spent};
+use airstream::engine::{ModelId, ModelOptions, Options, Precision, Row, Spent};
 use engine::open;
 use greedy::{argmax, greedy};
 
@@ -18,9 +18,14 @@ fn prompt() -> Vec<u32> {
 }
 
 fn options() -> Options {
+    at(Precision::default())
+}
+
+fn at(activations: Precision) -> Options {
     Options {
         model: ModelOptions {
             context: Some(256),
+            activations,
             ..ModelOptions::default()
         },
         threads: Some(2),
@@ -78,6 +83,29 @@ fn budget_threads_and_chunks_do_not_change_the_tokens() {
             limited,
             "{name}"
         );
+    }
+}
+
+#[test]
+fn nor_do_they_with_activations_of_8_bits() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let options = at(Precision::Bits8);
+    let expected = greedy(&mut open(&model, &options), &prompt(), TOKENS);
+    let memory = std::fs::metadata(&model).expect("the model is there").len() * 6 / 10;
+    for (threads, rows) in [(1, 7), (2, 64), (3, 1)] {
+        let options = Options {
+            model: ModelOptions {
+                rows: Some(rows),
+                ..options.model.clone()
+            },
+            memory: Some(memory),
+            threads: Some(threads),
+            ..options.clone()
+        };
+        let got = greedy(&mut open(&model, &options), &prompt(), TOKENS);
+        assert_eq!(got, expected, "{threads} threads, chunks of {rows}");
     }
 }
 

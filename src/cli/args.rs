@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::device::DeviceChoice;
 use crate::device::cpu::Isa;
-use crate::engine::{Engine, ModelOptions, Options};
+use crate::engine::{Engine, ModelOptions, Options, Precision};
 use crate::error::Result;
 use crate::io::Backend;
 
@@ -25,6 +25,11 @@ pub struct EngineArgs {
     /// What computes: the CPU, an NVIDIA GPU, or auto: the GPU if there is one that can.
     #[arg(long, value_name = "auto|cpu|cuda", default_value = "auto")]
     device: DeviceChoice,
+    /// Bits that activations are rounded to before they are multiplied with weights: 12, or 8 as in llama.cpp. With 8
+    /// the processor reads prompts 1.2 to 1.5 times as fast, and a small model's distribution moves by a KL divergence
+    /// of 0.003 to 0.005.
+    #[arg(long, value_name = "8|12", default_value_t)]
+    activations: Precision,
     /// Threads that compute. Default: as many as this process may use.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
@@ -51,6 +56,7 @@ impl EngineArgs {
             model: ModelOptions {
                 context: self.ctx.map(|c| c as usize),
                 rows: self.rows,
+                activations: self.activations,
                 ..ModelOptions::default()
             },
             device: self.device,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::report;
 use crate::arena::Reservation;
 use crate::device::cpu::{
-    Activations, AttentionRow, Cpu, Isa, Kinds, KvLayout, RopePairing, TileView, fastest,
+    Activations, AttentionRow, Cpu, Isa, Kinds, KvLayout, Precision, RopePairing, TileView, fastest,
 };
 use crate::engine::{Loaded, Options, threads};
 use crate::error::Result;
@@ -22,8 +22,6 @@ use crate::text::{Sampler, SamplerOptions, SamplerScratch};
 const BUFFER_BYTES: usize = 192 << 20;
 /// Weights for batches: their time is in the products.
 const BATCH_BYTES: usize = 4 << 20;
-/// Dot products per weight and activation of a batch: three for two rows.
-const DOTS: f64 = 1.5;
 const CONTEXT: usize = 4096;
 /// Neither zero nor a subnormal number in any weight type.
 const FILL: u8 = 0x11;
@@ -60,6 +58,7 @@ pub fn run(file: &Path, options: &Options, json: bool) -> Result<()> {
     let config = &loaded.config;
     let row_bytes = QuantType::F32.row_bytes(config.dim.max(config.ff).max(config.q_dim()));
     let isa = options.isa.unwrap_or_else(Isa::detect);
+    let precision = options.model.activations;
     let cpu = Cpu::new(threads(options), isa, row_bytes)?;
     // Of huge pages, as the engine's arena is.
     let mut buffer = Reservation::new(BUFFER_BYTES)?.carve::<u64>(BUFFER_BYTES / 8)?;
@@ -79,16 +78,15 @@ pub fn run(file: &Path, options: &Options, json: bool) -> Result<()> {
                 &mut buffer,
                 qtype,
                 config.dim,
-                batch,
-                read,
-                dot,
+                (batch, precision),
+                (read, dot),
             ));
         }
     }
     let attention = attention(&cpu, &mut buffer, loaded.config.clone(), read);
     let attention_share = attention.microseconds * 1e-6 * layers as f64 / sweep_s;
     ops.push(attention);
-    let small = small_ops(&cpu, &loaded);
+    let small = small_ops(&cpu, &loaded, precision);
     let small_us: f64 = small
         .iter()
         .filter_map(|op| Some(op.microseconds * op.calls_per_sweep? as f64))
@@ -118,9 +116,8 @@ fn matmul(
     buffer: &mut [u64],
     qtype: QuantType,
     cols: usize,
-    batch: usize,
-    read: f64,
-    dot: f64,
+    (batch, precision): (usize, Precision),
+    (read, dot): (f64, f64),
 ) -> Op {
     let bytes = if batch == 1 {
         BUFFER_BYTES
@@ -129,9 +126,10 @@ fn matmul(
     };
     let rows = bytes / qtype.row_bytes(cols) / 16 * 16;
     let kinds = Kinds::of(qtype);
-    let mut memory = vec![0_u64; Activations::bytes(batch, cols, kinds).div_ceil(8)];
+    let mut memory = vec![0_u64; Activations::bytes(batch, cols, kinds, precision).div_ceil(8)];
     // SAFETY: the memory lives longer than the view and is used by nothing else.
-    let mut x = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+    let mut x =
+        unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8, precision) };
     cpu.quantize(&vec![0.5; batch * cols], cols, kinds, &mut x);
     let mut out = vec![0.0_f32; batch * rows];
     let tile = TileView {
@@ -151,7 +149,7 @@ fn matmul(
     let dots = if qtype.block_values() == 1 {
         0.0
     } else {
-        DOTS * (batch * rows * cols) as f64
+        precision.products() * (batch * rows * cols) as f64
     };
     Op {
         name: format!("product {} x {batch} rows ({rows} x {cols})", qtype.name()),
@@ -209,7 +207,7 @@ fn attention(cpu: &Cpu, buffer: &mut [u64], config: crate::model::config::Config
 }
 
 /// What one decode row takes beside products and attention.
-fn small_ops(cpu: &Cpu, loaded: &Loaded) -> Vec<Op> {
+fn small_ops(cpu: &Cpu, loaded: &Loaded, precision: Precision) -> Vec<Op> {
     let config = &loaded.config;
     let layers = config.layers.len();
     let (dim, q_dim, kv_dim, ff) = (config.dim, config.q_dim(), config.kv_dim(), config.ff);
@@ -259,13 +257,14 @@ fn small_ops(cpu: &Cpu, loaded: &Loaded) -> Vec<Op> {
         ("quantize ff", ff, layers),
     ] {
         let kinds = if cols.is_multiple_of(256) {
-            Kinds::Q12_256
+            Kinds::BLOCKS_256
         } else {
-            Kinds::Q12_32
+            Kinds::BLOCKS_32
         };
-        let mut memory = vec![0_u64; Activations::bytes(1, cols, kinds).div_ceil(8)];
+        let mut memory = vec![0_u64; Activations::bytes(1, cols, kinds, precision).div_ceil(8)];
         // SAFETY: the memory lives longer than the view and is used by nothing else.
-        let mut x = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+        let mut x =
+            unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8, precision) };
         time(name, calls, &mut || {
             cpu.quantize(&b[..cols], cols, kinds, &mut x)
         });

@@ -13,10 +13,10 @@ use super::pool::Pool;
 use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Row, threads};
 use crate::arena::Reservation;
 use crate::device::Device;
-use crate::device::cpu::{Cpu, Isa};
+use crate::device::cpu::{Cpu, Isa, Precision};
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::{Cuda, Sizes};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::format::tile;
 use crate::io::{self, Access, Files, Io, Region};
 use crate::model::forward::Model;
@@ -259,6 +259,16 @@ impl Engine {
         files: Arc<Files>,
         wishes: &ModelOptions,
     ) -> Result<ModelId> {
+        if matches!(self.device, Device::Cuda(_)) && wishes.activations != Precision::Bits12 {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "the GPU's kernels do not round activations to {} bits",
+                    wishes.activations
+                ),
+                "leave activations at 12 bits, or give --device cpu",
+            ));
+        }
         let Loaded {
             gguf,
             config,

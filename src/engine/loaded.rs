@@ -7,7 +7,7 @@ use super::plan::{Plan, Request};
 use super::pool::{self, Pool, Subject};
 use crate::board::detect::memory_available;
 use crate::device::DeviceChoice;
-use crate::device::cpu::{Cpu, Isa};
+use crate::device::cpu::{Cpu, Isa, Precision};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::io::Backend;
@@ -28,6 +28,8 @@ pub struct ModelOptions {
     pub rows: Option<usize>,
     /// Rows that want logits in one sweep.
     pub logits_rows: usize,
+    /// How finely activations are rounded before they are multiplied with weights. The tokens depend on it.
+    pub activations: Precision,
 }
 
 impl Default for ModelOptions {
@@ -37,6 +39,7 @@ impl Default for ModelOptions {
             sessions: 1,
             rows: None,
             logits_rows: 1,
+            activations: Precision::default(),
         }
     }
 }
@@ -159,6 +162,7 @@ impl Loaded {
             sessions: wishes.sessions,
             rows: wishes.rows,
             logits_rows: wishes.logits_rows,
+            activations: wishes.activations,
             threads: threads(options),
             gpu,
             tokenizer_bytes: self.tokenizer.as_ref().map_or(0, Tokenizer::table_bytes),

@@ -34,6 +34,7 @@ use crate::trace::Trace;
 
 use demand::Demand;
 
+pub use crate::device::cpu::Precision;
 pub use crate::model::forward::Row;
 pub use crate::store::ModelId;
 pub use hosting::Share;

@@ -1,7 +1,7 @@
 //! How a memory budget is divided for a model: a pure function from its shape and the budget to every line.
 
 use crate::arena::PAGE_BYTES;
-use crate::device::cpu::{Kinds, KvLayout};
+use crate::device::cpu::{Kinds, KvLayout, Precision};
 use crate::device::cuda::Sizes;
 use crate::error::{Error, Kind, Result};
 use crate::format::tile::{self, Tile};
@@ -40,6 +40,8 @@ pub struct Request {
     pub rows: Option<usize>,
     /// Rows that want logits in one sweep.
     pub logits_rows: usize,
+    /// How finely activations are rounded.
+    pub activations: Precision,
     /// Threads that compute.
     pub threads: usize,
     /// A GPU computes, in the same memory.
@@ -267,6 +269,7 @@ impl Own {
         let limits_of = |rows: usize| BatchLimits {
             rows,
             logits_rows: request.logits_rows.min(rows),
+            activations: request.activations,
         };
         let rows_allowed = |rows: usize| {
             let (_, buffers, _) = Model::carved_bytes(config, matrices, limits_of(rows));

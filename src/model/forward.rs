@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 use crate::arena::{Reservation, Span};
 use crate::device::Device;
-use crate::device::cpu::{Activations, AttentionRow, KvLayout, KvRow, TileView};
+use crate::device::cpu::{Activations, AttentionRow, KvLayout, KvRow, Precision, TileView};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::model::config::Config;
@@ -31,13 +31,15 @@ pub struct Row {
     pub logits: bool,
 }
 
-/// How large the batches are that the buffers are made for.
+/// How large the batches are that the buffers are made for, and how finely their rows are rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
     /// Rows in a sweep.
     pub rows: usize,
     /// Rows of a sweep that want logits.
     pub logits_rows: usize,
+    /// How finely activations are rounded.
+    pub activations: Precision,
 }
 
 /// A model ready to run: its small vectors, the plan of its matrices and the buffers of a sweep.
@@ -112,9 +114,12 @@ impl Model {
         };
         let (cos, sin) = (angles()?, angles()?);
         let logits = floats(limits.logits_rows * config.vocab)?;
-        let mut quantized = arena.carve::<u8>(plan.activation_bytes(&config, rows))?;
+        let mut quantized =
+            arena.carve::<u8>(plan.activation_bytes(&config, rows, limits.activations))?;
         // SAFETY: the span is moved into the model with the view, nobody else has it, and spans are aligned to 64.
-        let activations = unsafe { Activations::new(quantized.as_mut_ptr(), quantized.len()) };
+        let activations = unsafe {
+            Activations::new(quantized.as_mut_ptr(), quantized.len(), limits.activations)
+        };
         let frequencies = config
             .ropes
             .iter()
@@ -169,7 +174,11 @@ impl Model {
             + 2 * of(rows * config.kv_dim())
             + 2 * of(rows * config.ff)
             + 2 * config.ropes.len() * of(rows * config.rope_dims / 2)
-            + Reservation::carved_size::<u8>(plan.activation_bytes(config, rows));
+            + Reservation::carved_size::<u8>(plan.activation_bytes(
+                config,
+                rows,
+                limits.activations,
+            ));
         (
             Vectors::bytes(config),
             buffers,

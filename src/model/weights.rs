@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use crate::arena::{Reservation, Span};
-use crate::device::cpu::{Activations, Kinds};
+use crate::device::cpu::{Activations, Kinds, Precision};
 use crate::error::{Error, Kind, Result};
 use crate::format::checksum::{self, Seen};
 use crate::format::gguf::{Gguf, TensorInfo};
@@ -106,7 +106,7 @@ impl MatrixPlan {
     }
 
     /// Bytes of quantized rows, enough for every group of matrices.
-    pub fn activation_bytes(&self, config: &Config, rows: usize) -> usize {
+    pub fn activation_bytes(&self, config: &Config, rows: usize, precision: Precision) -> usize {
         let groups = self.layers.iter().flat_map(|layer| {
             [
                 (config.dim, layer.q..layer.q + 3),
@@ -117,7 +117,7 @@ impl MatrixPlan {
         });
         groups
             .chain([(config.dim, self.head..self.head + 1)])
-            .map(|(cols, matrices)| Activations::bytes(rows, cols, self.kinds(matrices)))
+            .map(|(cols, matrices)| Activations::bytes(rows, cols, self.kinds(matrices), precision))
             .max()
             .unwrap_or(0)
     }

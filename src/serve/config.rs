@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::engine::Precision;
 use crate::error::{Error, Kind, Result};
 use crate::units::parse_size;
 
@@ -58,9 +59,19 @@ pub struct Model {
     pub priority: u8,
     /// Positions of a session.
     pub context: Option<u32>,
+    /// Bits that activations are rounded to.
+    #[serde(default)]
+    pub activations: Precision,
     /// When it is loaded.
     #[serde(default)]
     pub load: Load,
+}
+
+impl Model {
+    /// What cannot change while it is loaded.
+    pub(super) fn engine_part(&self) -> (&Path, Option<u32>, Precision) {
+        (&self.path, self.context, self.activations)
+    }
 }
 
 /// When a model is loaded.

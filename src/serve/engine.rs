@@ -34,6 +34,7 @@ fn wishes(config: &Config, model: &Model) -> ModelOptions {
         context: model.context.map(|context| context as usize),
         sessions: config.limits.sessions,
         logits_rows: config.limits.sessions,
+        activations: model.activations,
         ..ModelOptions::default()
     }
 }
@@ -294,7 +295,7 @@ impl Answering {
         for old in self.models.clone() {
             let mut models = config.models.iter().map(|model| model.as_ref());
             match models.find(|new| new.name == old.name) {
-                Some(new) if new.path == old.path && new.context == old.context => {
+                Some(new) if new.engine_part() == old.engine_part() => {
                     told(self.scheduler.set_priority(&new.name, new.priority));
                     self.worker.set_model_state(&new.name, ModelState::Ready);
                 }

@@ -4,7 +4,7 @@ use super::launch::launch;
 use super::shim::Shim;
 use super::weights::{Rng, random_blocks};
 use super::{ORDERS, assert_same, cpu, floats};
-use airstream::device::cpu::{Activations, Kinds, TileView};
+use airstream::device::cpu::{Activations, Kinds, Precision, TileView};
 use airstream::format::quant::{QuantType, dequantize_row};
 
 /// `Tile` of `kernels/weights.h`.
@@ -54,9 +54,16 @@ impl Weights {
 fn on_cpu(qtype: QuantType, weights: &[u8], cols: usize, x: &[f32]) -> Vec<f32> {
     let (rows, batch) = (weights.len() / qtype.row_bytes(cols), x.len() / cols);
     let cpu = cpu();
-    let mut memory = vec![0_u64; Activations::bytes(batch, cols, Kinds::ALL).div_ceil(8)];
+    let mut memory =
+        vec![0_u64; Activations::bytes(batch, cols, Kinds::ALL, Precision::Bits12).div_ceil(8)];
     // SAFETY: the memory outlives the view and nothing else uses it.
-    let mut view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+    let mut view = unsafe {
+        Activations::new(
+            memory.as_mut_ptr().cast(),
+            memory.len() * 8,
+            Precision::Bits12,
+        )
+    };
     cpu.quantize(x, cols, Kinds::of(qtype), &mut view);
     let (mut weights, mut out) = (weights.to_vec(), vec![f32::NAN; batch * rows]);
     let tile = TileView {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use airstream::arena::Reservation;
-use airstream::device::cpu::RopePairing;
+use airstream::device::cpu::{Precision, RopePairing};
 use airstream::engine::plan::{Plan, Request};
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Matrix, Use};
@@ -147,6 +147,7 @@ impl Shape {
             sessions: 1,
             rows: None,
             logits_rows: 1,
+            activations: Precision::default(),
             threads: 2,
             gpu: false,
             tokenizer_bytes: 4 << 20,

@@ -10,11 +10,13 @@ use super::strip::StripFn;
 
 /// Functions compiled for one instruction set. To call one, the processor must have it.
 pub(super) struct Kernels {
-    /// By weight type (`QuantType as usize`), then for panels of 1, 2, 4 and 8 rows.
-    pub strips: [[StripFn; 4]; 13],
+    /// By weight type (`QuantType as usize`) and `Precision`, then for panels of 1, 2, 4 and 8 rows.
+    pub strips: [[[StripFn; 4]; 2]; 13],
     pub pack_strip: PackFn,
-    pub quantize_32: QuantizeFn,
-    pub quantize_256: QuantizeFn,
+    /// By `Precision`.
+    pub quantize_32: [QuantizeFn; 2],
+    /// By `Precision`.
+    pub quantize_256: [QuantizeFn; 2],
     pub norm: NormFn,
     pub add: BinaryFn,
     pub silu_mul: BinaryFn,
@@ -51,7 +53,11 @@ macro_rules! compiled_strip {
     ) => {
         // SAFETY: this function asks of its caller what `StripFn` asks.
         $(#[$attribute])*
-        unsafe fn $name<C: $codec<$first> $(+ $codec<$part>)*, const R: usize>(
+        unsafe fn $name<
+            C: $codec<$first> $(+ $codec<$part>)*,
+            const R: usize,
+            const BITS: u32
+        >(
             p: *const u8,
             cols: usize,
             panel: *const u8,
@@ -73,8 +79,8 @@ macro_rules! compiled_strip {
                 let cols = run.min(left);
                 // SAFETY: as above; the runs are one behind the other.
                 unsafe {
-                    let behind = strip::$name::<$first, C, R>(place, cols, &mut sums);
-                    $(strip::$name::<$part, C, R>(place, cols, &mut sums);)*
+                    let behind = strip::$name::<$first, C, R, BITS>(place, cols, &mut sums);
+                    $(strip::$name::<$part, C, R, BITS>(place, cols, &mut sums);)*
                     place = behind;
                 }
                 left -= cols;
@@ -99,6 +105,7 @@ macro_rules! kernels {
             use crate::device::cpu::codec_32::{self as c32, Codec32};
             use crate::device::cpu::codec_256::{self as c256, Codec256};
             use crate::device::cpu::kernels::{Kernels, compiled, compiled_strip};
+            use crate::device::cpu::precision::{BITS_8, BITS_12};
             use crate::device::cpu::strip::{self, CodecFloat};
             use crate::device::cpu::{measure, pack, quantize, small_ops};
             use crate::format::quant::QuantType;
@@ -114,15 +121,15 @@ macro_rules! kernels {
             }
             compiled! {
                 $(#[$attribute])*
-                fn quantize_32[](
+                fn quantize_32[const BITS: u32](
                     x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize
-                ) = quantize::quantize_32::<$vector>
+                ) = quantize::quantize_32::<$vector, BITS>
             }
             compiled! {
                 $(#[$attribute])*
-                fn quantize_256[](
+                fn quantize_256[const BITS: u32](
                     x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize
-                ) = quantize::quantize_256::<$vector>
+                ) = quantize::quantize_256::<$vector, BITS>
             }
             compiled! {
                 $(#[$attribute])*
@@ -174,10 +181,19 @@ macro_rules! kernels {
                 fn dots[](rounds: usize, a: *const i8, out: *mut u8) = measure::dots::<$vector>
             }
 
-            /// The kernels of one codec for 1, 2, 4 and 8 rows.
+            /// The kernels of one codec for 1, 2, 4 and 8 rows, of each precision. Floats have but one.
             macro_rules! rows {
+                (floats, $codec:ty) => { [rows!(floats, $codec, BITS_12); 2] };
                 ($kernel:ident, $codec:ty) => {
-                    [$kernel::<$codec, 1>, $kernel::<$codec, 2>, $kernel::<$codec, 4>, $kernel::<$codec, 8>]
+                    [rows!($kernel, $codec, BITS_8), rows!($kernel, $codec, BITS_12)]
+                };
+                ($kernel:ident, $codec:ty, $bits:ident) => {
+                    [
+                        $kernel::<$codec, 1, $bits> as strip::StripFn,
+                        $kernel::<$codec, 2, $bits>,
+                        $kernel::<$codec, 4, $bits>,
+                        $kernel::<$codec, 8, $bits>,
+                    ]
                 };
             }
 
@@ -199,8 +215,8 @@ macro_rules! kernels {
                     rows!(blocks_256, c256::Q6K),
                 ],
                 pack_strip,
-                quantize_32,
-                quantize_256,
+                quantize_32: [quantize_32::<BITS_8>, quantize_32::<BITS_12>],
+                quantize_256: [quantize_256::<BITS_8>, quantize_256::<BITS_12>],
                 norm,
                 add,
                 silu_mul,

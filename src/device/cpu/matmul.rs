@@ -300,6 +300,7 @@ impl Job<'_> {
     unsafe fn multiply(&self, tile: &TileView, packed: *const u8, first: usize, end: usize) {
         let strip_bytes = STRIP_ROWS * tile.row_bytes();
         let kind = Kinds::of(tile.qtype);
+        let kernels = self.kernels.strips[tile.qtype as usize][self.x.precision() as usize];
         let chunk = if self.x.rows() > PANEL_ROWS {
             CHUNK_COLS
         } else {
@@ -309,7 +310,7 @@ impl Job<'_> {
             let cols = chunk.min(tile.cols - col);
             let packed = packed.wrapping_add(STRIP_ROWS * tile.qtype.row_bytes(col));
             for (first_row, width) in panels(self.x.rows()) {
-                let kernel = self.kernels.strips[tile.qtype as usize][width.ilog2() as usize];
+                let kernel = kernels[width.ilog2() as usize];
                 let panel = self.x.panel(kind, first_row, width, col);
                 for strip in first..end {
                     let rows = (tile.rows - strip * STRIP_ROWS).min(STRIP_ROWS);

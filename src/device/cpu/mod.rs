@@ -28,6 +28,7 @@ mod ops;
 mod pack;
 mod pool;
 mod portable;
+mod precision;
 mod quantize;
 mod small_ops;
 mod strip;
@@ -44,6 +45,7 @@ pub use matmul::{Inspect, TileView};
 pub use measure::fastest;
 pub use ops::RopePairing;
 pub use pack::unpack_row;
+pub use precision::Precision;
 
 use crate::error::{Error, Kind, Result};
 use kernels::Kernels;

@@ -40,7 +40,7 @@ impl Cpu {
         assert!(x.len().is_multiple_of(cols));
         let rows = x.len() / cols;
         into.shape(rows, cols, kinds);
-        let into = &*into;
+        let (into, precision) = (&*into, into.precision() as usize);
         // Two rows at a time, which share a part of their integers; the last one may be single.
         self.split(rows.div_ceil(2), 2 * cols, &|first, count| {
             let (first, end) = (2 * first, rows.min(2 * (first + count)));
@@ -54,8 +54,8 @@ impl Cpu {
                             unsafe { quantize(x, cols, panel, width, row - panel_row) }
                         }
                     };
-                    put(Kinds::Q12_32, kernels.quantize_32);
-                    put(Kinds::Q12_256, kernels.quantize_256);
+                    put(Kinds::BLOCKS_32, kernels.quantize_32[precision]);
+                    put(Kinds::BLOCKS_256, kernels.quantize_256[precision]);
                     put(Kinds::F32, copy_f32);
                 }
             }

@@ -1,15 +1,14 @@
-//! Activations to integers of 12 bits in parts of 8 (`activations` says why and how).
+//! Activations to integers of 8 or 12 bits in parts of 8 (`precision` says why and how).
 //!
-//! The scale of a block is its largest magnitude / 1768; values go to the
+//! The scale of a block is its largest magnitude / 127 or 1768; values go to the
 //! nearest integer, halves to even.
 #![allow(unsafe_code)]
 // Kernels are unsafe through and through, each for the one reason given at `QuantizeFn`.
 #![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Blocks run through several arrays and spans.
 
-use super::activations::{
-    FINE_BITS, MINUS_SUMS_OFFSET, Q_MAX, SECOND, block_32_bytes, block_256_bytes, run_bytes,
-};
+use super::activations::{MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes};
+use super::precision::{BITS_8, FINE_BITS, SECOND, q_max, shape};
 use super::vector::{Vector, abs, lanes};
 
 /// Quantizes the one row of a panel, or two rows of a larger one: (values, cols, panel, rows in the
@@ -103,6 +102,19 @@ unsafe fn put_single<V: Vector>(q: V::I, to: *mut u8) -> [V::I; 3] {
     [coarse, fine, V::splat(0)]
 }
 
+/// 16 integers of each of the panel's first `rows` rows of 8 bits, 32 bytes apart.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn put_bytes<V: Vector>(a: V::I, b: V::I, rows: usize, to: *mut u8) -> [V::I; 3] {
+    V::store_bytes(a, to.cast());
+    if rows > 1 {
+        V::store_bytes(b, to.add(32).cast());
+    }
+    [a, b, V::splat(0)]
+}
+
 /// 16 integers of each of two rows in three parts, 32 bytes apart; the parts.
 ///
 /// # Safety
@@ -125,11 +137,11 @@ const NOTHING: f32 = 1e-30;
 
 /// What values are multiplied with to become integers, and the scale that undoes it.
 #[inline(always)]
-fn factor_and_scale(largest: f32) -> (f32, f32) {
+fn factor_and_scale(largest: f32, bits: u32) -> (f32, f32) {
     if largest < NOTHING {
         (0.0, 0.0)
     } else {
-        (Q_MAX / largest, largest / Q_MAX)
+        (q_max(bits) / largest, largest / q_max(bits))
     }
 }
 
@@ -144,14 +156,22 @@ struct Quantized {
 impl Quantized {
     /// The sum of the `i`-th 16 integers of row `r`, in a panel of `rows` rows.
     #[inline(always)]
-    fn sum(&self, rows: usize, r: usize, i: usize) -> i32 {
+    fn sum<const BITS: u32>(&self, rows: usize, r: usize, i: usize) -> i32 {
         let [x, y, z] = [0, 1, 2].map(|part: usize| self.sums[part][i]);
-        match (rows, r) {
-            (1, _) => FIRST * x + y,
-            (_, 0) => FIRST * x + z,
+        match (BITS, rows, r) {
+            (BITS_8, _, 0) => x,
+            (BITS_8, ..) => y,
+            (_, 1, _) => FIRST * x + y,
+            (_, _, 0) => FIRST * x + z,
             _ => SECOND * y + z,
         }
     }
+}
+
+/// Which of a panel's parts is the first one of row `row`, the first one of two.
+const fn first_part(rows: usize, row: usize, bits: u32) -> usize {
+    let (groups, parts_each) = shape(rows, bits);
+    row * groups / rows * parts_each
 }
 
 /// Quantizes up to 256 columns; `block` columns share a scale. Runs of 32 go `run_stride` bytes apart.
@@ -159,7 +179,7 @@ impl Quantized {
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-unsafe fn quantize_256_columns<V: Vector>(
+unsafe fn quantize_256_columns<V: Vector, const BITS: u32>(
     x: [*const f32; 2],
     cols: usize,
     block: usize,
@@ -180,19 +200,22 @@ unsafe fn quantize_256_columns<V: Vector>(
             let largest = largest[of_block.clone()]
                 .iter()
                 .fold(0.0, |a: f32, &b| if a > b { a } else { b });
-            let (factor, scale) = factor_and_scale(largest);
+            let (factor, scale) = factor_and_scale(largest, BITS);
             factors[r][of_block.clone()].fill(factor);
             scales[r][of_block].fill(scale);
         }
     }
     for i in 0..count {
-        let to = panel.add(i / 2 * run_stride + 16 * (i % 2));
-        let q = integers::<V>(x[0].add(16 * i), factors[0][i]);
-        let parts = if rows == 1 {
-            put_single::<V>(q, to)
-        } else {
-            let second = integers::<V>(x[1].add(16 * i), factors[1][i]);
-            put_pair::<V>(q, second, to.add(row / 2 * 96))
+        let to = panel.add(i / 2 * run_stride + 16 * (i % 2) + first_part(rows, row, BITS) * 32);
+        let a = integers::<V>(x[0].add(16 * i), factors[0][i]);
+        let b = match rows {
+            1 => V::splat(0),
+            _ => integers::<V>(x[1].add(16 * i), factors[1][i]),
+        };
+        let parts = match (BITS, rows) {
+            (BITS_8, _) => put_bytes::<V>(a, b, rows, to),
+            (_, 1) => put_single::<V>(a, to),
+            _ => put_pair::<V>(a, b, to),
         };
         for part in 0..3 {
             V::store(parts[part], squares[part][i].as_mut_ptr().cast());
@@ -211,7 +234,7 @@ unsafe fn quantize_256_columns<V: Vector>(
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-pub(super) unsafe fn quantize_32<V: Vector>(
+pub(super) unsafe fn quantize_32<V: Vector, const BITS: u32>(
     x: *const f32,
     cols: usize,
     mut panel: *mut u8,
@@ -219,21 +242,23 @@ pub(super) unsafe fn quantize_32<V: Vector>(
     row: usize,
 ) {
     for first in (0..cols).step_by(256) {
-        let (some, stride) = ((cols - first).min(256), block_32_bytes(rows));
+        let (some, stride) = ((cols - first).min(256), block_32_bytes(rows, BITS));
         let x = [x.add(first), x.wrapping_add(cols + first)];
-        let done = quantize_256_columns::<V>(x, some, 32, (panel, stride), (rows, row));
+        let done = quantize_256_columns::<V, BITS>(x, some, 32, (panel, stride), (rows, row));
         for block in 0..some / 32 {
-            let meta = panel.add(block * stride + run_bytes(rows));
+            let meta = panel.add(block * stride + run_bytes(rows, BITS));
             for r in 0..rows.min(2) {
                 let scale = done.scales[r][2 * block];
-                let sum = done.sum(rows, r, 2 * block) + done.sum(rows, r, 2 * block + 1);
+                let sum =
+                    done.sum::<BITS>(rows, r, 2 * block) + done.sum::<BITS>(rows, r, 2 * block + 1);
                 let to = meta.cast::<f32>().add(row + r);
                 to.write_unaligned(scale);
                 to.add(rows).write_unaligned(scale * sum as f32);
             }
-            let parts = if rows == 1 { 2 } else { 3 };
-            let minus_sums = meta.add(8 * rows).cast::<i32>().add(row / 2 * 3);
-            for part in 0..parts {
+            let minus_sums = meta.add(8 * rows).cast::<i32>();
+            let minus_sums = minus_sums.add(first_part(rows, row, BITS));
+            let (groups, parts_each) = shape(rows.min(2), BITS);
+            for part in 0..groups * parts_each {
                 let sum = done.sums[part][2 * block] + done.sums[part][2 * block + 1];
                 minus_sums
                     .add(part)
@@ -249,7 +274,7 @@ pub(super) unsafe fn quantize_32<V: Vector>(
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-pub(super) unsafe fn quantize_256<V: Vector>(
+pub(super) unsafe fn quantize_256<V: Vector, const BITS: u32>(
     x: *const f32,
     cols: usize,
     mut panel: *mut u8,
@@ -257,9 +282,9 @@ pub(super) unsafe fn quantize_256<V: Vector>(
     row: usize,
 ) {
     for first in (0..cols).step_by(256) {
-        let stride = run_bytes(rows);
+        let stride = run_bytes(rows, BITS);
         let x = [x.add(first), x.wrapping_add(cols + first)];
-        let done = quantize_256_columns::<V>(x, 256, 256, (panel, stride), (rows, row));
+        let done = quantize_256_columns::<V, BITS>(x, 256, 256, (panel, stride), (rows, row));
         for r in 0..rows.min(2) {
             let meta = panel.add(8 * stride);
             let scale = meta.cast::<f32>().add(row + r);
@@ -268,15 +293,15 @@ pub(super) unsafe fn quantize_256<V: Vector>(
             scale.write_unaligned(done.scales[r][0]);
             for i in 0..8 {
                 // 16 integers of 1768 at most fit 16 bits.
-                let low = done.sum(rows, r, 2 * i) as i16;
-                let high = done.sum(rows, r, 2 * i + 1) as i16;
+                let low = done.sum::<BITS>(rows, r, 2 * i) as i16;
+                let high = done.sum::<BITS>(rows, r, 2 * i + 1) as i16;
                 sums_32.add(pair_order(i)).write_unaligned(low);
                 sums_32.add(8 + pair_order(i)).write_unaligned(high);
                 sums_16.add(pair_order(2 * i)).write_unaligned(low);
                 sums_16.add(pair_order(2 * i + 1)).write_unaligned(high);
             }
         }
-        panel = panel.add(block_256_bytes(rows));
+        panel = panel.add(block_256_bytes(rows, BITS));
     }
 }
 

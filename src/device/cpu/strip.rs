@@ -3,7 +3,7 @@
 //! The arithmetic of an output, whatever R is: the weights' integers are dotted
 //! exactly with the activations' over 32 values (times their integer scales,
 //! over 256), for which the dot products of the activations' parts are put
-//! together (`activations`); then one chain of f32 fused multiply-adds runs over the blocks in
+//! together (`precision`); then one chain of f32 fused multiply-adds runs over the blocks in
 //! their order: for each block of 32 first the scaled dot product, then the
 //! minimum; for each block of 256 the other way round.
 #![allow(unsafe_code)]
@@ -11,11 +11,10 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop)] // Lanes and rows of several arrays run together.
 
-use super::activations::{
-    FINE_BITS, MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes,
-};
+use super::activations::{MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes};
 use super::codec_32::Codec32;
 use super::codec_256::Codec256;
+use super::precision::{BITS_8, FINE_BITS, shape};
 use super::vector::Vector;
 
 /// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's output to the next,
@@ -111,22 +110,23 @@ unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
     }
 }
 
-/// Dot products with the parts of R rows: coarse and fine of a single row, else x, y and z of each
-/// two rows, which take up the first half of the array.
+/// Dot products with the parts of R rows: the only one of each row, or coarse and fine of a single row,
+/// or x, y and z of each two rows. Groups and parts that a panel does not have are not used.
 type Parts<V, const R: usize> = [[<V as Vector>::I; 3]; R];
-
-/// Rows that share their parts, and parts that they have, in a panel of `rows` rows.
-const fn shape(rows: usize) -> (usize, usize) {
-    if rows == 1 { (1, 2) } else { (rows / 2, 3) }
-}
 
 /// The dot products of R rows from those of their parts.
 ///
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn whole<V: Vector, const R: usize>(parts: &Parts<V, R>) -> [V::I; R] {
+unsafe fn whole<V: Vector, const R: usize, const BITS: u32>(parts: &Parts<V, R>) -> [V::I; R] {
     let mut dots = [V::splat(0); R];
+    if BITS == BITS_8 {
+        for r in 0..R {
+            dots[r] = parts[r][0];
+        }
+        return dots;
+    }
     if R == 1 {
         dots[0] = V::add_i(V::shl(parts[0][0], FINE_BITS), parts[0][1]);
         return dots;
@@ -146,13 +146,16 @@ unsafe fn whole<V: Vector, const R: usize>(parts: &Parts<V, R>) -> [V::I; R] {
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn first_parts<V: Vector, const R: usize>(panel: *const u8, offset: i32) -> Parts<V, R> {
+unsafe fn first_parts<V: Vector, const R: usize, const BITS: u32>(
+    panel: *const u8,
+    offset: i32,
+) -> Parts<V, R> {
     let mut parts: Parts<V, R> = [[V::splat(0); 3]; R];
     if offset == 0 {
         return parts;
     }
-    let minus_sums = panel.add(run_bytes(R) + 8 * R).cast::<i32>();
-    let (groups, parts_each) = shape(R);
+    let minus_sums = panel.add(run_bytes(R, BITS) + 8 * R).cast::<i32>();
+    let (groups, parts_each) = shape(R, BITS);
     for group in 0..groups {
         for part in 0..parts_each {
             let minus_sum = minus_sums.add(group * parts_each + part);
@@ -172,17 +175,17 @@ unsafe fn first_parts<V: Vector, const R: usize>(panel: *const u8, offset: i32) 
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
+pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize, const BITS: u32>(
     (mut p, mut panel): Place,
     cols: usize,
     sums: &mut Sums<R>,
 ) -> Place {
     let mut acc = vectors::<V, R>(sums);
-    let (groups, parts_each) = shape(R);
+    let (groups, parts_each) = shape(R, BITS);
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
         let q = panel.cast::<i8>();
-        let mut parts = first_parts::<V, R>(panel, C::OFFSET);
+        let mut parts = first_parts::<V, R, BITS>(panel, C::OFFSET);
         if V::WEIGHTS_FIRST {
             let (mut low, mut high) = ([V::splat(0); 4], [V::splat(0); 4]);
             for j in 0..4 {
@@ -207,9 +210,9 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
                 }
             }
         }
-        let dots = whole::<V, R>(&parts);
-        let act_scales = panel.add(run_bytes(R)).cast::<f32>();
-        let scaled_sums = panel.add(run_bytes(R) + 4 * R).cast::<f32>();
+        let dots = whole::<V, R, BITS>(&parts);
+        let act_scales = panel.add(run_bytes(R, BITS)).cast::<f32>();
+        let scaled_sums = panel.add(run_bytes(R, BITS) + 4 * R).cast::<f32>();
         let (scale, min) = (C::scale(p), C::min(p));
         for r in 0..R {
             let act_scale = V::splat_f(act_scales.add(r).read_unaligned());
@@ -220,7 +223,7 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
             }
         }
         p = p.add(C::BYTES);
-        panel = panel.add(block_32_bytes(R));
+        panel = panel.add(block_32_bytes(R, BITS));
     }
     put_back::<V, R>(acc, sums);
     (p, panel)
@@ -231,7 +234,7 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize>(
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
+pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
     (mut p, mut panel): Place,
     cols: usize,
     sums: &mut Sums<R>,
@@ -239,7 +242,7 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
     let mut acc = vectors::<V, R>(sums);
     for _ in 0..cols / 256 {
         let q = panel.cast::<i8>();
-        let meta = panel.add(8 * run_bytes(R));
+        let meta = panel.add(8 * run_bytes(R, BITS));
         let act_scales = meta.cast::<f32>();
         // Pairs of sums: (where a row's are, how many, how often the same integers go with them).
         let (act_sums, pairs, times) = match C::SUB_VALUES {
@@ -265,12 +268,12 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
         for outer in 0..8 / C::INNER {
             let share = C::BYTES / (8 / C::INNER);
             prefetch::<V>(p.add(outer * share), share);
-            let q = q.add(outer * C::INNER * run_bytes(R));
-            run::<V, C, R>(p, &integers.scales, q, outer, 0, &mut dots);
-            run::<V, C, R>(p, &integers.scales, q, outer, 1, &mut dots);
+            let q = q.add(outer * C::INNER * run_bytes(R, BITS));
+            run::<V, C, R, BITS>(p, &integers.scales, q, outer, 0, &mut dots);
+            run::<V, C, R, BITS>(p, &integers.scales, q, outer, 1, &mut dots);
             if C::INNER == 4 {
-                run::<V, C, R>(p, &integers.scales, q, outer, 2, &mut dots);
-                run::<V, C, R>(p, &integers.scales, q, outer, 3, &mut dots);
+                run::<V, C, R, BITS>(p, &integers.scales, q, outer, 2, &mut dots);
+                run::<V, C, R, BITS>(p, &integers.scales, q, outer, 3, &mut dots);
             }
         }
         let scale = C::scale(p);
@@ -279,7 +282,7 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize>(
             acc[r] = V::fma(V::to_f(dots[r]), scale, acc[r]);
         }
         p = p.add(C::BYTES);
-        panel = panel.add(block_256_bytes(R));
+        panel = panel.add(block_256_bytes(R, BITS));
     }
     put_back::<V, R>(acc, sums);
     (p, panel)
@@ -301,7 +304,7 @@ fn forget(mut p: *const u8) -> *const u8 {
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
+unsafe fn run<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
     p: *const u8,
     scales: &[V::I; 4],
     q: *const i8,
@@ -309,14 +312,14 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
     inner: usize,
     dots: &mut [V::I; R],
 ) {
-    let q = q.add(inner * run_bytes(R));
+    let q = q.add(inner * run_bytes(R, BITS));
     let p = if R > 2 && !V::WEIGHTS_FIRST {
         forget(p)
     } else {
         p
     };
     let dwords = C::SUB_VALUES / 4;
-    let (groups, parts_each) = shape(R);
+    let (groups, parts_each) = shape(R, BITS);
     for sub in 0..32 / C::SUB_VALUES {
         let dwords = sub * dwords..(sub + 1) * dwords;
         let mut parts: Parts<V, R> = [[V::splat(0); 3]; R];
@@ -351,7 +354,7 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize>(
         if C::SCALE_OFFSET != 0 {
             scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
         }
-        let subs = whole::<V, R>(&parts);
+        let subs = whole::<V, R, BITS>(&parts);
         for r in 0..R {
             dots[r] = V::add_i(dots[r], V::mul_i(subs[r], scale));
         }
@@ -401,12 +404,12 @@ impl<V: Vector> CodecFloat<V> for BF16 {
     }
 }
 
-/// Float weights: one fused multiply-add per value, in order.
+/// Float weights: one fused multiply-add per value, in order. Nothing is rounded to `BITS`.
 ///
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-pub(super) unsafe fn floats<V: Vector, C: CodecFloat<V>, const R: usize>(
+pub(super) unsafe fn floats<V: Vector, C: CodecFloat<V>, const R: usize, const BITS: u32>(
     (mut p, panel): Place,
     cols: usize,
     sums: &mut Sums<R>,

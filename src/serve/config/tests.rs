@@ -33,6 +33,7 @@ fn the_default_file_is_sound_and_its_comments_tell_the_truth() {
 fn what_is_left_out_is_as_usual() {
     let config = parse(SMALL).expect("sound");
     assert_eq!(config.models[0].as_ref().priority, 1);
+    assert_eq!(config.models[0].as_ref().activations, Precision::Bits12);
     assert_eq!(config.sockets[0].as_ref().mode, Mode(0o660));
     assert_eq!(config.model(None), Some(0));
     assert_eq!(config.model(Some("b")), None);
@@ -75,6 +76,10 @@ fn errors_name_line_key_and_remedy() {
         (
             SMALL.replace("name = \"a\"", "name = \"a\"\npriority = 0"),
             "`priority` is 0",
+        ),
+        (
+            SMALL.replace("name = \"a\"", "name = \"a\"\nactivations = 9"),
+            "line 3: activations are rounded to 8 or 12 bits",
         ),
         (
             SMALL.replace("/run/a.sock", "a.sock"),

@@ -3,15 +3,27 @@
 
 use super::oracle::{self, Weights};
 use super::{Random, bits, devices};
-use crate::device::cpu::{Activations, Cpu, Kinds, TileView};
+use crate::device::cpu::{Activations, Cpu, Kinds, Precision, TileView};
 use crate::format::quant::QuantType;
 
 /// Memory for activations, and the view of it.
-fn activations(rows: usize, cols: usize, kinds: Kinds) -> (Vec<u64>, Activations) {
-    let mut memory = vec![0_u64; Activations::bytes(rows, cols, kinds).div_ceil(8)];
+fn activations(
+    rows: usize,
+    cols: usize,
+    kinds: Kinds,
+    precision: Precision,
+) -> (Vec<u64>, Activations) {
+    let bytes = Activations::bytes(rows, cols, kinds, precision);
+    let mut memory = vec![0_u64; bytes.div_ceil(8)];
     // SAFETY: the memory lives as long as the view and nothing else uses it.
-    let view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8) };
+    let view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8, precision) };
     (memory, view)
+}
+
+/// A device of each instruction set, at each precision.
+fn devices_and_precisions(threads: usize) -> impl Iterator<Item = (Cpu, Precision)> {
+    let precisions = Precision::ALL.into_iter();
+    precisions.flat_map(move |precision| devices(threads).map(move |cpu| (cpu, precision)))
 }
 
 /// A matrix in memory, cut into tiles of `tile_rows` rows; `data` starts `offset` bytes in.
@@ -77,9 +89,14 @@ impl Matrix {
     }
 }
 
-fn expected(qtype: QuantType, weights: &[u8], cols: usize, x: &[f32]) -> Vec<f32> {
+/// What the products of `weights` with `x` are, which stand at the precision of `view`.
+fn expected(qtype: QuantType, weights: &[u8], view: &Activations, x: &[f32]) -> Vec<f32> {
+    let (cols, precision) = (view.cols(), view.precision());
     let rows = weights.chunks_exact(qtype.row_bytes(cols));
-    let of = |x| rows.clone().map(move |row| oracle::dot(qtype, row, x));
+    let of = |x| {
+        rows.clone()
+            .map(move |row| oracle::dot(qtype, row, x, precision))
+    };
     x.chunks_exact(cols).flat_map(of).collect()
 }
 
@@ -102,7 +119,7 @@ fn hard_rows(rows: usize, cols: usize, random: &mut Random) -> Vec<f32> {
 #[test]
 fn products_are_the_oracles_bit_for_bit_on_every_instruction_set() {
     let mut random = Random(7);
-    for cpu in devices(2) {
+    for (cpu, precision) in devices_and_precisions(2) {
         for qtype in QuantType::ALL {
             let step = if qtype.block_values() == 256 { 256 } else { 32 };
             for (case, rows) in [1, 15, 16, 17, 50, 96].into_iter().enumerate() {
@@ -111,16 +128,16 @@ fn products_are_the_oracles_bit_for_bit_on_every_instruction_set() {
                 let weights = oracle::weights(qtype, rows, cols, kind, &mut random);
                 let batch = [1, 2, 3, 8, 13, 20][case];
                 let x = hard_rows(batch, cols, &mut random);
-                let (_memory, mut view) = activations(batch, cols, Kinds::ALL);
+                let (_memory, mut view) = activations(batch, cols, Kinds::ALL, precision);
                 cpu.quantize(&x, cols, Kinds::of(qtype), &mut view);
-                let expected = expected(qtype, &weights, cols, &x);
+                let expected = expected(qtype, &weights, &view, &x);
                 let offset = [0, 32, 2, 7][case % 4];
                 let mut matrix = Matrix::new(qtype, rows, cols, 32, offset, &weights);
                 for (packed, keep) in [(false, false), (false, true), (true, true), (true, false)] {
                     let got = matrix.multiply(&cpu, &view, packed, keep);
                     assert!(
                         bits(&got) == bits(&expected),
-                        "{} {} rows {rows} cols {cols} batch {batch} packed {packed} keep {keep}:\n{:?}\n{:?}",
+                        "{} {} {precision} bits rows {rows} cols {cols} batch {batch} packed {packed} keep {keep}:\n{:?}\n{:?}",
                         cpu.isa(),
                         qtype.name(),
                         &got[..rows.min(16)],
@@ -135,22 +152,22 @@ fn products_are_the_oracles_bit_for_bit_on_every_instruction_set() {
 #[test]
 fn extreme_weights_and_activations_overflow_nothing() {
     let mut random = Random(3);
-    for cpu in devices(1) {
+    for (cpu, precision) in devices_and_precisions(1) {
         for qtype in QuantType::ALL {
             for kind in [Weights::Ones, Weights::Zeros, Weights::Lowest] {
                 let (rows, cols) = (16, 512);
                 let weights = oracle::weights(qtype, rows, cols, kind, &mut random);
                 let mut x = vec![1e4; cols];
                 x.extend(vec![-1e4; cols]);
-                let (_memory, mut view) = activations(2, cols, Kinds::ALL);
+                let (_memory, mut view) = activations(2, cols, Kinds::ALL, precision);
                 cpu.quantize(&x, cols, Kinds::ALL, &mut view);
                 let got = Matrix::new(qtype, rows, cols, 16, 0, &weights)
                     .multiply(&cpu, &view, false, false);
-                let expected = expected(qtype, &weights, cols, &x);
+                let expected = expected(qtype, &weights, &view, &x);
                 assert_eq!(
                     bits(&got),
                     bits(&expected),
-                    "{} {} {kind:?}",
+                    "{} {} {precision} bits {kind:?}",
                     cpu.isa(),
                     qtype.name()
                 );
@@ -162,7 +179,10 @@ fn extreme_weights_and_activations_overflow_nothing() {
 #[test]
 fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
     let mut random = Random(11);
-    for qtype in QuantType::ALL {
+    let cases = QuantType::ALL
+        .into_iter()
+        .flat_map(|qtype| Precision::ALL.map(|p| (qtype, p)));
+    for (qtype, precision) in cases {
         // More columns than large batches take at once, and a strip that is not whole.
         let (rows, cols) = (75, 1024 + 512);
         let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
@@ -170,7 +190,7 @@ fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
         let mut alone = Vec::new();
         for (threads, batch) in [(1, 1), (2, 7), (3, 20), (2, 64 / 4)] {
             for cpu in devices(threads) {
-                let (_memory, mut view) = activations(batch, cols, Kinds::of(qtype));
+                let (_memory, mut view) = activations(batch, cols, Kinds::of(qtype), precision);
                 let mut matrix = Matrix::new(qtype, rows, cols, 48, 0, &weights);
                 let mut all = Vec::new();
                 for x in x.chunks(batch * cols) {
@@ -182,7 +202,7 @@ fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
                 }
                 assert!(
                     alone == bits(&all),
-                    "{} {} batch {batch}",
+                    "{} {} {precision} bits batch {batch}",
                     cpu.isa(),
                     qtype.name()
                 );
@@ -194,12 +214,12 @@ fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
 #[test]
 fn products_are_close_to_those_of_the_values() {
     let mut random = Random(5);
-    for cpu in devices(1) {
+    for (cpu, precision) in devices_and_precisions(1) {
         for qtype in QuantType::ALL {
             let (rows, cols) = (16, 2048);
             let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
             let x = random.floats(cols);
-            let (_memory, mut view) = activations(1, cols, Kinds::ALL);
+            let (_memory, mut view) = activations(1, cols, Kinds::ALL, precision);
             cpu.quantize(&x, cols, Kinds::ALL, &mut view);
             let got =
                 Matrix::new(qtype, rows, cols, 16, 0, &weights).multiply(&cpu, &view, false, false);
@@ -207,8 +227,11 @@ fn products_are_close_to_those_of_the_values() {
                 let values = oracle::values(qtype, row);
                 let terms = values.iter().zip(&x).map(|(w, x)| w * f64::from(*x));
                 let (exact, norm) = terms.fold((0.0, 0.0), |(s, n), t| (s + t, n + t * t));
-                // Rounding to 8 bits moves each activation by up to 1/254 of the largest, at random.
-                let tolerance = 0.05 * f64::sqrt(norm);
+                // Rounding moves each activation by up to 1/254 or 1/3536 of the largest, at random.
+                let tolerance = match precision {
+                    Precision::Bits8 => 0.05,
+                    Precision::Bits12 => 0.0036,
+                } * f64::sqrt(norm);
                 assert!(
                     (exact - f64::from(got)).abs() < tolerance,
                     "{}: {exact} {got}",
@@ -225,7 +248,7 @@ fn a_group_of_tiles_of_several_types_is_multiplied_at_once_and_polled() {
     let cpu = devices(2).last().expect("plain Rust is always there");
     let cols = 256;
     let x = random.floats(3 * cols);
-    let (_memory, mut view) = activations(3, cols, Kinds::ALL);
+    let (_memory, mut view) = activations(3, cols, Kinds::ALL, Precision::default());
     cpu.quantize(
         &x,
         cols,
@@ -256,7 +279,7 @@ fn a_group_of_tiles_of_several_types_is_multiplied_at_once_and_polled() {
     unsafe { cpu.matmul(&tiles, &view, &|_, _, _| (), &mut || polls += 1) };
     assert!(polls > 0);
     for ((qtype, _, weights), out) in data.iter().zip(outs) {
-        assert_eq!(bits(&out), bits(&expected(*qtype, weights, cols, &x)));
+        assert_eq!(bits(&out), bits(&expected(*qtype, weights, &view, &x)));
     }
 }
 
@@ -271,7 +294,7 @@ fn each_strip_is_inspected_once_as_it_is_in_the_file() {
     let mut random = Random(23);
     let (qtype, rows, cols) = (QuantType::Q4_0, 72, 256);
     let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
-    let (_memory, mut view) = activations(1, cols, Kinds::ALL);
+    let (_memory, mut view) = activations(1, cols, Kinds::ALL, Precision::default());
     cpu.quantize(&random.floats(cols), cols, Kinds::of(qtype), &mut view);
     for keep in [false, true] {
         let mut matrix = Matrix::new(qtype, rows, cols, 32, 0, &weights);

@@ -2,6 +2,7 @@
 //! that the kernels promise, on plain arrays.
 
 use super::Random;
+use crate::device::cpu::Precision;
 use crate::format::quant::QuantType;
 use half::{bf16, f16};
 
@@ -152,18 +153,18 @@ struct Quantized {
     scaled_sum: f32,
 }
 
-fn quantize(x: &[f32]) -> Quantized {
+fn quantize(x: &[f32], precision: Precision) -> Quantized {
     let largest = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-    let factor = if largest == 0.0 {
-        0.0
-    } else {
-        1768.0 / largest
+    let q_max = match precision {
+        Precision::Bits8 => 127.0,
+        Precision::Bits12 => 1768.0,
     };
+    let factor = if largest == 0.0 { 0.0 } else { q_max / largest };
     let q: Vec<i32> = x
         .iter()
         .map(|x| (x * factor).round_ties_even() as i32)
         .collect();
-    let scale = largest / 1768.0;
+    let scale = largest / q_max;
     let scaled_sum = scale * q.iter().sum::<i32>() as f32;
     Quantized {
         q,
@@ -173,7 +174,7 @@ fn quantize(x: &[f32]) -> Quantized {
 }
 
 /// The dot product of a weight row with an activation row, exactly as the kernels promise it.
-pub(super) fn dot(qtype: QuantType, row: &[u8], x: &[f32]) -> f32 {
+pub(super) fn dot(qtype: QuantType, row: &[u8], x: &[f32], precision: Precision) -> f32 {
     let mut acc = 0.0_f32;
     if qtype.block_values() == 1 {
         for (i, &x) in x.iter().enumerate() {
@@ -185,7 +186,7 @@ pub(super) fn dot(qtype: QuantType, row: &[u8], x: &[f32]) -> f32 {
         .chunks_exact(qtype.block_bytes())
         .map(|b| block(qtype, b));
     for (weights, x) in blocks.zip(x.chunks_exact(qtype.block_values())) {
-        let act = quantize(x);
+        let act = quantize(x, precision);
         let sub = weights.q.len() / weights.scales.len();
         let (mut integer, mut minimum) = (0_i32, 0_i32);
         for i in 0..x.len() {
