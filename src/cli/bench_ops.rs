@@ -68,16 +68,18 @@ pub fn run(file: &Path, options: &Options, json: bool) -> Result<()> {
     let layers = config.layers.len();
 
     let mut ops = Vec::new();
-    let mut types: Vec<QuantType> = loaded.matrices.matrices.iter().map(|m| m.qtype).collect();
+    // Not every width is a whole number of every type's blocks.
+    let matrices = loaded.matrices.matrices.iter();
+    let mut types: Vec<(QuantType, usize)> = matrices.map(|m| (m.qtype, m.cols)).collect();
     types.sort_unstable();
-    types.dedup();
-    for qtype in types {
+    types.dedup_by_key(|(qtype, _)| *qtype);
+    for (qtype, cols) in types {
         for batch in [1, 8, 512] {
             ops.push(matmul(
                 &cpu,
                 &mut buffer,
                 qtype,
-                config.dim,
+                cols,
                 (batch, precision),
                 (read, dot),
             ));
