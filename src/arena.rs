@@ -139,12 +139,10 @@ impl Reservation {
         );
         let first = self.carved_bytes.next_multiple_of(PAGE_BYTES);
         let count = self.mapping.bytes.saturating_sub(first) / slot_bytes;
-        Slots {
-            first,
-            slot_bytes,
-            count: count as u32,
-            mapping: self.mapping,
-        }
+        // SAFETY: at the page after the last span, or at the mapping's end.
+        let base = unsafe { self.mapping.base.add(first.min(self.mapping.bytes)) };
+        // SAFETY: the rest of the mapping, which has no other view, and lives as long as the slots.
+        unsafe { Slots::of(base, slot_bytes, count as u32, self.mapping) }
     }
 }
 
@@ -192,15 +190,38 @@ impl<T: Plain> DerefMut for Span<T> {
 /// The number of a slot.
 pub type SlotId = u32;
 
-/// The arena's equal slots, addressed by number. Who may touch which is the store's business.
+/// Equal slots of some memory, addressed by number. Who may touch which is the store's business.
 pub struct Slots {
-    mapping: Arc<Mapping>,
-    first: usize,
+    base: NonNull<u8>,
     slot_bytes: usize,
     count: u32,
+    /// Has the memory go with the last that needs it.
+    _memory: Arc<dyn Send + Sync>,
 }
 
+// SAFETY: the base is an address to count from; the slots behind it are touched by whoever the store hands them to.
+unsafe impl Send for Slots {}
+
 impl Slots {
+    /// Slots in memory that begins at `base` and lives as long as `memory`: a device's own, which the processor cannot
+    /// touch, or what is left of a [`Reservation`].
+    ///
+    /// # Safety
+    /// From `base` on there are `count * slot_bytes` bytes that nobody else uses.
+    pub unsafe fn of(
+        base: NonNull<u8>,
+        slot_bytes: usize,
+        count: u32,
+        memory: Arc<dyn Send + Sync>,
+    ) -> Slots {
+        Slots {
+            base,
+            slot_bytes,
+            count,
+            _memory: memory,
+        }
+    }
+
     /// How many slots there are.
     pub fn count(&self) -> u32 {
         self.count
@@ -214,12 +235,8 @@ impl Slots {
     /// The first byte of a slot.
     pub fn ptr(&self, slot: SlotId) -> NonNull<u8> {
         assert!(slot < self.count, "slot {slot} of {}", self.count);
-        // SAFETY: slot < count, so the offset is within the mapping.
-        unsafe {
-            self.mapping
-                .base
-                .add(self.first + slot as usize * self.slot_bytes)
-        }
+        // SAFETY: slot < count, so the offset is within the memory.
+        unsafe { self.base.add(slot as usize * self.slot_bytes) }
     }
 
     /// Gives the memory of a slot back to the system; it reads as zeros when it is used again.

@@ -7,6 +7,10 @@
 //! would never hit, and the streamed ones are spread evenly over the sweep, so
 //! that reads and compute overlap from the first layer to the last with a
 //! small window of slots in flight.
+//!
+//! A device with memory of its own is one more level above the processor's memory: it keeps the
+//! tiles of the highest worth, and the same rule decides at each level about the tiles that the one
+//! above it does not keep. A tile is kept at one level at most.
 
 use std::ops::Range;
 
@@ -49,7 +53,32 @@ struct Share {
     streamed: u32,
 }
 
-/// The plan for one pool of slots: a queue of the tiles of all models by worth, and how much of it fits.
+/// A level of memory: what the levels above it do not keep comes to it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Level {
+    /// Slots that hold weights.
+    capacity: u32,
+    /// Of those, slots that tiles pass through which do not stay.
+    window: u32,
+    /// Places at the front of the queue whose tiles are not kept here.
+    given_up: u32,
+}
+
+impl Level {
+    /// How many of the first `coming` places of the queue are not kept here; tiles from place `first_streamed` on are
+    /// used in every sweep.
+    fn cut(&self, coming: u32, first_streamed: u32) -> u32 {
+        let without_window = coming.saturating_sub(self.capacity);
+        if without_window <= first_streamed {
+            // All that is used each sweep fits, so nothing streams and no window is needed.
+            without_window
+        } else {
+            coming.saturating_sub(self.capacity.saturating_sub(self.window))
+        }
+    }
+}
+
+/// The plan for the pools of slots: a queue of the tiles of all models by worth, and how much of it fits.
 #[derive(Debug, Clone)]
 pub struct Residency {
     models: Vec<Share>,
@@ -61,12 +90,10 @@ pub struct Residency {
     queue: Vec<u32>,
     /// The first place of a tile that would have to be streamed.
     first_streamed: u32,
-    /// Places at the front of the queue whose tiles are not kept.
-    given_up: u32,
-    /// Slots that hold weights.
-    capacity: u32,
-    /// Of those, slots that streamed tiles pass through.
-    window: u32,
+    /// The device's own memory: without slots where it computes in the processor's.
+    device: Level,
+    /// The processor's memory, which reads land in.
+    host: Level,
 }
 
 impl Residency {
@@ -78,9 +105,12 @@ impl Residency {
             rank: Vec::new(),
             queue: Vec::new(),
             first_streamed: 0,
-            given_up: 0,
-            capacity,
-            window,
+            device: Level::default(),
+            host: Level {
+                capacity,
+                window,
+                given_up: 0,
+            },
         }
     }
 
@@ -128,23 +158,45 @@ impl Residency {
 
     /// Slots that weights may take at present.
     pub fn capacity(&self) -> u32 {
-        self.capacity
+        self.host.capacity
     }
 
     /// Slots that streamed tiles pass through, when any are streamed.
     pub fn window(&self) -> u32 {
-        self.window
+        self.host.window
     }
 
     /// Changes how many slots weights may take (KV pages come and go).
     pub fn set_capacity(&mut self, capacity: u32) {
-        self.capacity = capacity;
+        self.host.capacity = capacity;
         self.settle();
     }
 
     /// Changes how many slots streamed tiles pass through.
     pub fn set_window(&mut self, window: u32) {
-        self.window = window;
+        self.host.window = window;
+        self.settle();
+    }
+
+    /// Slots of the device's own memory that weights may take at present.
+    pub fn device_capacity(&self) -> u32 {
+        self.device.capacity
+    }
+
+    /// Of those, slots that tiles pass through which do not stay on the device.
+    pub fn device_window(&self) -> u32 {
+        self.device.window
+    }
+
+    /// Changes how many slots of the device's own memory weights may take.
+    pub fn set_device_capacity(&mut self, capacity: u32) {
+        self.device.capacity = capacity;
+        self.settle();
+    }
+
+    /// Changes how many of them tiles pass through.
+    pub fn set_device_window(&mut self, window: u32) {
+        self.device.window = window;
         self.settle();
     }
 
@@ -194,49 +246,54 @@ impl Residency {
         for model in &mut self.models {
             model.streamed = 0;
         }
-        self.given_up = 0;
+        (self.device.given_up, self.host.given_up) = (0, 0);
         self.settle();
     }
 
-    /// Finds how many tiles are given up, and which of them are streamed.
+    /// Finds how many tiles are given up at each level, and which of them are streamed.
     fn settle(&mut self) {
-        let tiles = self.tiles();
-        let without_window = tiles.saturating_sub(self.capacity);
-        let given_up = if without_window <= self.first_streamed {
-            // All that is used each sweep fits, so nothing streams and no window is needed.
-            without_window
-        } else {
-            tiles.saturating_sub(self.capacity.saturating_sub(self.window))
-        };
-        let (low, high) = (given_up.min(self.given_up), given_up.max(self.given_up));
-        for place in low..high {
+        self.device.given_up = self.device.cut(self.tiles(), self.first_streamed);
+        let given_up = self.host.cut(self.device.given_up, self.first_streamed);
+        let before = self.host.given_up;
+        for place in given_up.min(before)..given_up.max(before) {
             let tile = self.queue[place as usize];
             if self.uses[tile as usize] >= 1.0 {
                 let model = self.models.iter_mut().find(|m| m.tiles.contains(&tile));
                 let streamed = &mut model.expect("each tile has a model").streamed;
-                *streamed = if given_up > self.given_up {
+                *streamed = if given_up > before {
                     *streamed + 1
                 } else {
                     *streamed - 1
                 };
             }
         }
-        self.given_up = given_up;
+        self.host.given_up = given_up;
     }
 
-    /// How many tiles are not kept.
+    /// How many tiles are not kept in memory.
     pub fn given_up(&self) -> u32 {
-        self.given_up
+        self.host.given_up
     }
 
-    /// Whether the tile stays in memory once it was read.
+    /// Whether the tile stays in the processor's memory once it was read.
     pub fn keeps(&self, tile: u32) -> bool {
-        self.rank[tile as usize] >= self.given_up
+        let kept = self.host.given_up..self.device.given_up;
+        kept.contains(&self.rank[tile as usize])
+    }
+
+    /// Whether the tile stays in the device's own memory once it was copied there.
+    pub fn keeps_on_device(&self, tile: u32) -> bool {
+        self.rank[tile as usize] >= self.device.given_up
     }
 
     /// Whether the tile is worth a read in a sweep of its model: it is used, or will be kept.
     pub fn reads(&self, tile: u32) -> bool {
-        self.uses[tile as usize] >= 1.0 || self.keeps(tile)
+        self.uses[tile as usize] >= 1.0 || self.rank[tile as usize] >= self.host.given_up
+    }
+
+    /// Whether the tile is worth a copy to the device in a sweep of its model: it is used, or will be kept there.
+    pub fn copies(&self, tile: u32) -> bool {
+        self.uses[tile as usize] >= 1.0 || self.keeps_on_device(tile)
     }
 
     /// Whether any tile of the model at a place passes through the window in every sweep.
@@ -246,13 +303,27 @@ impl Residency {
 
     /// Tiles that pass through the window in every sweep of their model.
     pub fn streamed(&self) -> impl Iterator<Item = u32> + '_ {
-        let given_up = self.queue[..self.given_up as usize].iter().copied();
+        self.passing(&self.host)
+    }
+
+    /// Tiles that are copied to the device in every sweep of their model.
+    pub fn copied(&self) -> impl Iterator<Item = u32> + '_ {
+        self.passing(&self.device)
+    }
+
+    fn passing(&self, level: &Level) -> impl Iterator<Item = u32> + '_ {
+        let given_up = self.queue[..level.given_up as usize].iter().copied();
         given_up.filter(|&tile| self.uses[tile as usize] >= 1.0)
     }
 
     /// The kept tile that is worth least: the next to go when a KV page needs a slot.
     pub fn least_kept(&self) -> Option<u32> {
-        self.queue.get(self.given_up as usize).copied()
+        self.queue.get(self.host.given_up as usize).copied()
+    }
+
+    /// The same of those that the device keeps.
+    pub fn least_kept_on_device(&self) -> Option<u32> {
+        self.queue.get(self.device.given_up as usize).copied()
     }
 }
 
@@ -308,6 +379,30 @@ mod tests {
         let plan = Residency::new(&rates, 3, 2);
         assert_eq!(plan.streamed().count(), 3);
         assert!(!plan.reads(0) && !plan.reads(1) && !plan.keeps(0));
+    }
+
+    #[test]
+    fn each_tile_is_kept_at_one_level_and_what_streams_is_spread_evenly() {
+        let mut plan = Residency::new(&[1.0; 1000], 320, 20);
+        plan.set_device_capacity(420);
+        plan.set_device_window(20);
+        let count = |of: &dyn Fn(u32) -> bool| (0..1000).filter(|&tile| of(tile)).count();
+        assert_eq!(count(&|t| plan.keeps_on_device(t)), 400);
+        assert_eq!(count(&|t| plan.keeps(t)), 300);
+        assert_eq!(count(&|t| plan.keeps(t) && plan.keeps_on_device(t)), 0);
+        assert_eq!((plan.copied().count(), plan.streamed().count()), (600, 300));
+        let mut before = 0;
+        for tile in (0..1000).filter(|&t| !plan.keeps(t) && !plan.keeps_on_device(t)) {
+            assert!(tile - before < 8, "{before} {tile}");
+            before = tile;
+        }
+        // A page on the device pushes a tile down, and that one another out of memory.
+        plan.set_device_capacity(419);
+        assert_eq!((plan.copied().count(), plan.streamed().count()), (601, 301));
+        // What is on the device needs no slot of the processor's, not even a window.
+        plan.set_device_capacity(1000);
+        assert_eq!((plan.copied().count(), plan.given_up()), (0, 0));
+        assert_eq!(count(&|t| plan.keeps(t)), 0);
     }
 
     fn kept(plan: &Residency, tiles: Range<u32>) -> usize {

@@ -1,14 +1,19 @@
 //! The engine on a GPU, without one: the same kernels, run late by a fake driver, give the CPU's logits.
 #![allow(unsafe_code)]
 
+#[path = "cuda/allocations.rs"]
+mod allocations;
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
 #[path = "support/shim.rs"]
 mod shim;
+#[path = "cuda/staged.rs"]
+mod staged;
 #[path = "support/mod.rs"]
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use airstream::device::DeviceChoice;
 use airstream::engine::{Engine, ModelId, ModelOptions, Options, Precision, Row, Spent};
@@ -80,7 +85,7 @@ fn on_gpu(model: &Path, options: &Options, gpu: FakeGpu) -> Engine {
     Engine::new_on(
         &[(model.to_owned(), options.model.clone())],
         options,
-        Some(Box::new(gpu)),
+        Some(Arc::new(gpu)),
     )
     .unwrap_or_else(|e| panic!("{}: {e}", model.display()))
 }
@@ -235,7 +240,7 @@ fn what_the_gpu_fails_at_fails_the_sweep_and_all_after_it() {
     let opened = Engine::new_on(
         &[(model, options(8, 64).model)],
         &options(8, 64),
-        Some(Box::new(gpu)),
+        Some(Arc::new(gpu)),
     );
     assert!(opened.is_err(), "the first launch is part of opening");
 }
@@ -251,7 +256,7 @@ fn activations_of_8_bits_are_refused() {
         activations: Precision::Bits8,
         ..options.model.clone()
     };
-    let opened = Engine::new_on(&[(model, wishes)], &options, Some(Box::new(gpu)));
+    let opened = Engine::new_on(&[(model, wishes)], &options, Some(Arc::new(gpu)));
     let error = opened.err().expect("no kernel does it").to_string();
     assert!(error.contains("--device cpu"), "{error}");
 }

@@ -26,7 +26,15 @@ const EDGES: &[(&str, &[&str])] = &[
         "store",
         &["error", "trace", "arena", "io", "format", "residency"],
     ),
-    ("device", &["error", "arena", "format"]),
+    (
+        "device",
+        &[
+            "error",
+            "arena",
+            "format",
+            "store < device/cuda/mod.rs, device/cuda/copies.rs, device/cuda/driver.rs",
+        ],
+    ),
     (
         "model",
         &[

@@ -19,6 +19,10 @@ pub struct EngineArgs {
     /// within what is free.
     #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<u64>,
+    /// The same of the memory of a GPU that has its own (a Jetson's has none). Default: what the model needs, within
+    /// what is free there.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub gpu_memory: Option<u64>,
     /// Tokens of context. Default: 4096, or less where the model or the memory allows no more.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub ctx: Option<u32>,
@@ -53,6 +57,7 @@ impl EngineArgs {
     pub fn options(&self) -> Options {
         Options {
             memory: self.memory,
+            gpu_memory: self.gpu_memory,
             model: ModelOptions {
                 context: self.ctx.map(|c| c as usize),
                 rows: self.rows,

@@ -50,6 +50,10 @@ struct Summary {
     memory: u64,
     lines: Vec<Line>,
     total_bytes: u64,
+    /// The same of a GPU's own memory, if one computes there.
+    gpu_memory: Option<u64>,
+    gpu_lines: Vec<Line>,
+    gpu_slots: usize,
     context: usize,
     slot_bytes: usize,
     slots: usize,
@@ -89,6 +93,9 @@ impl PlanArgs {
             memory: plan.total_bytes(),
             lines: plan.lines.clone(),
             total_bytes: plan.total_bytes(),
+            gpu_memory: plan.gpu_memory,
+            gpu_lines: plan.gpu_lines.clone(),
+            gpu_slots: plan.gpu_slots,
             context: plan.context,
             slot_bytes: plan.slot_bytes,
             slots: plan.slots,
@@ -103,7 +110,7 @@ impl PlanArgs {
             report::print_json(&summary);
             return Ok(());
         }
-        print!("budget\n{}", report::budget(&plan));
+        print!("{}", report::budget(&plan));
         println!(
             "slots      {} of {}, {} tiles, window {}",
             summary.slots,
@@ -111,6 +118,12 @@ impl PlanArgs {
             summary.tiles,
             summary.window
         );
+        if plan.gpu_memory.is_some() {
+            println!(
+                "GPU slots  {} of as much, window {}",
+                plan.gpu_slots, plan.gpu_window
+            );
+        }
         println!(
             "context    {} tokens, up to {} rows in a sweep",
             summary.context, summary.rows_per_sweep

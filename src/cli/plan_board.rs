@@ -68,7 +68,7 @@ pub fn one(
         return Ok(());
     }
     println!("board      {} ({})", found.title, found.board);
-    print!("budget\n{}", report::budget(&plan));
+    print!("{}", report::budget(&plan));
     println!(
         "decode     at {} tokens: {:.0}% resident, {} streamed per token; prefill by {} rows\n",
         found.context,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::engine::roofline::Machine;
-use crate::engine::{self, Options, Plan, Spent};
+use crate::engine::{self, Line, Options, Plan, Spent};
 use crate::error::Result;
 use crate::io;
 
@@ -18,22 +18,27 @@ const DISK_MEASURED_FOR: Duration = Duration::from_millis(500);
 /// Larger than any cache, where the budget allows.
 const DRAM_MEASURED_BYTES: std::ops::RangeInclusive<usize> = 32 << 20..=256 << 20;
 
-/// The lines of a budget, as a table.
+/// The lines of a budget, and of that of a GPU's own memory, as tables.
 pub fn budget(plan: &Plan) -> String {
-    let mut text = String::new();
-    for line in &plan.lines {
+    let mut text = table("budget", &plan.lines, plan.memory);
+    if let Some(memory) = plan.gpu_memory {
+        text += &table("budget of the GPU's memory", &plan.gpu_lines, memory);
+    }
+    text
+}
+
+fn table(title: &str, lines: &[Line], whole: u64) -> String {
+    let mut text = format!("{title}\n");
+    for line in lines {
         text += &format!("  {:<34}{:>12}\n", line.what, bytes(line.bytes));
     }
-    let given = if plan.memory > 1 << 50 {
+    let given = if whole > 1 << 50 {
         String::new()
     } else {
-        format!(" of {}", bytes(plan.memory))
+        format!(" of {}", bytes(whole))
     };
-    text += &format!(
-        "  {:<34}{:>12}{given}\n",
-        "together",
-        bytes(plan.total_bytes())
-    );
+    let sum = lines.iter().map(|line| line.bytes).sum();
+    text += &format!("  {:<34}{:>12}{given}\n", "together", bytes(sum));
     text
 }
 

@@ -357,7 +357,7 @@ impl Conversation<'_> {
         let store = self.engine.store();
         let weights = self.engine.weight_bytes(ModelId::FIRST);
         let resident = store.resident_bytes().min(weights);
-        let mut text = format!("\nbudget\n{}", report::budget(plan));
+        let mut text = format!("\n{}", report::budget(plan));
         text += &format!(
             "resident  {:.0}% of {} that a token needs, in {} slots of {}\n",
             100.0 * resident as f64 / weights as f64,

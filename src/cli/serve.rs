@@ -9,8 +9,8 @@ use crate::engine::{Engine, Options};
 use crate::error::Result;
 use crate::serve::config::{Config, Load};
 use crate::serve::engine::Setup;
+use crate::serve::status::write_budget;
 use crate::serve::{daemon, engine};
-use crate::units::bytes;
 
 /// Where the package puts the configuration.
 const CONFIG: &str = "/etc/airstream/airstream.toml";
@@ -46,17 +46,14 @@ impl Serve {
 
 fn check(config: &Config, options: &Options) -> Result<()> {
     let budget = engine::plan(config, options)?;
-    println!("budget");
-    for line in &budget.lines {
-        println!("  {:<44}{:>12}", line.what, bytes(line.bytes));
+    let mut tables = String::new();
+    // Writing into a string cannot fail.
+    let _ = write_budget(&mut tables, "budget", &budget.lines, budget.bytes);
+    if budget.gpu_bytes > 0 {
+        let (title, whole) = ("budget of the GPU's memory", budget.gpu_bytes);
+        let _ = write_budget(&mut tables, title, &budget.gpu_lines, whole);
     }
-    let sum = budget.lines.iter().map(|line| line.bytes).sum();
-    println!(
-        "  {:<44}{:>12} of {}",
-        "together",
-        bytes(sum),
-        bytes(budget.bytes)
-    );
+    print!("{tables}");
     println!("models");
     for model in config.models.iter().map(|model| model.as_ref()) {
         let when = match model.load {

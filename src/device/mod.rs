@@ -8,13 +8,14 @@ use cpu::{Activations, AttentionRow, Cpu, Inspect, Kinds, KvLayout, KvRow, RopeP
 use cuda::Cuda;
 use cuda::driver::Driver;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::error::Result;
 
 /// Which device a user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// A GPU that shares the processor's memory if there is one that can be used, else the CPU.
+    /// A GPU if there is one that can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -28,19 +29,14 @@ impl DeviceChoice {
     ///
     /// # Errors
     /// The GPU was asked for by name and cannot be used.
-    pub fn open(self) -> Result<Option<Box<dyn Driver>>> {
+    pub fn open(self) -> Result<Option<Arc<dyn Driver>>> {
         match self {
             DeviceChoice::Cpu => Ok(None),
             DeviceChoice::Cuda => cuda::open().map(Some),
             // What was not built in is not missed.
             DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(None),
             DeviceChoice::Auto => match cuda::open() {
-                Ok(driver) if driver.facts().integrated => Ok(Some(driver)),
-                Ok(driver) => {
-                    let name = &driver.facts().name;
-                    log::info!("{name} does not share the processor's memory: the CPU computes");
-                    Ok(None)
-                }
+                Ok(driver) => Ok(Some(driver)),
                 Err(error) => {
                     log::info!("the CPU computes: {error}");
                     Ok(None)
@@ -63,13 +59,35 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// Where a GPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// In the processor's memory, where reads land.
+    Direct,
+    /// In its own memory, which tiles are copied to.
+    Staged {
+        /// Bytes of it that may be taken.
+        memory: u64,
+    },
+}
+
+impl Placement {
+    /// What of a GPU's own memory may be taken; none if it computes in the processor's.
+    pub fn gpu_memory(self) -> Option<u64> {
+        match self {
+            Placement::Direct => None,
+            Placement::Staged { memory } => Some(memory),
+        }
+    }
+}
+
 /// What computes. Ops on the CPU are done when they return; on a GPU after [`Device::finish`], and until then nobody
 /// may touch what they use.
 #[derive(Debug)]
 pub enum Device {
     /// Threads of the processor.
     Cpu(Cpu),
-    /// A GPU, in the same memory.
+    /// A GPU, in the same memory or in its own.
     Cuda(Box<Cuda>),
 }
 
@@ -114,6 +132,34 @@ impl Device {
             sin: &[f32],
             pairing: RopePairing,
         );
+    }
+
+    /// Has what the processor has written to a buffer be what ops see of it.
+    pub fn upload(&self, written: &[f32]) {
+        if let Device::Cuda(cuda) = self {
+            cuda.upload(written);
+        }
+    }
+
+    /// Has what ops have made of a buffer be there for the processor, after [`Device::finish`].
+    pub fn download(&self, wanted: &mut [f32]) {
+        if let Device::Cuda(cuda) = self {
+            cuda.download(wanted);
+        }
+    }
+
+    /// Copies a KV page of `bytes`, between sweeps.
+    ///
+    /// # Safety
+    /// Both are pages of so many bytes, of which nobody writes the one or uses the other.
+    pub unsafe fn copy_page(&self, from: *const u8, to: *mut u8, bytes: usize) {
+        // SAFETY: what this function asks for; the processor can touch pages unless the GPU has memory of its own.
+        unsafe {
+            match self {
+                Device::Cuda(cuda) if cuda.is_staged() => cuda.copy_page(from, to, bytes),
+                _ => std::ptr::copy_nonoverlapping(from, to, bytes),
+            }
+        }
     }
 
     /// `to = from`.
@@ -233,7 +279,7 @@ impl Device {
                 let facts = cuda.facts();
                 let memory = match facts.integrated {
                     true => "shared memory",
-                    false => "over the bus",
+                    false => "memory of its own",
                 };
                 let (major, minor) = facts.capability;
                 format!(
@@ -244,7 +290,7 @@ impl Device {
         }
     }
 
-    /// Bytes per second that a GPU reads of the arena, as measured now; none on the CPU.
+    /// Bytes per second that a GPU reads of the memory it computes in, as measured now; none on the CPU.
     ///
     /// # Errors
     /// The GPU fails.

@@ -12,10 +12,10 @@ use super::plan::{Line, Plan};
 use super::pool::Pool;
 use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Row, threads};
 use crate::arena::Reservation;
-use crate::device::Device;
 use crate::device::cpu::{Cpu, Isa, Precision};
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::{Cuda, Sizes};
+use crate::device::{Device, Placement};
 use crate::error::{Error, Kind, Result};
 use crate::format::tile;
 use crate::io::{self, Access, Files, Io, Region};
@@ -32,6 +32,8 @@ pub struct Share {
     pub model: Option<ModelId>,
     /// Line by line.
     pub lines: Vec<Line>,
+    /// Of the budget of a GPU's own memory, if one computes there.
+    pub gpu_lines: Vec<Line>,
 }
 
 impl Engine {
@@ -59,16 +61,20 @@ impl Engine {
     pub fn new_on(
         models: &[(PathBuf, ModelOptions)],
         options: &Options,
-        gpu: Option<Box<dyn Driver>>,
+        gpu: Option<Arc<dyn Driver>>,
     ) -> Result<Engine> {
         let loaded: Vec<Loaded> = models
             .iter()
             .map(|(path, _)| Loaded::read(path))
             .collect::<Result<_>>()?;
         let wishes: Vec<&ModelOptions> = models.iter().map(|(_, wishes)| wishes).collect();
-        let (pool, plans) = super::loaded::divide(&loaded, &wishes, options, gpu.is_some())?;
+        let placement = match &gpu {
+            Some(driver) => Some(options.placement_on(driver.as_ref())?),
+            None => None,
+        };
+        let (pool, plans) = super::loaded::divide(&loaded, &wishes, options, placement)?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
-        let device = match gpu {
+        let mut device = match gpu {
             Some(driver) => Device::Cuda(Box::new(Cuda::new(driver)?)),
             None => Device::Cpu(Cpu::new(threads(options), isa, pool.row_bytes_max())?),
         };
@@ -86,6 +92,10 @@ impl Engine {
         let io = io::choose(&files, &regions, pool.depth(), options.backend)?;
         let mut store = Store::empty(slots, in_use, io, pool.window);
         store.set_plain(!device.packs());
+        if let (Some(gpu), Device::Cuda(cuda)) = (&pool.gpu, &mut device) {
+            let (slots, copies) = cuda.take_slots(pool.slot_bytes, gpu.slots as u32)?;
+            store.set_device(slots, gpu.window, copies);
+        }
         let mut engine = Engine {
             hosted: Vec::new(),
             device,
@@ -114,9 +124,14 @@ impl Engine {
     /// As of [`new`](Self::new), or the arena's slots are too small for the model. Everything is as it was then.
     pub fn load(&mut self, path: &Path, wishes: &ModelOptions) -> Result<ModelId> {
         let loaded = Loaded::read(path)?;
-        let gpu = matches!(self.device, Device::Cuda(_));
+        let gpu = match (&self.device, &self.pool.gpu) {
+            (Device::Cpu(_), _) => None,
+            (Device::Cuda(_), None) => Some(Placement::Direct),
+            (Device::Cuda(_), Some(gpu)) => Some(Placement::Staged { memory: gpu.memory }),
+        };
         let request = loaded.request(wishes, self.pool.memory, &self.options, gpu);
-        let pages_max = self.pool.slots / 2 / (self.hosted.len() + 1);
+        let slots = self.pool.gpu.map_or(self.pool.slots, |gpu| gpu.slots);
+        let pages_max = slots / 2 / (self.hosted.len() + 1);
         let slot_bytes = self.pool.slot_bytes;
         let plan = Plan::in_slots(
             &loaded.config,
@@ -196,42 +211,15 @@ impl Engine {
 
     /// How the whole budget is divided: what each model has for itself, then what all share.
     pub fn budget(&self) -> Vec<Share> {
-        let own = |hosted: &Hosted| {
-            let pages = hosted.plan.pages_full * self.pool.slot_bytes;
-            let pages = Line {
-                what: "slots: KV pages (context full)",
-                bytes: pages as u64,
-            };
-            Share {
-                model: Some(hosted.id),
-                lines: hosted
-                    .plan
-                    .own_lines()
-                    .iter()
-                    .cloned()
-                    .chain([pages])
-                    .collect(),
-            }
+        let plans: Vec<&Plan> = self.hosted.iter().map(|hosted| &hosted.plan).collect();
+        let models = self.models().map(Some).chain([None]);
+        let shares = self.pool.shares(&plans).into_iter().zip(models);
+        let share = |([lines, gpu_lines], model): ([Vec<Line>; 2], _)| Share {
+            model,
+            lines,
+            gpu_lines,
         };
-        let pages: usize = self
-            .hosted
-            .iter()
-            .map(|hosted| hosted.plan.pages_full)
-            .sum();
-        let weights = Line {
-            what: "slots: weights",
-            bytes: ((self.pool.slots - pages) * self.pool.slot_bytes) as u64,
-        };
-        let common = Share {
-            model: None,
-            lines: self
-                .pool
-                .common_lines()
-                .into_iter()
-                .chain([weights])
-                .collect(),
-        };
-        self.hosted.iter().map(own).chain([common]).collect()
+        shares.map(share).collect()
     }
 
     /// The files of each model.
@@ -246,6 +234,9 @@ impl Engine {
             io::choose(&files, regions, depth, backend)
         };
         self.store.resize(pool.slots as u32, pool.window, reopen)?;
+        if let Some(gpu) = &pool.gpu {
+            self.store.set_device_window(gpu.window);
+        }
         (self.pool, self.files) = (pool, files);
         self.settle();
         Ok(())
@@ -346,7 +337,8 @@ impl Engine {
                 unsafe {
                     cuda.fit(
                         sizes.fold(Sizes::default(), Sizes::max),
-                        own.chain(slots).collect(),
+                        own.collect(),
+                        slots.collect(),
                     )
                 };
             }

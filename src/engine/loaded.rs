@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use super::plan::{Plan, Request};
 use super::pool::{self, Pool, Subject};
 use crate::board::detect::memory_available;
-use crate::device::DeviceChoice;
 use crate::device::cpu::{Cpu, Isa, Precision};
+use crate::device::cuda::driver::Driver;
+use crate::device::{DeviceChoice, Placement};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::io::Backend;
@@ -51,6 +52,8 @@ pub struct Options {
     pub memory: Option<u64>,
     /// The most to take where `memory` is none; most of what is free if none.
     pub memory_most: Option<u64>,
+    /// The budget of the memory of a GPU that has its own; what is free there, less a margin, if none.
+    pub gpu_memory: Option<u64>,
     /// What the model gets.
     pub model: ModelOptions,
     /// What computes.
@@ -72,6 +75,7 @@ impl Default for Options {
         Options {
             memory: None,
             memory_most: None,
+            gpu_memory: None,
             model: ModelOptions::default(),
             device: DeviceChoice::default(),
             threads: None,
@@ -91,6 +95,11 @@ impl Options {
     }
 }
 
+/// What is left of a GPU's free memory where nobody gave a budget, for the driver and for others: so much, and at least
+/// this part of it.
+const GPU_MARGIN_BYTES: u64 = 256 << 20;
+const GPU_MARGIN_SHARE: u64 = 16;
+
 /// A model file as read: everything known of it before memory is taken.
 pub struct Loaded {
     /// The metadata.
@@ -104,9 +113,35 @@ pub struct Loaded {
 }
 
 impl Options {
-    /// Whether a GPU is what it must run on.
-    pub fn gpu_asked(&self) -> bool {
-        self.device == DeviceChoice::Cuda
+    /// Where a GPU would compute, as far as that is known without asking one.
+    pub fn placement(&self) -> Option<Placement> {
+        match (self.device, self.gpu_memory) {
+            (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, None) => None,
+            (_, Some(memory)) => Some(Placement::Staged { memory }),
+            (DeviceChoice::Cuda, None) => Some(Placement::Direct),
+        }
+    }
+
+    /// Where this GPU computes.
+    pub(super) fn placement_on(&self, driver: &dyn Driver) -> Result<Placement> {
+        let facts = driver.facts();
+        if facts.integrated {
+            if self.gpu_memory.is_some() {
+                log::warn!(
+                    "{} has no memory of its own: --memory bounds all, and --gpu-memory nothing",
+                    facts.name
+                );
+            }
+            return Ok(Placement::Direct);
+        }
+        let memory = match self.gpu_memory {
+            Some(memory) => memory,
+            None => {
+                let free = driver.free_bytes()?;
+                free.saturating_sub(GPU_MARGIN_BYTES.max(free / GPU_MARGIN_SHARE))
+            }
+        };
+        Ok(Placement::Staged { memory })
     }
 }
 
@@ -137,8 +172,7 @@ impl Loaded {
     /// Divides a budget for this model alone.
     pub fn plan(&self, options: &Options) -> Result<Plan> {
         let memory = options.memory.unwrap_or(UNLIMITED);
-        let gpu = options.gpu_asked();
-        let request = self.request(&options.model, memory, options, gpu);
+        let request = self.request(&options.model, memory, options, options.placement());
         let plan = Plan::new(&self.config, &self.matrices, &request)?;
         if options.memory.is_some() {
             return Ok(plan);
@@ -148,13 +182,13 @@ impl Loaded {
         Plan::new(&self.config, &self.matrices, &Request { memory, ..request })
     }
 
-    /// What to plan for, in a budget of `memory`; a GPU computes, if `gpu`.
+    /// What to plan for, in a budget of `memory`; `gpu` is where a GPU computes.
     pub(super) fn request(
         &self,
         wishes: &ModelOptions,
         memory: u64,
         options: &Options,
-        gpu: bool,
+        gpu: Option<Placement>,
     ) -> Request {
         Request {
             memory,
@@ -186,7 +220,7 @@ pub fn divide(
     models: &[Loaded],
     wishes: &[&ModelOptions],
     options: &Options,
-    gpu: bool,
+    gpu: Option<Placement>,
 ) -> Result<(Pool, Vec<Plan>)> {
     let threads = threads(options);
     let within = |memory: u64| -> Result<(Pool, Vec<Plan>)> {

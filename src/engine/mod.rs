@@ -40,7 +40,7 @@ pub use crate::store::ModelId;
 pub use hosting::Share;
 pub use loaded::{Loaded, ModelOptions, Options, divide, threads};
 pub use plan::{Line, Plan, Request};
-pub use pool::Pool;
+pub use pool::{GpuPool, Pool};
 pub use vocabulary::{Prepared, Vocabulary};
 
 /// Where the time and the bytes of some sweeps went.
@@ -56,6 +56,8 @@ pub struct Spent {
     pub stalled: Duration,
     /// Bytes that arrived from disk.
     pub read_bytes: u64,
+    /// Bytes that went into a GPU's own memory.
+    pub copied_bytes: u64,
 }
 
 /// A model of the engine: everything that is its own.
@@ -320,6 +322,7 @@ impl Engine {
         spent.time += start.elapsed();
         spent.stalled += stalled;
         spent.read_bytes += read_bytes;
+        spent.copied_bytes += after.copied_bytes - before.copied_bytes;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! How a memory budget is divided for a model: a pure function from its shape and the budget to every line.
 
 use crate::arena::PAGE_BYTES;
+use crate::device::Placement;
 use crate::device::cpu::{Kinds, KvLayout, Precision};
 use crate::device::cuda::Sizes;
 use crate::error::{Error, Kind, Result};
@@ -44,8 +45,8 @@ pub struct Request {
     pub activations: Precision,
     /// Threads that compute.
     pub threads: usize,
-    /// A GPU computes, in the same memory.
-    pub gpu: bool,
+    /// Where a GPU computes, if one does.
+    pub gpu: Option<Placement>,
     /// Bytes of the tokenizer's tables.
     pub tokenizer_bytes: usize,
     /// How the disk wants to be read, if that was measured.
@@ -70,6 +71,11 @@ pub struct Plan {
     own_lines: usize,
     /// Its lines, as they are while the model is alone: the model's own first, then what all models share.
     pub lines: Vec<Line>,
+    /// The promise for a GPU's own memory, if one computes there.
+    pub gpu_memory: Option<u64>,
+    /// Its lines, in the same order.
+    pub gpu_lines: Vec<Line>,
+    gpu_own_lines: usize,
     /// Positions of a session.
     pub context: usize,
     /// The largest batch.
@@ -87,6 +93,10 @@ pub struct Plan {
     pub layout: KvLayout,
     /// Slots that streamed tiles pass through.
     pub window: u32,
+    /// Slots of a GPU's own memory.
+    pub gpu_slots: usize,
+    /// Of these, slots that tiles pass through which do not stay.
+    pub gpu_window: u32,
     /// Bytes of the model's vectors, buffers and logits.
     pub fixed_bytes: usize,
     /// What a GPU's own memory is made for, if one computes.
@@ -105,6 +115,7 @@ pub struct Plan {
 struct Own {
     limits: BatchLimits,
     lines: Vec<Line>,
+    gpu_lines: Vec<Line>,
     fixed_bytes: usize,
     row_bytes_max: usize,
     context_wanted: usize,
@@ -120,34 +131,41 @@ impl Plan {
         if let Some(plan) = Plan::try_new(config, matrices, request) {
             return Ok(plan);
         }
-        // The least budget that works, to a MiB: planning is cheap enough to search for it.
-        let fits = |mib: u64| {
-            Plan::try_new(
-                config,
-                matrices,
-                &Request {
-                    memory: mib << 20,
-                    ..*request
-                },
-            )
-            .is_some()
+        let with = |memory: u64, gpu: Option<Placement>| {
+            let request = Request {
+                memory,
+                gpu,
+                ..*request
+            };
+            Plan::try_new(config, matrices, &request).is_some()
         };
-        let (mut too_little, mut enough) = (request.memory >> 20, (request.memory >> 20).max(1));
-        while !fits(enough) && enough < 1 << 24 {
-            too_little = enough;
-            enough *= 2;
-        }
-        while too_little + 1 < enough {
-            let middle = (too_little + enough) / 2;
-            if fits(middle) {
-                enough = middle
-            } else {
-                too_little = middle
-            }
-        }
         let context = request
             .context
             .map_or(String::new(), |c| format!(" with a context of {c} tokens"));
+        // What is too little by itself: the GPU's own memory, or else the processor's.
+        let unbounded = request.gpu.map(|_| Placement::Staged {
+            memory: u64::MAX >> 1,
+        });
+        if let Some(Placement::Staged { memory }) = request.gpu
+            && with(request.memory, unbounded)
+        {
+            let enough = least_mib(memory, |memory| {
+                with(request.memory, Some(Placement::Staged { memory }))
+            });
+            return Err(Error::new(
+                Kind::Budget,
+                format!(
+                    "{} MiB of the GPU's memory cannot hold the minimum for this model{context}",
+                    memory >> 20
+                ),
+                format!("give --gpu-memory {enough}MiB or more, a smaller --ctx, or --device cpu"),
+            ));
+        }
+        let gpu = match request.gpu {
+            Some(Placement::Staged { .. }) => unbounded,
+            other => other,
+        };
+        let enough = least_mib(request.memory, |memory| with(memory, gpu));
         Err(Error::new(
             Kind::Budget,
             format!(
@@ -161,16 +179,18 @@ impl Plan {
     fn try_new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Option<Plan> {
         let own = Own::new(config, matrices, request);
         let common_bytes = pool::common_bytes(request.threads, own.row_bytes_max);
-        let pool_bytes = request
-            .memory
-            .checked_sub(own.bytes() + common_bytes)
-            .map(|bytes| bytes as usize)?;
-        let read_bytes = request.disk.map_or(0, |disk| disk.read_bytes as usize);
-        let slot_bytes =
-            tile::choose_slot_bytes(&matrices.matrices, pool_bytes, SLOTS_LEAST, read_bytes);
-        let slots = pool_bytes / slot_bytes;
+        let pool_bytes = request.memory.checked_sub(own.bytes() + common_bytes)?;
+        let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
+        let gpu_bytes = match gpu_memory {
+            Some(memory) => Some(memory.checked_sub(own.gpu_bytes())?),
+            None => None,
+        };
+        let room = (pool_bytes, gpu_bytes);
+        let slot_bytes = pool::choose_slot_bytes(&matrices.matrices, room, request.disk);
+        let slots = gpu_bytes.unwrap_or(pool_bytes) as usize / slot_bytes;
         let mut plan = own.in_slots(config, matrices, request, slot_bytes, slots / 2)?;
-        let pool = Pool::new(request.memory, slot_bytes, request.threads, request.disk);
+        let (memory, threads) = (request.memory, request.threads);
+        let pool = Pool::new(memory, gpu_memory, slot_bytes, threads, request.disk);
         plan.move_to(&pool.shared_by([&plan].into_iter()).ok()?);
         Some(plan)
     }
@@ -213,14 +233,31 @@ impl Plan {
         (self.slots, self.slots_reserved, self.window) =
             (pool.slots, pool.slots_reserved, pool.window);
         self.lines.truncate(self.own_lines);
-        self.lines.extend(pool.common_lines());
-        self.lines.extend(pool::slot_lines(
-            pool.slots,
-            self.pages_full,
-            pool.slot_bytes,
-        ));
+        self.gpu_lines.truncate(self.gpu_own_lines);
+        let shares = pool.shares(&[self]);
+        let [lines, gpu_lines] = [0, 1].map(|memory| {
+            let of_all = shares.iter().map(|share| &share[memory]);
+            of_all.flatten().cloned().collect()
+        });
+        (self.lines, self.gpu_lines) = (lines, gpu_lines);
         self.residency.set_window(pool.window);
         self.residency.set_capacity(pool.slots as u32 - 1);
+        if let Some(gpu) = &pool.gpu {
+            (self.gpu_memory, self.gpu_slots, self.gpu_window) =
+                (Some(gpu.memory), gpu.slots, gpu.window);
+            self.residency.set_device_window(gpu.window);
+            self.residency.set_device_capacity(gpu.slots as u32);
+        }
+    }
+
+    /// Bytes that the model takes of a GPU's own memory outside its pool.
+    pub fn gpu_own_bytes(&self) -> u64 {
+        self.gpu_own_lines().iter().map(|l| l.bytes).sum()
+    }
+
+    /// The lines of the GPU's own memory that are the model's, slots aside.
+    pub fn gpu_own_lines(&self) -> &[Line] {
+        &self.gpu_lines[..self.gpu_own_lines]
     }
 
     /// Bytes that the model takes outside the pool.
@@ -255,12 +292,30 @@ impl Plan {
 
     /// Bytes read from disk in every sweep while KV pages take `pages` slots: exactly what the store reads.
     pub fn streamed_bytes(&self, pages: usize) -> u64 {
-        let mut residency = self.residency.clone();
-        residency.set_capacity(residency.capacity() - pages as u32);
-        residency
-            .streamed()
+        let residency = self.residency_with(pages);
+        let streamed = residency.streamed();
+        streamed
             .map(|t| self.tiles[t as usize].read_bytes() as u64)
             .sum()
+    }
+
+    /// Bytes copied to a GPU's own memory in every sweep meanwhile.
+    pub fn copied_bytes(&self, pages: usize) -> u64 {
+        let residency = self.residency_with(pages);
+        let copied = residency.copied().filter(|_| self.gpu_memory.is_some());
+        copied
+            .map(|t| u64::from(self.tiles[t as usize].bytes))
+            .sum()
+    }
+
+    /// The policy while KV pages take `pages` slots.
+    fn residency_with(&self, pages: usize) -> Residency {
+        let (mut residency, pages) = (self.residency.clone(), pages as u32);
+        match self.gpu_memory {
+            Some(_) => residency.set_device_capacity(residency.device_capacity() - pages),
+            None => residency.set_capacity(residency.capacity() - pages),
+        }
+        residency
     }
 }
 
@@ -273,7 +328,9 @@ impl Own {
         };
         let rows_allowed = |rows: usize| {
             let (_, buffers, _) = Model::carved_bytes(config, matrices, limits_of(rows));
-            buffers as u64 <= request.memory / BUFFERS_SHARE
+            let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
+            let memory = gpu_memory.unwrap_or(u64::MAX).min(request.memory);
+            buffers as u64 <= memory / BUFFERS_SHARE
         };
         let rows = request
             .rows
@@ -315,15 +372,27 @@ impl Own {
             ),
             line("tables", tables),
         ];
+        let fixed_bytes = (vectors + buffers + logits).next_multiple_of(PAGE_BYTES);
         let gpu = request
             .gpu
-            .then(|| gpu_sizes(config, matrices, limits, request.sessions, context_wanted));
-        lines.extend(gpu.map(|sizes| line("GPU's rows and tables", sizes.bytes())));
+            .map(|_| gpu_sizes(config, matrices, limits, request.sessions, context_wanted));
+        let rows_and_tables = gpu.map(|sizes| line("GPU's rows and tables", sizes.bytes()));
+        lines.extend(rows_and_tables.clone());
+        let mut gpu_lines = Vec::new();
+        if let Some(Placement::Staged { .. }) = request.gpu {
+            lines.push(line(
+                "tables of what the GPU has",
+                Store::device_table_bytes(tiles_most),
+            ));
+            gpu_lines.push(line("norms, buffers, logits", fixed_bytes));
+            gpu_lines.extend(rows_and_tables);
+        }
         Own {
             limits,
             lines,
+            gpu_lines,
             gpu,
-            fixed_bytes: (vectors + buffers + logits).next_multiple_of(PAGE_BYTES),
+            fixed_bytes,
             row_bytes_max: row_bytes_max.unwrap_or(0),
             context_wanted,
         }
@@ -331,6 +400,10 @@ impl Own {
 
     fn bytes(&self) -> u64 {
         self.lines.iter().map(|l| l.bytes).sum::<u64>() + PAGE_BYTES as u64
+    }
+
+    fn gpu_bytes(&self) -> u64 {
+        self.gpu_lines.iter().map(|l| l.bytes).sum()
     }
 
     /// The model's plan with slots of `slot_bytes`; none if no page fits in one.
@@ -370,6 +443,9 @@ impl Own {
             memory: request.memory,
             own_lines: self.lines.len(),
             lines: self.lines,
+            gpu_memory: None,
+            gpu_own_lines: self.gpu_lines.len(),
+            gpu_lines: self.gpu_lines,
             gpu: self.gpu,
             context,
             limits: self.limits,
@@ -379,6 +455,8 @@ impl Own {
             pages_full,
             layout,
             window: 0,
+            gpu_slots: 0,
+            gpu_window: 0,
             fixed_bytes: self.fixed_bytes,
             row_bytes_max: self.row_bytes_max,
             tiles_every_sweep: uses.iter().filter(|&&u| u >= 1.0).count(),
@@ -386,6 +464,25 @@ impl Own {
             tiles,
         })
     }
+}
+
+/// The least budget above `bytes` that fits, in MiB: planning is cheap enough to search for it.
+fn least_mib(bytes: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    let fits = |mib: u64| fits(mib << 20);
+    let (mut too_little, mut enough) = (bytes >> 20, (bytes >> 20).max(1));
+    while !fits(enough) && enough < 1 << 24 {
+        too_little = enough;
+        enough *= 2;
+    }
+    while too_little + 1 < enough {
+        let middle = (too_little + enough) / 2;
+        if fits(middle) {
+            enough = middle
+        } else {
+            too_little = middle
+        }
+    }
+    enough
 }
 
 /// What a GPU's own memory is made for.

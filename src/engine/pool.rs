@@ -3,6 +3,7 @@
 //! Pure, like [`plan`](super::plan): from the models' plans and the budget to the number of slots.
 
 use super::plan::{Line, Plan, Request, SLOTS_LEAST};
+use crate::device::Placement;
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Kind, Result};
 use crate::format::tile::{self, Matrix};
@@ -42,6 +43,8 @@ pub struct Pool {
     pub slots_reserved: usize,
     /// Slots that streamed tiles pass through.
     pub window: u32,
+    /// The slots of a GPU's own memory, if one computes there: KV pages are in these then.
+    pub gpu: Option<GpuPool>,
     pub(super) threads: usize,
     /// How the disk wants to be read, if that was measured.
     pub(super) disk: Option<Advice>,
@@ -49,15 +52,45 @@ pub struct Pool {
     pub(super) row_bytes_max: usize,
 }
 
+/// The slots of a GPU's own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuPool {
+    /// The promise: nothing that is taken of the GPU's memory is beyond it.
+    pub memory: u64,
+    /// How many there are; chosen for the models of the start.
+    pub slots: usize,
+    /// Of those, slots that tiles pass through which do not stay.
+    pub window: u32,
+}
+
+/// What models have together.
+#[derive(Clone, Copy)]
+struct Sums {
+    tiles: usize,
+    every_sweep: usize,
+    pages: usize,
+}
+
 impl Pool {
-    /// A pool that no model shares yet, in a budget of `memory`.
-    pub fn new(memory: u64, slot_bytes: usize, threads: usize, disk: Option<Advice>) -> Pool {
+    /// A pool that no model shares yet, in a budget of `memory`, and one of a GPU's own memory.
+    pub fn new(
+        memory: u64,
+        gpu_memory: Option<u64>,
+        slot_bytes: usize,
+        threads: usize,
+        disk: Option<Advice>,
+    ) -> Pool {
         Pool {
             memory,
             slot_bytes,
             slots: 0,
             slots_reserved: (memory / slot_bytes as u64) as usize,
             window: 0,
+            gpu: gpu_memory.map(|memory| GpuPool {
+                memory,
+                slots: 0,
+                window: 0,
+            }),
             threads,
             disk,
             row_bytes_max: 0,
@@ -70,15 +103,32 @@ impl Pool {
     /// The budget cannot hold the minimum; the error says what the minimum is.
     pub fn shared_by<'a>(self, plans: impl Iterator<Item = &'a Plan> + Clone) -> Result<Pool> {
         let sum = |of: fn(&Plan) -> usize| plans.clone().map(of).sum::<usize>();
-        let (tiles, pages) = (sum(|p| p.tiles.len()), sum(|p| p.pages_full));
-        let every_sweep = sum(|p| p.tiles_every_sweep);
+        let all = Sums {
+            tiles: sum(|p| p.tiles.len()),
+            every_sweep: sum(|p| p.tiles_every_sweep),
+            pages: sum(|p| p.pages_full),
+        };
+        let gpu_own = plans.clone().map(Plan::gpu_own_bytes).sum();
+        let gpu = match self.gpu {
+            Some(gpu) => Some(gpu.shared(all, gpu_own, self.slot_bytes)?),
+            None => None,
+        };
+        // What comes to these slots when all contexts are full.
+        let Sums {
+            tiles,
+            every_sweep,
+            pages,
+        } = match &gpu {
+            Some(gpu) => gpu.below(all),
+            None => all,
+        };
         let own: u64 = plans.clone().map(Plan::own_bytes).sum();
         let row_bytes_max = plans.map(|p| p.row_bytes_max).max().unwrap_or(0);
 
         let others = own + common_bytes(self.threads, row_bytes_max);
         let slots = self.memory.saturating_sub(others) / self.slot_bytes as u64;
         // The rows' slot, all pages, and the least window there must be.
-        let least = 1 + pages + WINDOW_SLOTS_LEAST.min(tiles);
+        let least = 1 + pages + WINDOW_SLOTS_LEAST.min(all.tiles);
         if (slots as usize) < least {
             let minimum = (others + (least * self.slot_bytes) as u64).div_ceil(1 << 20);
             return Err(Error::new(
@@ -90,24 +140,24 @@ impl Pool {
                 format!("give at least {minimum} MiB, smaller contexts, or fewer models"),
             ));
         }
+        // Even what a GPU keeps passes through once.
+        let passing = tiles.max(all.tiles.min(*WINDOW_SLOTS.end()));
         let slots = (slots as usize)
-            .min(1 + tiles + pages)
+            .min(1 + passing + pages)
             .min(self.slots_reserved);
-        let capacity = slots - 1;
         let in_flight = self.disk.map_or(0, |disk| disk.bytes_in_flight());
-        let window_bytes = (slots * self.slot_bytes / WINDOW_SHARE)
-            .max(2 * in_flight)
-            .clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
-        let window = (window_bytes / self.slot_bytes)
-            .min(every_sweep.saturating_sub(capacity) / WINDOW_OF_STREAMED)
-            .clamp(*WINDOW_SLOTS.start(), *WINDOW_SLOTS.end())
-            .min(slots / 8)
-            .min(capacity - pages)
-            .clamp(WINDOW_SLOTS_LEAST.min(every_sweep), tiles);
+        let window = window(
+            (slots, slots - 1),
+            self.slot_bytes,
+            2 * in_flight,
+            pages,
+            every_sweep,
+        );
         Ok(Pool {
             slots,
-            window: window as u32,
+            window: window.min(all.tiles) as u32,
             row_bytes_max,
+            gpu,
             ..self
         })
     }
@@ -117,6 +167,37 @@ impl Pool {
         let scratch = Cpu::scratch_bytes(self.threads, self.row_bytes_max) as u64;
         let line = |what, bytes| Line { what, bytes };
         [line("kernel scratch", scratch), line("I/O rings", IO_BYTES)]
+    }
+
+    /// How the budget, and that of a GPU's own memory, is divided: what each of these models has for itself, then what
+    /// all share.
+    pub fn shares(&self, plans: &[&Plan]) -> Vec<[Vec<Line>; 2]> {
+        let slots = |what, slots: usize| Line {
+            what,
+            bytes: (slots * self.slot_bytes) as u64,
+        };
+        let pages: usize = plans.iter().map(|plan| plan.pages_full).sum();
+        let own = |plan: &&Plan| {
+            let (mut lines, mut gpu_lines) =
+                (plan.own_lines().to_vec(), plan.gpu_own_lines().to_vec());
+            let lines_of_pages = match self.gpu {
+                Some(_) => &mut gpu_lines,
+                None => &mut lines,
+            };
+            lines_of_pages.push(slots("slots: KV pages (context full)", plan.pages_full));
+            [lines, gpu_lines]
+        };
+        let mut common = self.common_lines().to_vec();
+        let mut gpu_common = Vec::new();
+        match &self.gpu {
+            Some(gpu) => {
+                common.push(slots("slots: weights", self.slots));
+                gpu_common.push(slots("slots: weights", gpu.slots - pages));
+            }
+            None => common.push(slots("slots: weights", self.slots - pages)),
+        }
+        let own = plans.iter().map(own);
+        own.chain([[common, gpu_common]]).collect()
     }
 
     /// What the budget is used for by models with these plans.
@@ -137,6 +218,81 @@ impl Pool {
     }
 }
 
+impl GpuPool {
+    /// The pool when models share it that take `own` bytes of the GPU's memory for themselves.
+    ///
+    /// # Errors
+    /// The budget cannot hold the minimum, or what was left for models that come later.
+    fn shared(self, all: Sums, own: u64, slot_bytes: usize) -> Result<GpuPool> {
+        let room = (self.memory.saturating_sub(own) / slot_bytes as u64) as usize;
+        let least = all.pages + WINDOW_SLOTS_LEAST.min(all.tiles);
+        let slots = match self.slots {
+            0 => room.min(all.pages + all.tiles),
+            chosen => chosen,
+        };
+        if room < slots.max(least) {
+            let minimum = (own + (slots.max(least) * slot_bytes) as u64).div_ceil(1 << 20);
+            return Err(Error::new(
+                Kind::Budget,
+                format!(
+                    "{} MiB of the GPU's memory cannot hold the buffers, the contexts and a window of copies",
+                    self.memory >> 20
+                ),
+                format!(
+                    "give --gpu-memory {minimum}MiB or more, smaller contexts, or fewer models"
+                ),
+            ));
+        }
+        if slots < least {
+            return Err(Error::new(
+                Kind::Budget,
+                "the slots on the GPU were chosen for fewer contexts",
+                "name the model among those that are loaded at the start",
+            ));
+        }
+        let window = window((slots, slots), slot_bytes, 0, all.pages, all.every_sweep);
+        Ok(GpuPool {
+            slots,
+            window: window.min(all.tiles) as u32,
+            ..self
+        })
+    }
+
+    /// What is left for the slots below when all contexts are full.
+    fn below(&self, all: Sums) -> Sums {
+        let capacity = self.slots - all.pages;
+        let kept = match capacity < all.every_sweep {
+            true => capacity - self.window as usize,
+            false => capacity.min(all.tiles),
+        };
+        Sums {
+            tiles: all.tiles - kept,
+            every_sweep: all.every_sweep.saturating_sub(kept),
+            pages: 0,
+        }
+    }
+}
+
+/// Slots that tiles pass through, out of `slots`, of which `capacity` are for tiles and pages; at least
+/// `bytes_least` where there is room for it.
+fn window(
+    (slots, capacity): (usize, usize),
+    slot_bytes: usize,
+    bytes_least: usize,
+    pages: usize,
+    every_sweep: usize,
+) -> usize {
+    let window_bytes = (slots * slot_bytes / WINDOW_SHARE)
+        .max(bytes_least)
+        .clamp(*WINDOW_BYTES.start(), *WINDOW_BYTES.end());
+    (window_bytes / slot_bytes)
+        .min(every_sweep.saturating_sub(capacity) / WINDOW_OF_STREAMED)
+        .clamp(*WINDOW_SLOTS.start(), *WINDOW_SLOTS.end())
+        .min(slots / 8)
+        .min(capacity - pages)
+        .max(WINDOW_SLOTS_LEAST.min(every_sweep))
+}
+
 /// A model to plan for, and what for.
 pub(super) type Subject<'a> = (&'a Config, &'a MatrixPlan, &'a Request);
 
@@ -144,7 +300,8 @@ pub(super) type Subject<'a> = (&'a Config, &'a MatrixPlan, &'a Request);
 pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<(Pool, Vec<Plan>)> {
     if let [(config, matrices, request)] = models {
         let plan = Plan::new(config, matrices, request)?;
-        let pool = Pool::new(memory, plan.slot_bytes, threads, request.disk)
+        let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
+        let pool = Pool::new(memory, gpu_memory, plan.slot_bytes, threads, request.disk)
             .shared_by([&plan].into_iter())?;
         return Ok((pool, vec![plan]));
     }
@@ -167,19 +324,35 @@ pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<
         models.iter().map(plan).collect()
     };
     // What the models take for themselves does not depend on the slots, so it is known before these are chosen.
-    let own: u64 = in_slots(smallest, 0)?.iter().map(Plan::own_bytes).sum();
+    let least = in_slots(smallest, 0)?;
+    let own: u64 = least.iter().map(Plan::own_bytes).sum();
     let row_bytes_max = all.iter().map(Matrix::row_bytes).max().unwrap_or(0);
-    let pool_bytes = memory.saturating_sub(own + common_bytes(threads, row_bytes_max)) as usize;
+    let pool_bytes = memory.saturating_sub(own + common_bytes(threads, row_bytes_max));
+    let gpu_memory = models
+        .iter()
+        .find_map(|(_, _, request)| request.gpu?.gpu_memory());
+    let gpu_own: u64 = least.iter().map(Plan::gpu_own_bytes).sum();
+    let gpu_bytes = gpu_memory.map(|memory| memory.saturating_sub(gpu_own));
     let disk = models.iter().find_map(|(_, _, request)| request.disk);
-    let read_bytes = disk.map_or(0, |disk| disk.read_bytes as usize);
-    let slot_bytes =
-        tile::choose_slot_bytes(&all, pool_bytes, SLOTS_LEAST, read_bytes).max(smallest);
-    let mut plans = in_slots(slot_bytes, pool_bytes / slot_bytes)?;
-    let pool = Pool::new(memory, slot_bytes, threads, disk).shared_by(plans.iter())?;
+    let slot_bytes = choose_slot_bytes(&all, (pool_bytes, gpu_bytes), disk).max(smallest);
+    let slots = gpu_bytes.unwrap_or(pool_bytes) as usize / slot_bytes;
+    let mut plans = in_slots(slot_bytes, slots)?;
+    let pool = Pool::new(memory, gpu_memory, slot_bytes, threads, disk).shared_by(plans.iter())?;
     for plan in &mut plans {
         plan.move_to(&pool);
     }
     Ok((pool, plans))
+}
+
+/// Slots that suit these matrices in so many bytes, and in those that a GPU has of its own.
+pub(super) fn choose_slot_bytes(
+    matrices: &[Matrix],
+    (bytes, gpu_bytes): (u64, Option<u64>),
+    disk: Option<Advice>,
+) -> usize {
+    let bytes = gpu_bytes.unwrap_or(bytes).min(bytes) as usize;
+    let read_bytes = disk.map_or(0, |disk| disk.read_bytes as usize);
+    tile::choose_slot_bytes(matrices, bytes, SLOTS_LEAST, read_bytes)
 }
 
 /// Bytes that all models share beside the slots.
@@ -191,16 +364,4 @@ pub(super) fn common_bytes(threads: usize, row_bytes_max: usize) -> u64 {
 /// handed to them at once; then the other half is there to go on with, and they hardly stop.
 pub(super) fn depth(slots: u32) -> usize {
     (slots as usize / 2).max(DEPTH_MIN)
-}
-
-/// The last two lines of a budget: the slots.
-pub(super) fn slot_lines(slots: usize, pages_full: usize, slot_bytes: usize) -> [Line; 2] {
-    let line = |what, slots: usize| Line {
-        what,
-        bytes: (slots * slot_bytes) as u64,
-    };
-    [
-        line("slots: KV pages (context full)", pages_full),
-        line("slots: weights", slots - pages_full),
-    ]
 }

@@ -21,7 +21,8 @@ impl Engine {
         let place = self.place(model);
         let hosted = &mut self.hosted[place];
         let specs = &hosted.model.config().layers;
-        kv::truncate(&mut hosted.sessions, session, specs, len, &mut self.store)
+        let memory = (&mut self.store, &self.device);
+        kv::truncate(&mut hosted.sessions, session, specs, len, memory)
     }
 
     /// Lets an empty session begin with the first `len` positions of another, without computing them, and answers how
@@ -35,7 +36,7 @@ impl Engine {
             (from, to),
             specs,
             len,
-            &mut self.store,
+            (&mut self.store, &self.device),
         )
     }
 

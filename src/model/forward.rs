@@ -233,10 +233,10 @@ impl Model {
             "a sweep of {count} rows"
         );
         let begun = store.trace().begin();
-        self.place_rows(rows, sessions, store)?;
+        self.place_rows(rows, sessions, store, device)?;
         let computed = self.compute(rows, sessions, store, device);
         // Even after an error: what a GPU still works on must not be touched by the next sweep.
-        let finished = device.finish(&mut || ());
+        let finished = device.finish(&mut || store.feed());
         computed.and(finished)?;
         store.finish_sweep()?;
         for (index, session) in sessions.iter_mut().enumerate() {

@@ -4,6 +4,7 @@
 use std::ptr;
 
 use crate::arena::SlotId;
+use crate::device::Device;
 use crate::device::cpu::KvLayout;
 use crate::error::{Error, Kind, Result};
 use crate::model::config::{Config, LayerSpec};
@@ -206,7 +207,7 @@ pub fn truncate(
     index: usize,
     specs: &[LayerSpec],
     len: usize,
-    store: &mut Store,
+    (store, device): (&mut Store, &Device),
 ) -> usize {
     if len >= sessions[index].len {
         return sessions[index].len;
@@ -218,7 +219,7 @@ pub fn truncate(
     let page_positions = sessions[index].layout.page_positions;
     cut(sessions, index, len.div_ceil(page_positions), store);
     sessions[index].len = len;
-    own_the_end(sessions, index, specs, store);
+    own_the_end(sessions, index, specs, (store, device));
     sessions[index].len
 }
 
@@ -231,7 +232,7 @@ pub fn share(
     (from, to): (usize, usize),
     specs: &[LayerSpec],
     len: usize,
-    store: &mut Store,
+    (store, device): (&mut Store, &Device),
 ) -> usize {
     assert!(
         from != to && sessions[to].len == 0,
@@ -256,17 +257,22 @@ pub fn share(
         (pages.first, pages.end) = (first, end);
     }
     sessions[to].len = len;
-    own_the_end(sessions, to, specs, store);
+    own_the_end(sessions, to, specs, (store, device));
     sessions[to].len
 }
 
 /// Sees to it that no other session sees what is appended next: a last page that is not full becomes a copy.
 ///
 /// Without memory for it the session ends with its last full page.
-fn own_the_end(sessions: &mut [Session], index: usize, specs: &[LayerSpec], store: &mut Store) {
+fn own_the_end(
+    sessions: &mut [Session],
+    index: usize,
+    specs: &[LayerSpec],
+    (store, device): (&mut Store, &Device),
+) {
     let Session { layout, len, .. } = sessions[index];
     let whole = len / layout.page_positions;
-    if whole * layout.page_positions == len || own_last_page(sessions, index, store) {
+    if whole * layout.page_positions == len || own_last_page(sessions, index, store, device) {
         return;
     }
     cut(sessions, index, whole, store);
@@ -277,7 +283,12 @@ fn own_the_end(sessions: &mut [Session], index: usize, specs: &[LayerSpec], stor
 }
 
 /// Copies the last page of every layer that other sessions have too; false if there is no memory for one.
-fn own_last_page(sessions: &mut [Session], index: usize, store: &mut Store) -> bool {
+fn own_last_page(
+    sessions: &mut [Session],
+    index: usize,
+    store: &mut Store,
+    device: &Device,
+) -> bool {
     let bytes = sessions[index].layout.page_bytes();
     for layer in 0..sessions[index].layers.len() {
         let page = sessions[index].layers[layer].end - 1;
@@ -291,9 +302,7 @@ fn own_last_page(sessions: &mut [Session], index: usize, store: &mut Store) -> b
         let memory = store.page(own).as_ptr();
         // SAFETY: a page is `page_bytes` of its slot; the new slot is this session's alone, and nobody writes into the
         // old one meanwhile, because that happens in sweeps only.
-        unsafe {
-            ptr::copy_nonoverlapping(sessions[index].layers[layer].pages[page], memory, bytes)
-        };
+        unsafe { device.copy_page(sessions[index].layers[layer].pages[page], memory, bytes) };
         let pages = &mut sessions[index].layers[layer];
         (pages.pages[page], pages.slots[page]) = (memory, own);
     }

@@ -25,6 +25,8 @@ pub const MODEL_NAME_BYTES_MAX: usize = 64;
 pub struct Config {
     /// The memory budget of the process.
     pub memory: Option<Size>,
+    /// The budget of the memory of a GPU that has its own.
+    pub gpu_memory: Option<Size>,
     /// Threads that compute.
     pub threads: Option<u16>,
     /// Whether tiles must agree with their checksums each time they are read.

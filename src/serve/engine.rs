@@ -10,7 +10,7 @@ use super::systemd::Watchdog;
 use super::worker::{Order, Reading, Worker};
 use crate::board::Monitor;
 use crate::engine::scheduler::{Limits, Scheduler, SessionState, Step};
-use crate::engine::{Engine, Line, Loaded, ModelOptions, Options, divide};
+use crate::engine::{Engine, Line, Loaded, ModelOptions, Options, Plan, divide};
 use crate::error::Result;
 
 /// How long the thread sleeps at most where nobody watches it and nothing times out.
@@ -22,6 +22,7 @@ const RECENT: Duration = Duration::from_secs(2);
 pub fn options(config: &Config) -> Options {
     Options {
         memory: config.memory.map(|size| size.0),
+        gpu_memory: config.gpu_memory.map(|size| size.0),
         threads: config.threads.map(usize::from),
         verify: config.verify,
         ..Options::default()
@@ -45,6 +46,10 @@ pub struct Budget {
     pub bytes: u64,
     /// Its parts.
     pub lines: Vec<BudgetLine>,
+    /// The same for the memory of a GPU that has its own, if one computes there.
+    pub gpu_bytes: u64,
+    /// Its parts.
+    pub gpu_lines: Vec<BudgetLine>,
 }
 
 /// How the budget would be divided among the models that are loaded at the start. Reads all models' metadata.
@@ -62,32 +67,19 @@ pub fn plan(config: &Config, options: &Options) -> Result<Budget> {
         }
     }
     let wanted: Vec<&ModelOptions> = wanted.iter().collect();
-    let (pool, plans) = divide(&loaded, &wanted, options, options.gpu_asked())?;
-    let mut lines = Vec::new();
-    let mut pages = 0;
-    for (name, plan) in names.iter().zip(&plans) {
-        pages += plan.pages_full;
-        let full = Line {
-            what: "slots: KV pages (context full)",
-            bytes: (plan.pages_full * pool.slot_bytes) as u64,
-        };
-        let own = plan.own_lines().iter().chain([&full]);
-        lines.extend(own.map(|line| budget_line(Some(name), line)));
+    let (pool, plans) = divide(&loaded, &wanted, options, options.placement())?;
+    let plans: Vec<&Plan> = plans.iter().collect();
+    let owners = names.into_iter().map(Some).chain([None]);
+    let (mut lines, mut gpu_lines) = (Vec::new(), Vec::new());
+    for (name, [own, gpu_own]) in owners.zip(pool.shares(&plans)) {
+        lines.extend(own.iter().map(|line| budget_line(name, line)));
+        gpu_lines.extend(gpu_own.iter().map(|line| budget_line(name, line)));
     }
-    let weights = Line {
-        what: "slots: weights",
-        bytes: ((pool.slots - pages) * pool.slot_bytes) as u64,
-    };
-    let common = pool.common_lines();
-    lines.extend(
-        common
-            .iter()
-            .chain([&weights])
-            .map(|line| budget_line(None, line)),
-    );
     Ok(Budget {
         bytes: pool.memory,
         lines,
+        gpu_bytes: pool.gpu.map_or(0, |gpu| gpu.memory),
+        gpu_lines,
     })
 }
 
@@ -339,12 +331,16 @@ impl Answering {
             found.map(|(model, _)| model.name.as_str())
         };
         let shares = engine.budget();
-        let lines = shares.iter().flat_map(|share| {
+        status.budget.clear();
+        status.gpu_budget.clear();
+        for share in &shares {
             let owner = name(share.model);
-            share.lines.iter().map(move |line| budget_line(owner, line))
-        });
-        status.budget = lines.collect();
+            let line = |line| budget_line(owner, line);
+            status.budget.extend(share.lines.iter().map(line));
+            status.gpu_budget.extend(share.gpu_lines.iter().map(line));
+        }
         status.budget_bytes = engine.pool().memory;
+        status.gpu_budget_bytes = engine.pool().gpu.map_or(0, |gpu| gpu.memory);
         status.sessions.clear();
         for (model, id) in scheduled.models.iter().zip(engine.models()) {
             if let Some(told) = status

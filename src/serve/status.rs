@@ -24,6 +24,10 @@ pub struct Status {
     pub budget_bytes: u64,
     /// What it is divided into.
     pub budget: Vec<BudgetLine>,
+    /// The budget of a GPU's own memory; 0 if none computes there.
+    pub gpu_budget_bytes: u64,
+    /// What it is divided into.
+    pub gpu_budget: Vec<BudgetLine>,
     /// The models of the configuration.
     pub models: Vec<ModelStatus>,
     /// The conversations that are held.
@@ -174,6 +178,22 @@ impl ModelState {
     }
 }
 
+/// Writes a budget as a table.
+pub fn write_budget(
+    to: &mut impl fmt::Write,
+    title: &str,
+    lines: &[BudgetLine],
+    whole: u64,
+) -> fmt::Result {
+    writeln!(to, "{title}")?;
+    for line in lines {
+        writeln!(to, "  {:<44}{:>12}", line.what, bytes(line.bytes))?;
+    }
+    let sum = lines.iter().map(|line| line.bytes).sum();
+    let (sum, whole) = (bytes(sum), bytes(whole));
+    writeln!(to, "  {:<44}{sum:>12} of {whole}", "together")
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Status { total, recent, .. } = self;
@@ -182,18 +202,11 @@ impl fmt::Display for Status {
             "airstream {}, up {} s, {} clients",
             self.version, self.uptime_s, self.clients
         )?;
-        writeln!(f, "budget")?;
-        for line in &self.budget {
-            writeln!(f, "  {:<34}{:>12}", line.what, bytes(line.bytes))?;
+        write_budget(f, "budget", &self.budget, self.budget_bytes)?;
+        if self.gpu_budget_bytes > 0 {
+            let (lines, whole) = (&self.gpu_budget, self.gpu_budget_bytes);
+            write_budget(f, "budget of the GPU's memory", lines, whole)?;
         }
-        let sum = self.budget.iter().map(|line| line.bytes).sum();
-        writeln!(
-            f,
-            "  {:<34}{:>12} of {}",
-            "together",
-            bytes(sum),
-            bytes(self.budget_bytes)
-        )?;
         writeln!(f, "models")?;
         for model in &self.models {
             write!(f, "  {:<16}{:<8}", model.name, model.state.word())?;

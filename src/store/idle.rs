@@ -22,14 +22,15 @@ pub struct DiskSample {
 }
 
 impl Store {
-    /// Fills free slots from disk without a sweep; says whether reads are still in flight. Never blocks: call it again
-    /// a millisecond later.
+    /// Fills free slots from disk without a sweep; says whether reads or copies are still in flight. Never blocks: call
+    /// it again a millisecond later.
     ///
     /// # Errors
     /// The system takes no reads. A read that fails is no error: its tile is read again when it is needed.
     pub fn idle(&mut self) -> Result<bool> {
         self.poll()?;
-        Ok(self.io.in_flight() > 0)
+        let copying = self.staging.as_ref().is_some_and(|s| s.is_busy());
+        Ok(copying || self.io.in_flight() > 0)
     }
 
     /// How fast the disk is at present, between two sweeps and in the store's own memory: it reads what streams, as a
@@ -49,9 +50,7 @@ impl Store {
             .filter(|&tile| self.is_ahead(tile))
             .map(|tile| self.tiles[tile as usize].read_bytes() as u64)
             .sum();
-        while self.io.in_flight() > 0 {
-            self.reap(true)?;
-        }
+        self.drain()?;
         for tile in 0..self.tiles.len() as u32 {
             if self.is_ahead(tile) {
                 self.give_up(tile);

@@ -20,10 +20,12 @@ mod idle;
 pub mod integrity;
 mod models;
 mod order;
+mod pages;
 mod reads;
 mod resize;
 mod rows;
 pub mod sidecar;
+mod staging;
 mod sums;
 
 use std::ops::Range;
@@ -34,7 +36,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use crate::arena::{SlotId, Slots};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::format::tile::{Matrix, Tile};
 use crate::io::{Completion, Io};
 use crate::residency::Residency;
@@ -48,6 +50,8 @@ pub use models::{ModelId, Weights};
 use order::Order;
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
+use staging::Staging;
+pub use staging::{COPIES_MAX, Copies, MARKS_MAX};
 
 /// Completions reaped at a time.
 const REAP_MAX: usize = 32;
@@ -114,6 +118,8 @@ pub struct Counters {
     pub reads: u64,
     /// Tiles that did not agree with their checksums and were read again.
     pub doubted: u64,
+    /// Bytes that went into the device's own memory.
+    pub copied_bytes: u64,
     /// Time in which the caller waited for a read with nothing to compute.
     pub stalled: Duration,
 }
@@ -133,6 +139,8 @@ pub struct Store {
     paths: Vec<PathBuf>,
     states: Vec<TileState>,
     residency: Residency,
+    /// The memory of a device that has its own.
+    staging: Option<Staging>,
     // The order of these two fields matters: dropping the I/O waits for its reads, and only then may slots go.
     io: Box<dyn Io>,
     slots: Slots,
@@ -184,6 +192,7 @@ impl Store {
             ranges: Vec::new(),
             paths: Vec::new(),
             residency: Residency::empty(free.len() as u32, window),
+            staging: None,
             io,
             withdrawn: (in_use..slots.count()).rev().collect(),
             slots,
@@ -308,14 +317,19 @@ impl Store {
         self.slots.slot_bytes()
     }
 
-    /// Weight bytes in memory now.
+    /// Weight bytes in memory now, the device's own included.
     pub fn resident_bytes(&self) -> u64 {
-        let in_memory = |s: &TileState| matches!(s.phase, Phase::Ready | Phase::InUse);
-        self.states
-            .iter()
-            .zip(&self.tiles)
-            .filter(|(s, _)| in_memory(s))
-            .map(|(_, t)| u64::from(t.bytes))
+        self.resident_bytes_in(0..self.tiles.len() as u32)
+    }
+
+    fn resident_bytes_in(&self, tiles: Range<u32>) -> u64 {
+        let in_memory = |&tile: &u32| {
+            let phase = self.states[tile as usize].phase;
+            matches!(phase, Phase::Ready | Phase::InUse) || self.on_device(tile)
+        };
+        let resident = tiles.filter(in_memory);
+        resident
+            .map(|t| u64::from(self.tiles[t as usize].bytes))
             .sum()
     }
 
@@ -326,6 +340,9 @@ impl Store {
             "the pass before is not finished"
         );
         self.order.advance_to(tiles.start);
+        if let Some(staging) = &mut self.staging {
+            staging.order.advance_to(tiles.start);
+        }
         self.current = tiles;
         self.waiting = self.current.len() as u32;
         self.pass = self.pass.wrapping_add(1);
@@ -368,6 +385,9 @@ impl Store {
                 return Ok(self.acquired.len());
             }
             waited.get_or_insert_with(|| (Instant::now(), self.trace.begin()));
+            if self.wait_for_device()? {
+                continue;
+            }
             if self.io.in_flight() == 0 {
                 self.read_urgent()?;
             }
@@ -380,6 +400,9 @@ impl Store {
     /// While any stream, no more than half of the window's number goes out at a time: the slots of streamed tiles
     /// are free again only when all are computed with, and the other half must keep the disk busy until then.
     fn hand_out(&mut self) {
+        if self.staging.is_some() {
+            return self.hand_out_on_device();
+        }
         let streaming = self.residency.streams(self.sweeping);
         let tiles_max = match streaming {
             true => (self.residency.window() as usize / 2).max(1),
@@ -410,9 +433,18 @@ impl Store {
 
     /// The memory of a tile that is handed out.
     pub fn memory(&self, tile: u32) -> TileMemory {
+        let lead = self.tiles[tile as usize].lead();
+        if let Some(slot) = self.device_memory(tile) {
+            // It was inspected before it was copied, and a mark keeps its slot for as long as it is needed.
+            return TileMemory {
+                // SAFETY: lead is less than a page, and a slot is at least that.
+                data: unsafe { slot.add(lead) },
+                packed: true,
+                keep: true,
+            };
+        }
         let state = &self.states[tile as usize];
         assert_eq!(state.phase, Phase::InUse, "tile {tile} is not handed out");
-        let lead = self.tiles[tile as usize].lead();
         // SAFETY: lead is less than a page, and a slot is at least that.
         let data = unsafe { self.slots.ptr(state.slot).add(lead) };
         TileMemory {
@@ -433,6 +465,10 @@ impl Store {
         let mut result = Ok(());
         for index in 0..self.acquired.len() {
             let tile = self.acquired[index];
+            if self.staging.is_some() {
+                self.release_on_device(tile);
+                continue;
+            }
             let keeps = self.residency.keeps(tile);
             let member = &self.models[self.sweeping];
             let sums = member.integrity.sums();
@@ -441,7 +477,7 @@ impl Store {
             debug_assert_eq!(state.phase, Phase::InUse);
             state.phase = Phase::Ready;
             if !agrees {
-                result = result.and(self.doubt(tile));
+                result = result.and(self.doubt(tile, true));
                 continue;
             }
             state.doubted = false;
@@ -462,60 +498,6 @@ impl Store {
             self.forget_if_changed();
         }
         result
-    }
-
-    /// Takes a slot away from the weights, for a KV page.
-    ///
-    /// Must be called between passes, when no tile is handed out.
-    ///
-    /// # Errors
-    /// No slot can be spared: the window of reads is all that is left.
-    pub fn take_page(&mut self) -> Result<SlotId> {
-        assert!(self.acquired.is_empty(), "pages are taken between passes");
-        let capacity = self.residency.capacity();
-        let needed = self.residency.window().min(self.residency.tiles());
-        if capacity <= needed {
-            return Err(Error::new(
-                Kind::Budget,
-                "the context has grown to all the memory there is",
-                "give more --memory, or a smaller --ctx",
-            ));
-        }
-        let least = self.residency.least_kept();
-        self.residency.set_capacity(capacity - 1);
-        if let Some(tile) = least.filter(|&t| !self.residency.keeps(t))
-            && self.states[tile as usize].phase == Phase::Ready
-        {
-            self.give_up(tile);
-        }
-        self.restart_ahead();
-        // If the least worthy tile was not there to be dropped, another outside the plan makes room, or comes to.
-        while self.free.is_empty() {
-            if !self.give_up_furthest() {
-                self.reap(true)?;
-            }
-        }
-        Ok(self.free.pop().expect("just seen"))
-    }
-
-    /// Gives a page's slot back to the weights.
-    pub fn free_page(&mut self, slot: SlotId) {
-        debug_assert!(!self.free.contains(&slot));
-        self.free.push(slot);
-        self.residency.set_capacity(self.residency.capacity() + 1);
-        self.restart_ahead();
-    }
-
-    /// Slots that KV pages may still take.
-    pub fn pages_free(&self) -> u32 {
-        self.residency
-            .capacity()
-            .saturating_sub(self.residency.window().min(self.residency.tiles()))
-    }
-
-    /// The memory of a slot that [`take_page`](Self::take_page) gave.
-    pub fn page(&self, slot: SlotId) -> NonNull<u8> {
-        self.slots.ptr(slot)
     }
 
     /// Whether the pass at hand needs the tile and has not had it yet.
@@ -546,16 +528,21 @@ impl Store {
 
     /// Drops the idle tile outside the plan whose next use is furthest; false if there is none.
     fn give_up_furthest(&mut self) -> bool {
-        let outside = (0..self.tiles.len() as u32).filter(|&tile| !self.order.contains(tile));
-        // Tiles of the current range that were used in this pass are furthest of all, then the order backwards.
-        let (len, current) = (self.order.len(), self.current.len() as u32);
-        let ring = (1..=len).map(|back| self.order.at((current + len - back) % len));
-        let Some(tile) = outside.chain(ring).find(|&tile| self.is_stale(tile)) else {
+        let Some(tile) = self.furthest(|tile| self.is_stale(tile)) else {
             return false;
         };
         self.give_up(tile);
         self.restart_ahead();
         true
+    }
+
+    /// The tile whose next use is furthest of those that are `idle`.
+    fn furthest(&self, idle: impl Fn(u32) -> bool) -> Option<u32> {
+        let outside = (0..self.tiles.len() as u32).filter(|&tile| !self.order.contains(tile));
+        // Tiles of the current range that were used in this pass are furthest of all, then the order backwards.
+        let (len, current) = (self.order.len(), self.current.len() as u32);
+        let ring = (1..=len).map(|back| self.order.at((current + len - back) % len));
+        outside.chain(ring).find(|&tile| idle(tile))
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::integrity::Integrity;
 use super::order::Order;
+use super::staging::Place;
 use super::{Phase, Store, TileState, tile_uses};
 use crate::error::Result;
 use crate::format::tile::{Matrix, Tile};
@@ -93,6 +94,9 @@ impl Store {
         }));
         self.paths.extend(paths);
         self.states.resize(self.tiles.len(), TileState::ABSENT);
+        if let Some(staging) = &mut self.staging {
+            staging.places.resize(self.tiles.len(), Place::ABSENT);
+        }
         self.acquired.reserve(self.tiles.len());
         self.set_order();
         id
@@ -117,12 +121,16 @@ impl Store {
                 self.give_up(tile);
             }
         }
+        self.give_up_on_device(self.models[place].tiles.clone());
         let gone = self.models.remove(place);
         let (tiles, matrices) = (gone.tiles.len() as u32, gone.matrices.len() as u32);
         let files = gone.files.len() as u16;
         let of = |range: &Range<u32>| range.start as usize..range.end as usize;
         self.tiles.drain(of(&gone.tiles));
         self.states.drain(of(&gone.tiles));
+        if let Some(staging) = &mut self.staging {
+            staging.places.drain(of(&gone.tiles));
+        }
         self.matrices.drain(of(&gone.matrices));
         self.ranges.drain(of(&gone.matrices));
         let paths = usize::from(gone.files.start)..usize::from(gone.files.end);
@@ -156,11 +164,17 @@ impl Store {
     pub fn begin_sweep(&mut self, model: ModelId, next: Option<ModelId>) {
         self.sweeping = self.place(model);
         let next = next.map_or(self.sweeping, |next| self.place(next));
-        self.order.set_models(
-            &self.models[self.sweeping].tiles,
-            &self.models[next].tiles,
-            self.tiles.len() as u32,
-        );
+        self.set_models(next);
+    }
+
+    /// The order of use is that of the model in its sweep, and then of the one at the place `next`.
+    fn set_models(&mut self, next: usize) {
+        let tiles = self.tiles.len() as u32;
+        let (now, next) = (&self.models[self.sweeping].tiles, &self.models[next].tiles);
+        self.order.set_models(now, next, tiles);
+        if let Some(staging) = &mut self.staging {
+            staging.order.set_models(now, next, tiles);
+        }
     }
 
     /// The number in the table of all matrices of the first one of the model in its sweep.
@@ -215,6 +229,7 @@ impl Store {
                 self.give_up(tile);
             }
         }
+        self.give_up_on_device(self.models[self.sweeping].tiles.clone());
         self.models[self.sweeping].integrity.forget();
         self.restart_ahead();
     }
@@ -229,11 +244,7 @@ impl Store {
 
     /// Weight bytes of a model in memory now.
     pub fn resident_bytes_of(&self, model: ModelId) -> u64 {
-        let tiles = self.models[self.place(model)].tiles.clone();
-        let tiles = tiles.start as usize..tiles.end as usize;
-        let states = self.states[tiles.clone()].iter().zip(&self.tiles[tiles]);
-        let in_memory = states.filter(|(s, _)| matches!(s.phase, Phase::Ready | Phase::InUse));
-        in_memory.map(|(_, tile)| u64::from(tile.bytes)).sum()
+        self.resident_bytes_in(self.models[self.place(model)].tiles.clone())
     }
 
     /// Where a model stands in the order in which they came.
@@ -251,9 +262,11 @@ impl Store {
     /// The models have changed: until a sweep begins, the first one's is expected.
     fn set_order(&mut self) {
         self.order = Order::default();
-        if let Some(first) = self.models.get(self.sweeping) {
-            let tiles = self.tiles.len() as u32;
-            self.order.set_models(&first.tiles, &first.tiles, tiles);
+        if let Some(staging) = &mut self.staging {
+            staging.order = Order::default();
+        }
+        if self.sweeping < self.models.len() {
+            self.set_models(self.sweeping);
         }
     }
 }

@@ -36,9 +36,10 @@ pub(super) fn queue_full() -> Error {
 }
 
 impl Store {
-    /// Takes in finished reads and submits the next ones; never blocks.
+    /// Takes in finished reads and copies and begins the next ones; never blocks.
     pub(super) fn poll(&mut self) -> Result<()> {
         self.reap(false)?;
+        self.stage()?;
         self.read_ahead()
     }
 
@@ -52,6 +53,9 @@ impl Store {
     /// Starts considering tiles from the current range on again (slots or plan have changed).
     pub(super) fn restart_ahead(&mut self) {
         self.order.restart();
+        if let Some(staging) = &mut self.staging {
+            staging.order.restart();
+        }
     }
 
     /// Submits reads for the coming tiles that are not in memory, in the order of their use.
@@ -85,9 +89,9 @@ impl Store {
         let used_up = self.current.contains(&tile) && state.pass == self.pass;
         let worth = match used {
             true => self.residency.reads(tile),
-            false => self.residency.keeps(tile),
+            false => self.residency.keeps(tile) || self.residency.keeps_on_device(tile),
         };
-        state.phase == Phase::Absent && !used_up && worth
+        state.phase == Phase::Absent && !used_up && worth && !self.on_device(tile)
     }
 
     /// A slot for the tile that is considered for reading: a free one, or that of a tile outside the plan (which has
@@ -105,7 +109,8 @@ impl Store {
     /// With nothing in flight and nothing to hand out: makes room for a tile of the current range and reads it.
     pub(super) fn read_urgent(&mut self) -> Result<()> {
         let missing = |s: &Self, t: &u32| {
-            s.states[*t as usize].phase == Phase::Absent && s.states[*t as usize].pass != s.pass
+            let state = &s.states[*t as usize];
+            state.phase == Phase::Absent && state.pass != s.pass && !s.on_device(*t)
         };
         let tile = self
             .current
@@ -246,21 +251,26 @@ impl Store {
         }
     }
 
-    /// Drops a tile that did not agree with its checksums, so that it is read and handed out again.
+    /// Drops a tile that did not agree with its checksums, so that it is read again, and handed out again if it was.
     ///
     /// # Errors
-    /// It is the second time.
-    pub(super) fn doubt(&mut self, tile: u32) -> Result<()> {
+    /// It is the second time, and the pass at hand needs it.
+    pub(super) fn doubt(&mut self, tile: u32, handed_out: bool) -> Result<()> {
         self.give_up(tile);
         let what = self.tiles[tile as usize];
         let state = &mut self.states[tile as usize];
         state.doubted = !state.doubted;
         if !state.doubted {
             let (matrix, file) = (what.matrix as usize, what.file);
-            return Err(self.read_error(matrix, file, what.offset, WRONG_BYTES));
+            return match handed_out || self.waits_for(tile) {
+                true => Err(self.read_error(matrix, file, what.offset, WRONG_BYTES)),
+                false => Ok(()),
+            };
         }
-        state.pass = self.pass.wrapping_sub(1);
-        self.waiting += 1;
+        if handed_out {
+            state.pass = self.pass.wrapping_sub(1);
+            self.waiting += 1;
+        }
         self.restart_ahead();
         self.counters.doubted += 1;
         self.warn_of_wrong(what.matrix as usize, what.file, what.offset);

@@ -95,8 +95,9 @@ impl Store {
         }
     }
 
-    /// Waits for all reads in flight.
+    /// Waits for all reads and copies in flight.
     pub(super) fn drain(&mut self) -> Result<()> {
+        self.drain_copies()?;
         while self.io.in_flight() > 0 {
             self.reap(true)?;
         }

@@ -1,14 +1,15 @@
 //! A GPU that is none: kernels compiled for the processor, run as late as CUDA allows.
 //!
-//! What is launched waits in a queue. Each time the device is asked whether something is done, a random
-//! number of launches run; so a slot, a table or a buffer that is written too early changes results.
+//! What is given to a stream waits there. Each time the device is asked whether something is done, some of it runs, a
+//! random number and from either stream; so a slot, a table or a buffer that is written too early changes results.
+//! Memory of its own holds no numbers at first, and can be touched by what runs alone.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use airstream::device::cuda::driver::{Args, Driver, EVENTS, Facts, KernelId};
+use airstream::device::cuda::driver::{Args, Driver, EVENTS, Facts, KernelId, Stream};
 use airstream::error::{Error, Kind, Result};
 
 use super::shim::Shim;
@@ -16,7 +17,8 @@ use super::support::weights::Rng;
 
 enum Work {
     Launch(String, [u32; 3], u32, Box<Args>),
-    Copy(u64, u64, usize),
+    /// To, from, bytes, and what they were when the copy was given, if that must not change.
+    Copy(u64, u64, usize, Option<u64>),
 }
 
 /// What tests look at afterwards.
@@ -26,17 +28,31 @@ pub struct Seen {
     pub issued: u64,
     /// The most that were not done at a time.
     pub behind_max: u64,
-    /// The device has let the memory go.
+    /// The device has let the processor's memory go, and given back all of its own.
     pub unregistered: bool,
+    /// Bytes of its own that were taken, at most.
+    pub allocated_max: usize,
+    /// Bytes of tiles that were copied there.
+    pub tile_bytes: u64,
+    /// Copies of tiles that ran while launches waited that were given earlier, and launches of which the opposite is true.
+    pub overtook: [u64; 2],
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(u64, Work)>,
+    issued: u64,
+    done: u64,
 }
 
 struct State {
     random: Rng,
-    queue: VecDeque<Work>,
-    done: u64,
-    /// How much was issued when an event was recorded.
-    events: [u64; EVENTS],
+    /// In the order of `Stream`.
+    queues: [Queue; 2],
+    /// Which stream, and how much was given to it, when an event was recorded.
+    events: [(usize, u64); EVENTS],
     registered: Vec<(usize, usize)>,
+    allocated: Vec<(usize, usize)>,
     names: Vec<String>,
     failed: bool,
 }
@@ -44,8 +60,10 @@ struct State {
 /// The fake.
 pub struct FakeGpu {
     facts: Facts,
+    /// Bytes of its own.
+    memory: usize,
     shim: &'static Shim,
-    state: RefCell<State>,
+    state: Mutex<State>,
     seen: Arc<Mutex<Seen>>,
     /// Which launch fails, and all after it.
     fails_at: u64,
@@ -60,19 +78,27 @@ impl FakeGpu {
                 capability: (8, 7),
                 integrated: true,
             },
+            memory: 0,
             shim: Shim::get()?,
-            state: RefCell::new(State {
+            state: Mutex::new(State {
                 random: Rng(seed),
-                queue: VecDeque::new(),
-                done: 0,
-                events: [0; EVENTS],
+                queues: Default::default(),
+                events: [(0, 0); EVENTS],
                 registered: Vec::new(),
+                allocated: Vec::new(),
                 names: Vec::new(),
                 failed: false,
             }),
             seen: Arc::default(),
             fails_at: u64::MAX,
         })
+    }
+
+    /// The same GPU with `memory` bytes of its own.
+    pub fn with_memory(mut self, memory: usize) -> FakeGpu {
+        self.facts.integrated = false;
+        self.memory = memory;
+        self
     }
 
     /// The same GPU, of which launch number `at` fails.
@@ -85,51 +111,100 @@ impl FakeGpu {
         Arc::clone(&self.seen)
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics with it")
+    }
+
+    fn look(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().expect("nobody panics with it")
+    }
+
     fn check(&self) -> Result<()> {
-        match self.state.borrow().failed {
+        match self.state().failed {
             true => Err(fault()),
             false => Ok(()),
         }
     }
 
-    fn issue(&self, work: Work) -> Result<()> {
+    fn issue(&self, stream: Stream, work: Work) -> Result<()> {
         self.check()?;
-        let mut seen = self.seen.lock().expect("nobody panics with it");
-        let state = &mut *self.state.borrow_mut();
+        let (mut seen, mut state) = (self.look(), self.state());
         if seen.issued == self.fails_at {
             state.failed = true;
-            state.queue.clear();
+            state.queues = Default::default();
             return Err(fault());
         }
         seen.issued += 1;
-        state.queue.push_back(work);
-        seen.behind_max = seen.behind_max.max(seen.issued - state.done);
+        let queue = &mut state.queues[stream as usize];
+        queue.waiting.push_back((seen.issued, work));
+        queue.issued += 1;
+        let behind = state.queues.iter().map(|q| q.issued - q.done).sum();
+        seen.behind_max = seen.behind_max.max(behind);
         Ok(())
     }
 
-    /// Runs the oldest launch that has not run.
-    fn run_one(&self) -> bool {
-        let Some(work) = self.state.borrow_mut().queue.pop_front() else {
-            return false;
+    /// Runs the oldest work of a stream that has not run.
+    fn run_one(&self, stream: usize) {
+        let work = {
+            let mut state = self.state();
+            let Some((number, work)) = state.queues[stream].waiting.pop_front() else {
+                return;
+            };
+            let other = state.queues[1 - stream].waiting.front();
+            if other.is_some_and(|&(earlier, _)| earlier < number) {
+                self.look().overtook[1 - stream] += 1;
+            }
+            work
         };
         match work {
             Work::Launch(name, grid, threads, args) => {
-                let order = self.state.borrow_mut().random.next() % 3;
+                let order = self.state().random.next() % 3;
                 // SAFETY: the device gives each kernel what it takes.
                 unsafe {
                     self.shim
                         .launch(&name, grid, threads, &args.pointers(), order)
                 };
             }
-            Work::Copy(to, from, bytes) => {
-                let at =
-                    |address: u64| std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
+            Work::Copy(to, from, bytes, sum) => {
+                if let Some(sum) = sum {
+                    assert_eq!(
+                        sum_of(from, bytes),
+                        sum,
+                        "a slot was written before its copy"
+                    );
+                }
                 // SAFETY: the device vouches for the ranges.
                 unsafe { at(to).copy_from_nonoverlapping(at(from), bytes) };
             }
         }
-        self.state.borrow_mut().done += 1;
-        true
+        self.state().queues[stream].done += 1;
+    }
+
+    fn is_idle(&self) -> bool {
+        self.state().queues.iter().all(|q| q.waiting.is_empty())
+    }
+}
+
+fn at(address: u64) -> *mut u8 {
+    ptr::with_exposed_provenance_mut(address as usize)
+}
+
+fn sum_of(from: u64, bytes: usize) -> u64 {
+    // SAFETY: the device vouches for the range.
+    let bytes = unsafe { std::slice::from_raw_parts(at(from), bytes) };
+    bytes.chunks(8).fold(0, |sum: u64, word| {
+        let mut padded = [0; 8];
+        padded[..word.len()].copy_from_slice(word);
+        sum.rotate_left(5) ^ u64::from_le_bytes(padded)
+    })
+}
+
+/// Says who may touch memory of the GPU's own.
+fn protect(allocated: &[(usize, usize)], how: i32) {
+    for &(start, bytes) in allocated {
+        // SAFETY: a mapping of ours.
+        let changed = unsafe { libc::mprotect(at(start as u64).cast(), bytes, how) };
+        assert_eq!(changed, 0, "memory can be protected");
     }
 }
 
@@ -146,8 +221,59 @@ impl Driver for FakeGpu {
         &self.facts
     }
 
+    fn free_bytes(&self) -> Result<u64> {
+        let taken: usize = self.state().allocated.iter().map(|(_, bytes)| bytes).sum();
+        Ok((self.memory - taken) as u64)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.check()?;
+        assert!(!self.facts.integrated, "it has no memory of its own");
+        // SAFETY: a new anonymous mapping.
+        let start = unsafe {
+            let (how, kind) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            );
+            libc::mmap(ptr::null_mut::<c_void>(), bytes, how, kind, -1, 0)
+        };
+        assert_ne!(start, libc::MAP_FAILED, "there is memory");
+        // SAFETY: just mapped. All ones are no number.
+        unsafe { start.cast::<u8>().write_bytes(0xff, bytes) };
+        let place = (start.expose_provenance(), bytes);
+        protect(&[place], libc::PROT_NONE);
+        let mut state = self.state();
+        state.allocated.push(place);
+        let taken: usize = state.allocated.iter().map(|(_, bytes)| bytes).sum();
+        let mut seen = self.look();
+        seen.allocated_max = seen.allocated_max.max(taken);
+        match taken <= self.memory {
+            true => Ok(place.0 as u64),
+            false => Err(Error::new(
+                Kind::Budget,
+                "the fake has no such memory",
+                "take less",
+            )),
+        }
+    }
+
+    unsafe fn free(&self, address: u64) {
+        assert!(self.is_idle(), "memory goes while there is work for it");
+        let mut state = self.state();
+        let place = state
+            .allocated
+            .iter()
+            .position(|&(start, _)| start == address as usize);
+        let (start, bytes) = state
+            .allocated
+            .swap_remove(place.expect("it was allocated"));
+        // SAFETY: a mapping of ours that nothing uses.
+        unsafe { libc::munmap(at(start as u64).cast(), bytes) };
+        self.look().unregistered = state.registered.is_empty() && state.allocated.is_empty();
+    }
+
     unsafe fn register(&self, base: NonNull<u8>, bytes: usize) -> Result<u64> {
-        let (start, registered) = (base.addr().get(), &mut self.state.borrow_mut().registered);
+        let (start, registered) = (base.addr().get(), &mut self.state().registered);
         let apart =
             |&(other, length): &(usize, usize)| start + bytes <= other || other + length <= start;
         assert!(registered.iter().all(apart), "memory is registered twice");
@@ -156,11 +282,8 @@ impl Driver for FakeGpu {
     }
 
     unsafe fn unregister(&self, base: NonNull<u8>) {
-        let mut state = self.state.borrow_mut();
-        assert!(
-            state.queue.is_empty(),
-            "memory goes while kernels are to run on it"
-        );
+        assert!(self.is_idle(), "memory goes while there is work for it");
+        let mut state = self.state();
         let place = state
             .registered
             .iter()
@@ -168,14 +291,11 @@ impl Driver for FakeGpu {
         state
             .registered
             .swap_remove(place.expect("it was registered"));
-        self.seen
-            .lock()
-            .expect("nobody panics with it")
-            .unregistered = state.registered.is_empty();
+        self.look().unregistered = state.registered.is_empty() && state.allocated.is_empty();
     }
 
     fn kernel(&self, name: &str) -> Result<KernelId> {
-        let names = &mut self.state.borrow_mut().names;
+        let names = &mut self.state().names;
         names.push(name.to_string());
         Ok(KernelId(names.len() as u64 - 1))
     }
@@ -191,37 +311,59 @@ impl Driver for FakeGpu {
             grid.iter().all(|&n| n > 0) && grid[1] < 65536 && grid[2] < 65536,
             "{grid:?}"
         );
-        let name = self.state.borrow().names[kernel.0 as usize].clone();
-        self.issue(Work::Launch(name, grid, threads, Box::new(args.clone())))
+        let name = self.state().names[kernel.0 as usize].clone();
+        let work = Work::Launch(name, grid, threads, Box::new(args.clone()));
+        self.issue(Stream::Compute, work)
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
-        for start in [to as usize, from as usize] {
+    unsafe fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
+        let own = |start: u64| {
             let within = |&(other, length): &(usize, usize)| {
+                let start = start as usize;
                 start >= other && start + bytes <= other + length
             };
+            let state = self.state();
+            let own = state.allocated.iter().any(within);
             assert!(
-                self.state.borrow().registered.iter().any(within),
-                "memory that is not registered"
+                own || state.registered.iter().any(within),
+                "memory that the GPU does not know"
             );
-        }
-        self.issue(Work::Copy(to, from, bytes))
+            own
+        };
+        let (to_own, from_own) = (own(to), own(from));
+        let sum = match stream {
+            Stream::Compute => None,
+            Stream::Tiles => {
+                assert!(to_own && !from_own, "tiles go into the GPU's memory");
+                self.look().tile_bytes += bytes as u64;
+                Some(sum_of(from, bytes))
+            }
+        };
+        self.issue(stream, Work::Copy(to, from, bytes, sum))
     }
 
-    fn record(&self, event: usize) -> Result<()> {
+    fn record(&self, stream: Stream, event: usize) -> Result<()> {
         self.check()?;
-        let issued = self.seen.lock().expect("nobody panics with it").issued;
-        self.state.borrow_mut().events[event] = issued;
+        let stream = stream as usize;
+        let mut state = self.state();
+        state.events[event] = (stream, state.queues[stream].issued);
         Ok(())
     }
 
     fn done(&self, event: usize) -> Result<bool> {
         self.check()?;
-        let some = self.state.borrow_mut().random.next() % 4;
-        for _ in 0..some {
-            self.run_one();
+        let some = self.state().random.next() % 4;
+        if some > 0 && !self.is_idle() {
+            let allocated = self.state().allocated.clone();
+            protect(&allocated, libc::PROT_READ | libc::PROT_WRITE);
+            for _ in 0..some {
+                let stream = self.state().random.next() % 2;
+                self.run_one(stream as usize);
+            }
+            protect(&allocated, libc::PROT_NONE);
         }
-        let state = self.state.borrow();
-        Ok(state.done >= state.events[event])
+        let state = self.state();
+        let (stream, issued) = state.events[event];
+        Ok(state.queues[stream].done >= issued)
     }
 }

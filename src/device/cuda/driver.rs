@@ -1,11 +1,12 @@
 //! What the device asks of the CUDA driver. Below it is NVIDIA's library, or in tests a fake one.
 //!
-//! There is one stream: launches and copies run in the order they are given, some time later.
+//! There are two streams: what is given to one runs in that order, some time later, beside what runs in the other.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 
 use crate::error::Result;
+use crate::store::{COPIES_MAX, MARKS_MAX};
 
 /// What is known of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub struct Facts {
     pub name: String,
     /// Compute capability.
     pub capability: (u32, u32),
-    /// It shares the processor's memory.
+    /// It shares the processor's memory, and computes there; else in its own.
     pub integrated: bool,
 }
 
@@ -22,13 +23,42 @@ pub struct Facts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelId(pub u64);
 
-/// Events that a driver has.
-pub const EVENTS: usize = 3;
+/// What is done in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Launches, and copies among what they use.
+    Compute,
+    /// Copies of tiles into the GPU's own memory.
+    Tiles,
+}
+
+/// Events that a driver has: of the queue of launches, of copies of tiles, of marks between launches.
+pub const EVENTS: usize = QUEUE_EVENTS + COPIES_MAX + MARKS_MAX;
+/// Of the halves of the queue, of the end of all launches, and of the end of all copies.
+pub(super) const QUEUE_EVENTS: usize = 4;
 
 /// The CUDA driver, as far as it is used. Any error may be a sticky one, after which nothing works any more.
-pub trait Driver: Send {
+pub trait Driver: Send + Sync {
     /// What is known of the GPU.
     fn facts(&self) -> &Facts;
+
+    /// Bytes of its own memory that are free now.
+    ///
+    /// # Errors
+    /// The driver does not say.
+    fn free_bytes(&self) -> Result<u64>;
+
+    /// Takes memory of the GPU's own; its address.
+    ///
+    /// # Errors
+    /// There is not so much.
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+
+    /// Gives it back.
+    ///
+    /// # Safety
+    /// It was allocated, and nothing uses it, now or later.
+    unsafe fn free(&self, address: u64);
 
     /// Pins memory of the processor and makes it visible to the GPU; its address there.
     ///
@@ -51,7 +81,7 @@ pub trait Driver: Send {
     /// The module has none.
     fn kernel(&self, name: &str) -> Result<KernelId>;
 
-    /// Runs a kernel behind what was given before. The arguments are copied.
+    /// Runs a kernel in [`Stream::Compute`]. The arguments are copied.
     ///
     /// # Errors
     /// The driver refuses, now or because of what ran before.
@@ -66,20 +96,21 @@ pub trait Driver: Send {
         args: &Args,
     ) -> Result<()>;
 
-    /// Copies between addresses of the GPU, behind what was given before.
+    /// Copies between addresses of the GPU, or of registered memory of the processor's (CUDA has one space of addresses
+    /// for both).
     ///
     /// # Errors
     /// As for `launch`.
     ///
     /// # Safety
-    /// Both ranges are registered, do not overlap, and stay valid until it is done.
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()>;
+    /// Both ranges are allocated or registered, do not overlap, and stay valid until it is done.
+    unsafe fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()>;
 
-    /// Marks a place behind all that was given so far.
+    /// Marks a place in a stream, behind all that was given to it so far.
     ///
     /// # Errors
     /// As for `launch`.
-    fn record(&self, event: usize) -> Result<()>;
+    fn record(&self, stream: Stream, event: usize) -> Result<()>;
 
     /// Whether all before the place last marked so is done.
     ///

@@ -10,8 +10,8 @@
 //!
 //! Ops return when they are launched. The processor may touch what they use only after
 //! [`Cuda::finish`]. Products are different where tiles stream: [`Cuda::matmul`] comes back only when the
-//! kernels have read them, so that their slots may be read into again. `queue` bounds how far ahead
-//! the processor runs.
+//! kernels have read them, so that their slots may be read into again. (Slots of the GPU's own are the store's to
+//! fence: it sets marks.) `queue` bounds how far ahead the processor runs.
 //!
 //! # Errors
 //!
@@ -27,8 +27,10 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod copies;
 pub mod driver;
 mod measure;
+mod memory;
 #[cfg(feature = "cuda")]
 mod nvidia;
 mod ops;
@@ -36,12 +38,16 @@ mod queue;
 
 use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-use crate::arena::{PAGE_BYTES, Reservation, Span};
+use crate::arena::{PAGE_BYTES, Plain, Reservation, Slots, Span};
 use crate::device::cpu::Kinds;
 use crate::error::{Error, Result};
 use crate::format::quant::QuantType;
-use driver::{Args, Driver, Facts, KernelId};
+use crate::store::Copies;
+use copies::TileCopies;
+use driver::{Args, Driver, Facts, KernelId, Stream};
+use memory::{Allocation, Registered, Seen};
 use ops::Kernels;
 use queue::{Queue, table_bytes};
 
@@ -49,9 +55,9 @@ use queue::{Queue, table_bytes};
 ///
 /// # Errors
 /// This program was built without it, or there is no GPU that can be used; the error says why.
-pub fn open() -> Result<Box<dyn Driver>> {
+pub fn open() -> Result<Arc<dyn Driver>> {
     #[cfg(feature = "cuda")]
-    return Ok(Box::new(nvidia::Nvidia::open()?));
+    return Ok(Arc::new(nvidia::Nvidia::open()?));
     #[cfg(not(feature = "cuda"))]
     Err(Error::new(
         crate::error::Kind::Unsupported,
@@ -188,16 +194,7 @@ struct Quantized {
     parts: [Option<Part>; 2],
 }
 
-/// Memory that the GPU sees.
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    base: NonNull<u8>,
-    bytes: usize,
-    /// Where it begins for the GPU.
-    address: u64,
-}
-
-/// The device's own memory.
+/// What the device has for itself.
 struct Own {
     sizes: Sizes,
     /// Quantized rows.
@@ -219,14 +216,16 @@ impl Own {
     }
 }
 
-/// A GPU that computes in the processor's memory.
+/// A GPU that computes in the processor's memory, or in its own.
 ///
 /// One thread at a time gives it work.
 pub struct Cuda {
-    driver: Box<dyn Driver>,
+    driver: Arc<dyn Driver>,
     kernels: Kernels,
-    /// All that was registered.
+    /// All that kernels may work on, in the order of addresses here.
     seen: Vec<Seen>,
+    /// Memory of the processor's that the driver knows.
+    registered: Vec<Registered>,
     own: Own,
     quantized: Cell<Quantized>,
     failed: RefCell<Option<Error>>,
@@ -248,32 +247,61 @@ impl Cuda {
     ///
     /// # Errors
     /// The driver refuses memory or kernels.
-    pub fn new(driver: Box<dyn Driver>) -> Result<Cuda> {
+    pub fn new(driver: Arc<dyn Driver>) -> Result<Cuda> {
         let kernels = Kernels::load(driver.as_ref())?;
         let mut cuda = Cuda {
             driver,
             kernels,
             seen: Vec::new(),
+            registered: Vec::new(),
             own: Own::new(Sizes::default())?,
             quantized: Cell::default(),
             failed: RefCell::default(),
         };
         // SAFETY: no memory but the device's own.
-        unsafe { cuda.fit(Sizes::default(), Vec::new()) };
+        unsafe { cuda.fit(Sizes::default(), Vec::new(), Vec::new()) };
         // The first launch of all sets things up in the driver.
         cuda.read(16);
         cuda.finish(&mut || ())?;
         Ok(cuda)
     }
 
-    /// Makes the device's own memory large enough for `sizes`, and has it see `memory` and nothing else. An error is
-    /// told by the next [`finish`](Self::finish). Allocates.
+    /// Whether tiles and pages are copied into memory of its own.
+    pub fn is_staged(&self) -> bool {
+        !self.facts().integrated
+    }
+
+    /// Takes slots for tiles and pages in the GPU's own memory, and what the store copies tiles there with.
+    ///
+    /// # Errors
+    /// There is not so much of it.
+    pub fn take_slots(
+        &mut self,
+        slot_bytes: usize,
+        count: u32,
+    ) -> Result<(Slots, Box<dyn Copies>)> {
+        let bytes = slot_bytes * count as usize;
+        let memory = Allocation::new(&self.driver, bytes)?;
+        self.see(Seen::own(&memory, bytes));
+        // SAFETY: the allocation is theirs alone, and lives as long as the slots.
+        let slots = unsafe { Slots::of(memory.base(), slot_bytes, count, Arc::new(memory)) };
+        Ok((slots, Box::new(TileCopies::new(&self.driver))))
+    }
+
+    /// Makes the device's own memory large enough for `sizes`, and has it see `buffers` and the slots that reads land
+    /// in, and nothing else of the processor's memory. An error is told by the next [`finish`](Self::finish). Allocates.
     ///
     /// # Safety
     /// The memory stays mapped until the device is dropped or told of other memory; so does, until this returns, what
     /// it was told of before. Pages that were given back to the system since are in no range that is told again.
-    pub unsafe fn fit(&mut self, sizes: Sizes, mut memory: Vec<(NonNull<u8>, usize)>) {
+    pub unsafe fn fit(
+        &mut self,
+        sizes: Sizes,
+        mut buffers: Vec<(NonNull<u8>, usize)>,
+        slots: Vec<(NonNull<u8>, usize)>,
+    ) {
         // Nothing runs while memory comes and goes.
+        self.attempt(|| queue::finish_tiles(self.driver.as_ref()));
         if self.finish(&mut || ()).is_err() {
             return;
         }
@@ -285,37 +313,54 @@ impl Cuda {
             Ok(grown) => grown.map(|own| std::mem::replace(&mut self.own, own)),
             Err(error) => return self.attempt(|| Err(error)),
         };
-        memory.push(self.own.partial.mapping());
-        let (stays, goes) = self
-            .seen
-            .iter()
-            .partition(|seen| memory.contains(&(seen.base, seen.bytes)));
-        let goes: Vec<Seen> = goes;
-        self.seen = stays;
-        for seen in goes {
-            // SAFETY: registered below, and nothing is running.
-            unsafe { self.driver.unregister(seen.base) };
-        }
+        buffers.push(self.own.partial.mapping());
+        let of_processor =
+            |base, bytes, list: &[(NonNull<u8>, usize)]| list.contains(&(base, bytes));
+        let gone = |r: &Registered| {
+            !of_processor(r.base, r.bytes, &buffers) && !of_processor(r.base, r.bytes, &slots)
+        };
+        let goes: Vec<Registered> = self.registered.extract_if(.., |r| gone(r)).collect();
+        let of_gone = |seen: &Seen| goes.iter().any(|r| r.base == seen.base);
+        self.seen.retain(|seen| !of_gone(seen));
+        drop(goes);
         drop(before);
-        for (base, bytes) in memory {
+        // SAFETY: the caller vouches for it.
+        let shown = unsafe {
+            self.show(&buffers, true)
+                .and(self.show(&slots, !self.is_staged()))
+        };
+        self.attempt(|| shown);
+    }
+
+    /// Registers memory that is not yet, and has kernels see it if they are to.
+    ///
+    /// # Safety
+    /// As of [`fit`](Self::fit).
+    unsafe fn show(&mut self, memory: &[(NonNull<u8>, usize)], to_kernels: bool) -> Result<()> {
+        for &(base, bytes) in memory {
             if self
-                .seen
+                .registered
                 .iter()
-                .any(|seen| (seen.base, seen.bytes) == (base, bytes))
+                .any(|r| (r.base, r.bytes) == (base, bytes))
             {
                 continue;
             }
             // SAFETY: the caller vouches for it.
-            match unsafe { self.driver.register(base, bytes) } {
-                Ok(address) => self.seen.push(Seen {
-                    base,
-                    bytes,
-                    address,
-                }),
-                Err(error) => return self.attempt(|| Err(error)),
+            let registered = unsafe { Registered::new(&self.driver, (base, bytes))? };
+            if to_kernels {
+                self.see(match self.is_staged() {
+                    true => Seen::image(&registered)?,
+                    false => Seen::shared(&registered),
+                });
             }
+            self.registered.push(registered);
         }
-        self.seen.sort_by_key(|seen| seen.base);
+        Ok(())
+    }
+
+    fn see(&mut self, memory: Seen) {
+        let place = self.seen.partition_point(|seen| seen.base < memory.base);
+        self.seen.insert(place, memory);
     }
 
     /// What is known of the GPU.
@@ -337,6 +382,47 @@ impl Cuda {
         self.failed.borrow().clone().map_or(Ok(()), Err)
     }
 
+    /// Has what the processor has written there be what ops see of it.
+    pub fn upload<T: Plain>(&self, written: &[T]) {
+        self.transfer(written, |image, here| (image, here));
+    }
+
+    /// Has what ops have made of it be there for the processor, after [`finish`](Self::finish).
+    pub fn download<T: Plain>(&self, wanted: &mut [T]) {
+        self.transfer(wanted, |image, here| (here, image));
+    }
+
+    /// Copies between memory of the processor's and its image, if it has one.
+    fn transfer<T: Plain>(&self, memory: &[T], to_from: impl Fn(u64, u64) -> (u64, u64)) {
+        if !self.is_staged() || memory.is_empty() {
+            return;
+        }
+        let here = memory.as_ptr().expose_provenance() as u64;
+        let (to, from) = to_from(self.at(memory.as_ptr()), here);
+        self.attempt(|| {
+            // SAFETY: both are as large; the memory is registered, and nobody touches it until the device is finished.
+            unsafe {
+                self.driver
+                    .copy(Stream::Compute, to, from, size_of_val(memory))
+            }
+        });
+    }
+
+    /// Copies a KV page, between sweeps.
+    ///
+    /// # Safety
+    /// Both are pages of `bytes`, of which nobody writes the one or uses the other.
+    pub unsafe fn copy_page(&self, from: *const u8, to: *mut u8, bytes: usize) {
+        let (from, to) = (self.at(from), self.at(to.cast_const()));
+        self.attempt(|| {
+            self.own.queue.borrow_mut().begin(self.driver.as_ref(), 0)?;
+            // SAFETY: the caller vouches for both.
+            unsafe { self.driver.copy(Stream::Compute, to, from, bytes) }
+        });
+        // An error is told again by the next sweep.
+        self.finish(&mut || ()).unwrap_or_default();
+    }
+
     /// Does something with the driver, unless it has failed before.
     fn attempt(&self, work: impl FnOnce() -> Result<()>) {
         if self.failed.borrow().is_some() {
@@ -352,7 +438,7 @@ impl Cuda {
         let before = self
             .seen
             .partition_point(|seen| seen.base.addr().get() <= place.addr());
-        let seen = before.checked_sub(1).map(|last| self.seen[last]);
+        let seen = before.checked_sub(1).map(|last| &self.seen[last]);
         let seen = seen.expect("memory that the GPU sees");
         let offset = place.addr() - seen.base.addr().get();
         assert!(offset < seen.bytes, "memory that the GPU sees");
@@ -361,20 +447,34 @@ impl Cuda {
 
     /// Launches a kernel of the op that was begun.
     fn launch(&self, kernel: KernelId, grid: [usize; 3], threads: u32, args: Args) -> Result<()> {
+        if self.is_staged() {
+            self.send_tables()?;
+        }
         let grid = grid.map(|n| u32::try_from(n).expect("a grid of a sweep"));
         // SAFETY: each op gives its kernel what it takes, within the arena; the caller of the op vouches for the rest.
         unsafe { self.driver.launch(kernel, grid, threads, &args) }
+    }
+
+    /// Copies the tables of the op that was begun to their image.
+    fn send_tables(&self) -> Result<()> {
+        let mut queue = self.own.queue.borrow_mut();
+        let tables = queue.written();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let here = tables.as_ptr().expose_provenance() as u64;
+        let image = self.at(tables.as_ptr());
+        // SAFETY: as large; the queue writes there again only after the op is done.
+        unsafe { self.driver.copy(Stream::Compute, image, here, tables.len()) }
     }
 }
 
 impl Drop for Cuda {
     fn drop(&mut self) {
+        self.attempt(|| queue::finish_tiles(self.driver.as_ref()));
         if let Err(error) = self.finish(&mut || ()) {
             log::debug!("closing the device: {error}");
         }
-        for seen in &self.seen {
-            // SAFETY: registered by `fit`; nothing is running.
-            unsafe { self.driver.unregister(seen.base) };
-        }
+        // Registered memory and images go with the fields, and nothing is running.
     }
 }

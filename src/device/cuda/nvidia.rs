@@ -6,7 +6,7 @@ use std::ptr::{self, NonNull};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 
-use super::driver::{Args, Driver, EVENTS, Facts, KernelId};
+use super::driver::{Args, Driver, EVENTS, Facts, KernelId, Stream};
 use crate::error::{Error, Kind, Result};
 
 /// The kernels in PTX ISA 7.4 for sm_87, and a zero, which the driver compiles for the GPU at hand.
@@ -29,13 +29,16 @@ pub(super) struct Nvidia {
     facts: Facts,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    /// In the order of `Stream`.
+    streams: [sys::CUstream; 2],
     events: [sys::CUevent; EVENTS],
     module: sys::CUmodule,
 }
 
 // SAFETY: the driver's handles may be used from any thread; each call makes the context the thread's own first.
 unsafe impl Send for Nvidia {}
+// SAFETY: as above, and by several at a time.
+unsafe impl Sync for Nvidia {}
 
 /// What a result means, if it is not success.
 fn check(result: CUresult, doing: &str) -> Result<()> {
@@ -55,7 +58,7 @@ fn check(result: CUresult, doing: &str) -> Result<()> {
     let (kind, remedy) = match result {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => (
             Kind::Budget,
-            "give a smaller --memory, or free memory on the GPU",
+            "give a smaller --gpu-memory (--memory where it shares the processor's), or free memory on the GPU",
         ),
         CUresult::CUDA_ERROR_NO_DEVICE => (
             Kind::Unsupported,
@@ -131,16 +134,15 @@ impl Nvidia {
                 facts,
                 device,
                 context,
-                stream: ptr::null_mut(),
+                streams: [ptr::null_mut(); 2],
                 events: [ptr::null_mut(); EVENTS],
                 module: ptr::null_mut(),
             };
             nvidia.bind()?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            check(
-                sys::cuStreamCreate(&mut nvidia.stream, flags),
-                "open a stream",
-            )?;
+            for stream in &mut nvidia.streams {
+                check(sys::cuStreamCreate(stream, flags), "open a stream")?;
+            }
             for event in &mut nvidia.events {
                 let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
                 check(sys::cuEventCreate(event, flags), "make an event")?;
@@ -219,6 +221,35 @@ impl Driver for Nvidia {
         &self.facts
     }
 
+    fn free_bytes(&self) -> Result<u64> {
+        self.bind()?;
+        let (mut free, mut all) = (0, 0);
+        // SAFETY: places for the answers.
+        let told = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut all) };
+        check(told, "tell its free memory").map(|()| free as u64)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        let mut address = 0;
+        // SAFETY: a place for the address.
+        let allocated = unsafe { sys::cuMemAlloc_v2(&mut address, bytes) };
+        check(
+            allocated,
+            &format!("give {} MiB of its memory", bytes.div_ceil(1 << 20)),
+        )
+        .map(|()| address)
+    }
+
+    unsafe fn free(&self, address: u64) {
+        let unbound = self.bind();
+        // SAFETY: the caller vouches for it.
+        let freed = unsafe { sys::cuMemFree_v2(address) };
+        if let Err(error) = unbound.and(check(freed, "take memory back")) {
+            log::debug!("{error}");
+        }
+    }
+
     unsafe fn register(&self, base: NonNull<u8>, bytes: usize) -> Result<u64> {
         self.bind()?;
         let memory = base.as_ptr().cast::<c_void>();
@@ -279,7 +310,7 @@ impl Driver for Nvidia {
                 1,
                 1,
                 0,
-                self.stream,
+                self.streams[Stream::Compute as usize],
                 pointers.as_mut_ptr(),
                 ptr::null_mut(),
             )
@@ -287,20 +318,22 @@ impl Driver for Nvidia {
         check(launched, "run a kernel")
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+    unsafe fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
         self.bind()?;
+        let stream = self.streams[stream as usize];
         // SAFETY: the caller vouches for the ranges.
         check(
-            unsafe { sys::cuMemcpyAsync(to, from, bytes, self.stream) },
+            unsafe { sys::cuMemcpyAsync(to, from, bytes, stream) },
             "copy",
         )
     }
 
-    fn record(&self, event: usize) -> Result<()> {
+    fn record(&self, stream: Stream, event: usize) -> Result<()> {
         self.bind()?;
+        let stream = self.streams[stream as usize];
         // SAFETY: both are this context's.
         check(
-            unsafe { sys::cuEventRecord(self.events[event], self.stream) },
+            unsafe { sys::cuEventRecord(self.events[event], stream) },
             "mark a place",
         )
     }
@@ -318,20 +351,17 @@ impl Driver for Nvidia {
 impl Drop for Nvidia {
     fn drop(&mut self) {
         // SAFETY: all were made by `open` where they are not null, and nothing else has them.
-        let results = unsafe {
-            [
-                sys::cuCtxSetCurrent(self.context),
-                sys::cuStreamSynchronize(self.stream),
-                sys::cuModuleUnload(self.module),
-                sys::cuEventDestroy_v2(self.events[0]),
-                sys::cuEventDestroy_v2(self.events[1]),
-                sys::cuEventDestroy_v2(self.events[2]),
-                sys::cuStreamDestroy_v2(self.stream),
-                sys::cuDevicePrimaryCtxRelease_v2(self.device),
-            ]
+        let closed = unsafe {
+            let mut results = vec![sys::cuCtxSetCurrent(self.context)];
+            results.extend(self.streams.map(|stream| sys::cuStreamSynchronize(stream)));
+            results.push(sys::cuModuleUnload(self.module));
+            results.extend(self.events.map(|event| sys::cuEventDestroy_v2(event)));
+            results.extend(self.streams.map(|stream| sys::cuStreamDestroy_v2(stream)));
+            results.push(sys::cuDevicePrimaryCtxRelease_v2(self.device));
+            results
         };
-        if results.iter().any(|&r| r != CUresult::CUDA_SUCCESS) {
-            log::debug!("closing the GPU: {results:?}");
+        if closed.iter().any(|&r| r != CUresult::CUDA_SUCCESS) {
+            log::debug!("closing the GPU: {closed:?}");
         }
     }
 }

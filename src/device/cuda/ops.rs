@@ -1,7 +1,7 @@
 //! The ops as launches: grids, arguments and tables. The kernels (`kernels/`) say what they compute.
 #![allow(unsafe_code)]
 
-use super::driver::{Arg, Args, Driver, KernelId};
+use super::driver::{Arg, Args, Driver, KernelId, Stream};
 use super::queue::table_bytes;
 use super::{Cuda, PANEL_ROWS, Part, QUANTIZED, Quantized, TILES_MAX, padded};
 use crate::device::cpu::{Inspect, Kinds, RopePairing, TileView};
@@ -112,7 +112,7 @@ impl Cuda {
         self.attempt(|| {
             self.own.queue.borrow_mut().begin(self.driver.as_ref(), 0)?;
             // SAFETY: both are memory that the GPU sees, and slices do not overlap.
-            unsafe { self.driver.copy(to, from, bytes) }
+            unsafe { self.driver.copy(Stream::Compute, to, from, bytes) }
         });
     }
 

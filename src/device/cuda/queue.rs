@@ -6,7 +6,7 @@
 //! and no table is overwritten before it was read.
 #![allow(unsafe_code)]
 
-use super::driver::Driver;
+use super::driver::{Driver, Stream};
 use crate::arena::Span;
 use crate::error::Result;
 
@@ -14,6 +14,8 @@ use crate::error::Result;
 const OPS_MAX: u32 = 64;
 /// The event that [`Queue::finish`] waits for; the halves have the ones before it.
 const FINISH: usize = 2;
+/// The event that [`finish_tiles`] waits for.
+const FINISH_TILES: usize = 3;
 /// Tables begin at a multiple of this.
 const ALIGNMENT: usize = 16;
 
@@ -22,6 +24,8 @@ pub(super) struct Queue {
     tables: Span<u8>,
     half: usize,
     used: usize,
+    /// How much of that was already asked for by [`Queue::written`].
+    sent: usize,
     ops: u32,
     /// The half's event was recorded and not waited for.
     pending: [bool; 2],
@@ -38,6 +42,7 @@ impl Queue {
             tables,
             half: 0,
             used: 0,
+            sent: 0,
             ops: 0,
             pending: [false; 2],
         }
@@ -54,14 +59,14 @@ impl Queue {
             "tables of {bytes} bytes in {half_bytes}"
         );
         if self.ops == OPS_MAX || self.used + bytes > half_bytes {
-            driver.record(self.half)?;
+            driver.record(Stream::Compute, self.half)?;
             self.pending[self.half] = true;
             self.half = 1 - self.half;
             if self.pending[self.half] {
                 wait(driver, self.half, &mut || ())?;
                 self.pending[self.half] = false;
             }
-            (self.used, self.ops) = (0, 0);
+            (self.used, self.sent, self.ops) = (0, 0, 0);
         }
         self.ops += 1;
         Ok(())
@@ -86,17 +91,33 @@ impl Queue {
         table
     }
 
+    /// The tables that were written since this was last asked: empty if none were.
+    pub(super) fn written(&mut self) -> &[u8] {
+        let start = self.half * (self.tables.len() / 2);
+        let sent = std::mem::replace(&mut self.sent, self.used);
+        &self.tables[start + sent..start + self.used]
+    }
+
     /// Waits until all is done; `poll` is called meanwhile.
     ///
     /// # Errors
     /// Something failed.
     pub(super) fn finish(&mut self, driver: &dyn Driver, poll: &mut dyn FnMut()) -> Result<()> {
-        driver.record(FINISH)?;
+        driver.record(Stream::Compute, FINISH)?;
         wait(driver, FINISH, poll)?;
         self.pending = [false; 2];
-        (self.used, self.ops) = (0, 0);
+        (self.used, self.sent, self.ops) = (0, 0, 0);
         Ok(())
     }
+}
+
+/// Waits until all copies of tiles are done.
+///
+/// # Errors
+/// Something failed.
+pub(super) fn finish_tiles(driver: &dyn Driver) -> Result<()> {
+    driver.record(Stream::Tiles, FINISH_TILES)?;
+    wait(driver, FINISH_TILES, &mut || ())
 }
 
 fn wait(driver: &dyn Driver, event: usize, poll: &mut dyn FnMut()) -> Result<()> {

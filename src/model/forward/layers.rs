@@ -38,6 +38,7 @@ impl Model {
         rows: &[Row],
         sessions: &mut [Session],
         store: &mut Store,
+        device: &Device,
     ) -> Result<()> {
         self.positions.clear();
         self.tokens.clear();
@@ -67,6 +68,9 @@ impl Model {
                     &mut self.sin[base][range],
                 );
             }
+            for angles in [&self.cos[base], &self.sin[base]] {
+                device.upload(&angles[..rows.len() * pairs]);
+            }
         }
         Ok(())
     }
@@ -86,11 +90,10 @@ impl Model {
             };
             quant::dequantize_row(qtype, bytes, &mut x[index * dim..][..dim]);
         })?;
+        let x = &mut self.x[..self.tokens.len() * dim];
+        device.upload(x);
         if self.config.embed_scale != 1.0 {
-            device.scale(
-                &mut self.x[..self.tokens.len() * dim],
-                self.config.embed_scale,
-            );
+            device.scale(x, self.config.embed_scale);
         }
         Ok(())
     }
@@ -318,6 +321,7 @@ impl Model {
         if let Some(cap) = self.config.logit_softcap {
             device.softcap(logits, cap);
         }
+        device.download(logits);
         Ok(())
     }
 }

@@ -57,6 +57,12 @@ pub(super) fn text(status: &Status) -> String {
             status.budget_bytes as f64,
         ),
         (
+            "gpu_memory_budget_bytes",
+            "gauge",
+            "The budget of a GPU's own memory; 0 if none computes there.",
+            status.gpu_budget_bytes as f64,
+        ),
+        (
             "requests_total",
             "counter",
             "Requests taken on.",

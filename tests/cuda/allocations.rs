@@ -1,0 +1,141 @@
+//! Between two tokens the engine's thread allocates nothing on a GPU with memory of its own either.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use airstream::device::cuda::driver::{Args, Driver, Facts, KernelId, Stream};
+use airstream::engine::{Engine, ModelId, Options, Spent};
+use airstream::error::Result;
+
+use super::fake_gpu::FakeGpu;
+use super::{larger, options, tokens, write};
+
+thread_local! {
+    /// How many allocations of this thread were counted; none while nothing counts.
+    static COUNTED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+struct Counting;
+
+// SAFETY: everything is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNTED.set(COUNTED.get().map(|counted| counted + 1));
+        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The fake, whose own allocations do not count.
+struct Uncounted(FakeGpu);
+
+impl Uncounted {
+    fn call<T>(&self, call: impl FnOnce(&FakeGpu) -> T) -> T {
+        let counted = COUNTED.replace(None);
+        let answer = call(&self.0);
+        COUNTED.set(counted);
+        answer
+    }
+}
+
+impl Driver for Uncounted {
+    fn facts(&self) -> &Facts {
+        self.0.facts()
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        self.call(Driver::free_bytes)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.call(|gpu| gpu.allocate(bytes))
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // SAFETY: passed on.
+        self.call(|gpu| unsafe { gpu.free(address) });
+    }
+
+    unsafe fn register(&self, base: NonNull<u8>, bytes: usize) -> Result<u64> {
+        // SAFETY: passed on.
+        self.call(|gpu| unsafe { gpu.register(base, bytes) })
+    }
+
+    unsafe fn unregister(&self, base: NonNull<u8>) {
+        // SAFETY: passed on.
+        self.call(|gpu| unsafe { gpu.unregister(base) });
+    }
+
+    fn kernel(&self, name: &str) -> Result<KernelId> {
+        self.call(|gpu| gpu.kernel(name))
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: KernelId,
+        grid: [u32; 3],
+        threads: u32,
+        args: &Args,
+    ) -> Result<()> {
+        // SAFETY: passed on.
+        self.call(|gpu| unsafe { gpu.launch(kernel, grid, threads, args) })
+    }
+
+    unsafe fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: passed on.
+        self.call(|gpu| unsafe { gpu.copy(stream, to, from, bytes) })
+    }
+
+    fn record(&self, stream: Stream, event: usize) -> Result<()> {
+        self.call(|gpu| gpu.record(stream, event))
+    }
+
+    fn done(&self, event: usize) -> Result<bool> {
+        self.call(|gpu| gpu.done(event))
+    }
+}
+
+#[test]
+fn tokens_without_an_allocation_while_tiles_pass_through_both_memories() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model.gguf");
+    write(&larger(), &model).expect("the folder can be written");
+    let Some(fake) = FakeGpu::new(4) else { return };
+    let options = Options {
+        memory: Some(7 << 20),
+        gpu_memory: Some(6 << 20),
+        ..options(16, 128)
+    };
+    let gpu = Arc::new(Uncounted(fake.with_memory(6 << 20)));
+    let models = [(model, options.model.clone())];
+    let engine = &mut Engine::new_on(&models, &options, Some(gpu)).expect("it opens");
+    let (mut spent, next, prompt) = (Spent::default(), tokens(6), tokens(16));
+    // So many that the context crosses into new pages.
+    let mut allocations = || {
+        COUNTED.set(Some(0));
+        drop(std::hint::black_box(Box::new(1)));
+        assert_eq!(COUNTED.get(), Some(1), "the counter counts");
+        for &token in &next {
+            engine
+                .decode(ModelId::FIRST, 0, token, &mut spent)
+                .expect("a sweep");
+        }
+        engine
+            .prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)
+            .expect("a sweep");
+        COUNTED.take().map(|counted| counted - 1)
+    };
+    allocations();
+    assert_eq!(allocations(), Some(0));
+    assert!(spent.copied_bytes > 0 && spent.read_bytes > 0, "{spent:?}");
+}
