@@ -32,7 +32,7 @@ fn an_answer_ends_before_a_stop_string_wherever_tokens_cut_it() {
     let Some(model) = models::smollm2() else {
         return;
     };
-    let mut serving = Serving::open(&model, 2, 256, None, Limits::default());
+    let mut serving = Serving::open(&[("m", &model)], 2, 256, None, Limits::default());
     let whole = serving.ask(&ask(Prompt::Text(QUESTION.into())));
     assert_eq!(reason(&whole), Some(Reason::Length));
     assert!(whole.text.len() > 80, "{}", whole.text);
@@ -62,7 +62,7 @@ fn a_conversation_in_a_session_is_the_one_of_its_messages() {
     let Some(model) = models::smollm2() else {
         return;
     };
-    let mut serving = Serving::open(&model, 3, 512, None, Limits::default());
+    let mut serving = Serving::open(&[("m", &model)], 3, 512, None, Limits::default());
     let in_session = |text: &str| Generate {
         session: Some("robot".into()),
         system: Some("You are a robot. Be brief.".into()),
@@ -82,7 +82,7 @@ fn a_conversation_in_a_session_is_the_one_of_its_messages() {
         Message::new("system", "You are a robot. Be brief."),
         Message::new("user", "What do you see?"),
     ];
-    let mut other = Serving::open(&model, 3, 512, None, Limits::default());
+    let mut other = Serving::open(&[("m", &model)], 3, 512, None, Limits::default());
     assert_eq!(
         other.ask(&ask(Prompt::Messages(messages.clone()))).text,
         first.text
@@ -102,7 +102,7 @@ fn bias_and_penalties_reach_the_sampler() {
     let Some(model) = models::smollm2() else {
         return;
     };
-    let mut serving = Serving::open(&model, 2, 256, None, Limits::default());
+    let mut serving = Serving::open(&[("m", &model)], 2, 256, None, Limits::default());
     let plain = serving.ask(&ask(Prompt::Text(QUESTION.into())));
     let with = |sampling: Sampling| Generate {
         sampling,

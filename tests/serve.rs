@@ -4,6 +4,8 @@
 mod daemon;
 #[path = "serve/http.rs"]
 mod http;
+#[path = "serve/loading.rs"]
+mod loading;
 #[path = "support/models.rs"]
 mod models;
 #[path = "serve/serial.rs"]

@@ -1,6 +1,7 @@
-//! Models come to an engine and go: at the start, and while it runs.
+//! The models that an engine begins with, the pool that they share, and how they go. [`loading`](super::loading) tells how
+//! others come.
 //!
-//! Each takes what is its own out of the budget (vectors, buffers, logits, tables), and the pool has so many slots
+//! Each model takes what is its own out of the budget (vectors, buffers, logits, tables), and the pool has so many slots
 //! fewer; its weights then share the pool with those of the others. Slots keep the size that
 //! was chosen for the models of the start.
 
@@ -8,22 +9,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::demand::Demand;
+use super::loading::Opening;
 use super::plan::{Line, Plan};
 use super::pool::Pool;
-use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Row, threads};
+use super::{Engine, Loaded, ModelId, ModelOptions, Options, Row, threads};
 use crate::arena::Reservation;
-use crate::device::cpu::{Cpu, Isa, Precision};
+use crate::device::Device;
+use crate::device::cpu::{Cpu, Isa};
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::{Cuda, Sizes};
-use crate::device::{Device, Placement};
-use crate::error::{Error, Kind, Result};
-use crate::format::tile;
+use crate::error::Result;
 use crate::io::{self, Access, Files, Io, Region};
-use crate::model::forward::Model;
-use crate::model::kv::{self, Session};
-use crate::store::integrity::Integrity;
-use crate::store::{Store, Weights, sidecar};
-use crate::text::ChatTemplate;
+use crate::model::kv;
+use crate::store::Store;
 
 /// What a model or the pool has of the budget, for listings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,10 +61,11 @@ impl Engine {
         options: &Options,
         gpu: Option<Arc<dyn Driver>>,
     ) -> Result<Engine> {
-        let loaded: Vec<Loaded> = models
+        let openings: Vec<Opening> = models
             .iter()
-            .map(|(path, _)| Loaded::read(path))
+            .map(|(path, wishes)| Opening::read(path, wishes))
             .collect::<Result<_>>()?;
+        let loaded: Vec<&Loaded> = openings.iter().map(|opening| &opening.loaded).collect();
         let wishes: Vec<&ModelOptions> = models.iter().map(|(_, wishes)| wishes).collect();
         let placement = match &gpu {
             Some(driver) => Some(options.placement_on(driver.as_ref())?),
@@ -79,8 +78,8 @@ impl Engine {
             None => Device::Cpu(Cpu::new(threads(options), isa, pool.row_bytes_max())?),
         };
 
-        let opened: Vec<Arc<Files>> = loaded.iter().map(open_files).collect::<Result<_>>()?;
-        let files = Arc::new(Files::together(&opened));
+        let opened = openings.iter().map(|opening| &opening.files);
+        let files = Arc::new(Files::together(opened));
         let bytes = pool.slots_reserved * pool.slot_bytes;
         let slots = Reservation::new(bytes)?.seal(pool.slot_bytes);
         let in_use = pool.slots as u32;
@@ -107,59 +106,23 @@ impl Engine {
             files,
             options: options.clone(),
             pace: None,
+            before: None,
         };
-        for (((loaded, plan), files), wishes) in
-            loaded.into_iter().zip(plans).zip(opened).zip(wishes)
-        {
-            engine.admit(loaded, plan, files, wishes)?;
+        for (opening, plan) in openings.into_iter().zip(plans) {
+            opening.check_device(&engine.device)?;
+            let built = opening.planned(plan, options).build()?;
+            engine.take_in(built);
         }
         engine.device.finish(&mut || ())?;
         Ok(engine)
     }
 
-    /// Loads one more model, between sweeps. The sessions of the others go on; the pool is smaller by what the new
-    /// model takes for itself.
-    ///
-    /// # Errors
-    /// As of [`new`](Self::new), or the arena's slots are too small for the model. Everything is as it was then.
-    pub fn load(&mut self, path: &Path, wishes: &ModelOptions) -> Result<ModelId> {
-        let loaded = Loaded::read(path)?;
-        let gpu = match (&self.device, &self.pool.gpu) {
-            (Device::Cpu(_), _) => None,
-            (Device::Cuda(_), None) => Some(Placement::Direct),
-            (Device::Cuda(_), Some(gpu)) => Some(Placement::Staged { memory: gpu.memory }),
-        };
-        let request = loaded.request(wishes, self.pool.memory, &self.options, gpu);
-        let slots = self.pool.gpu.map_or(self.pool.slots, |gpu| gpu.slots);
-        let pages_max = slots / 2 / (self.hosted.len() + 1);
-        let slot_bytes = self.pool.slot_bytes;
-        let plan = Plan::in_slots(
-            &loaded.config,
-            &loaded.matrices,
-            &request,
-            slot_bytes,
-            pages_max,
-        )?;
-        let plans = self.hosted.iter().map(|hosted| &hosted.plan);
-        let pool = self.pool.shared_by(plans.chain([&plan]))?;
-
-        let own = open_files(&loaded)?;
-        let files = Arc::new(Files::together(self.opened().chain([&own])));
-        let before = (self.pool, Arc::clone(&self.files));
-        self.change_pool(pool, files)?;
-        let admitted = self.admit(loaded, plan, own, wishes);
-        if admitted.is_err() {
-            let (pool, files) = before;
-            self.change_pool(pool, files)?;
-        }
-        admitted
-    }
-
     /// Unloads a model, between sweeps: its sessions end, and all its memory goes to the others.
     ///
     /// # Errors
-    /// The system refuses; the model is still there then.
+    /// The system refuses, or another model is being loaded; the model is still there then.
     pub fn unload(&mut self, model: ModelId) -> Result<()> {
+        self.check_nothing_is_reserved()?;
         let place = self.place(model);
         let others = || {
             let others = self.hosted.iter().enumerate();
@@ -194,8 +157,10 @@ impl Engine {
     /// memory from the next sweep on.
     ///
     /// # Errors
-    /// The budget cannot hold the buffers, the full contexts and a window of reads; nothing has changed then.
+    /// The budget cannot hold the buffers, the full contexts and a window of reads, or a model is being loaded; nothing
+    /// has changed then.
     pub fn set_memory(&mut self, memory: u64) -> Result<()> {
+        self.check_nothing_is_reserved()?;
         let pool = Pool {
             memory,
             ..self.pool
@@ -223,12 +188,12 @@ impl Engine {
     }
 
     /// The files of each model.
-    fn opened(&self) -> impl Iterator<Item = &Arc<Files>> {
+    pub(super) fn opened(&self) -> impl Iterator<Item = &Arc<Files>> {
         self.hosted.iter().map(|hosted| &hosted.files)
     }
 
     /// Changes the slots in use, and the files that reads know; nothing if it fails.
-    fn change_pool(&mut self, pool: Pool, files: Arc<Files>) -> Result<()> {
+    pub(super) fn change_pool(&mut self, pool: Pool, files: Arc<Files>) -> Result<()> {
         let (backend, depth) = (self.options.backend, pool.depth());
         let reopen = |regions: &[Region]| -> Result<Box<dyn Io>> {
             io::choose(&files, regions, depth, backend)
@@ -242,86 +207,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a model in, whose files the store's reads know already and for whose own part there is room.
-    fn admit(
-        &mut self,
-        loaded: Loaded,
-        plan: Plan,
-        files: Arc<Files>,
-        wishes: &ModelOptions,
-    ) -> Result<ModelId> {
-        if matches!(self.device, Device::Cuda(_)) && wishes.activations != Precision::Bits12 {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!(
-                    "the GPU's kernels do not round activations to {} bits",
-                    wishes.activations
-                ),
-                "leave activations at 12 bits, or give --device cpu",
-            ));
-        }
-        let Loaded {
-            gguf,
-            config,
-            matrices,
-            tokenizer,
-        } = loaded;
-        let template = match &tokenizer {
-            Some(tokenizer) => Some(ChatTemplate::from_gguf(&gguf, tokenizer)?),
-            None => None,
-        };
-        let list = matrices.matrices.clone();
-        let layers = config.layers.len();
-        let mut arena = Reservation::new(plan.fixed_bytes)?;
-        let model = Model::new(
-            &gguf,
-            config,
-            matrices,
-            plan.limits,
-            plan.layout,
-            plan.tiles.len(),
-            &mut arena,
-        )?;
-        let paths = gguf.files().to_vec();
-        // The metadata's mapping goes before the slots fill, so that both never count at once.
-        drop(gguf);
-        let (tiles, ranges) = tile::cut(&list, plan.slot_bytes);
-        let cache = self.options.cache.clone().or_else(sidecar::cache_folder);
-        let verify = self.options.verify;
-        let integrity = Integrity::new(
-            Arc::clone(&files),
-            &list,
-            &tiles,
-            model.vectors_seen(),
-            verify,
-            cache.as_deref(),
-        )?;
-        let id = self.store.add(Weights {
-            matrices: list,
-            tiles,
-            ranges,
-            paths,
-            integrity,
-        });
-        self.demand.add();
-        let sessions = (0..wishes.sessions)
-            .map(|_| Session::new(layers, plan.layout, plan.context))
-            .collect();
-        self.hosted.push(Hosted {
-            id,
-            tokenizer: tokenizer.map(Arc::new),
-            template: template.map(Arc::new),
-            model,
-            sessions,
-            plan,
-            files,
-        });
-        self.settle();
-        Ok(id)
-    }
-
     /// Sees to what depends on all models together.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let pool = self.pool;
         for hosted in &mut self.hosted {
             hosted.plan.move_to(&pool);
@@ -348,6 +235,6 @@ impl Engine {
     }
 }
 
-fn open_files(loaded: &Loaded) -> Result<Arc<Files>> {
+pub(super) fn open_files(loaded: &Loaded) -> Result<Arc<Files>> {
     io::open_model(loaded.gguf.files(), Access::Direct).map(Arc::new)
 }

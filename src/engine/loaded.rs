@@ -217,7 +217,7 @@ impl Loaded {
 /// # Errors
 /// The budget cannot hold the minimum; the error says what the minimum is.
 pub fn divide(
-    models: &[Loaded],
+    models: &[&Loaded],
     wishes: &[&ModelOptions],
     options: &Options,
     gpu: Option<Placement>,

@@ -8,6 +8,7 @@
 pub mod demand;
 mod hosting;
 mod loaded;
+mod loading;
 pub mod plan;
 pub mod pool;
 pub mod request;
@@ -39,6 +40,7 @@ pub use crate::model::forward::Row;
 pub use crate::store::ModelId;
 pub use hosting::Share;
 pub use loaded::{Loaded, ModelOptions, Options, divide, threads};
+pub use loading::{Built, Opening, Reserved};
 pub use plan::{Line, Plan, Request};
 pub use pool::{GpuPool, Pool};
 pub use vocabulary::{Prepared, Vocabulary};
@@ -91,6 +93,8 @@ pub struct Engine {
     options: Options,
     /// What the board's governor allows.
     pace: Option<Pace>,
+    /// What the pool and the files were before room was made for a model that is being loaded.
+    before: Option<(Pool, Arc<Files>)>,
 }
 
 impl Engine {

@@ -79,6 +79,10 @@ pub struct Model {
     attention_rows: Vec<AttentionRow>,
 }
 
+// SAFETY: the pointers in it are to its own buffers, or to tiles and pages that only the sweep that listed them looks at.
+// It is sent to another thread between sweeps, if at all.
+unsafe impl Send for Model {}
+
 impl Model {
     /// Carves the buffers of a model from the arena and loads its small vectors.
     ///

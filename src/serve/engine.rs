@@ -1,17 +1,20 @@
 //! The engine's thread: takes orders between two sweeps, sweeps while there is work, and sleeps otherwise.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config::{Config, Load, Model};
 use super::deliveries::Deliveries;
+use super::front::Done;
+use super::loader;
 use super::status::{BoardStatus, BudgetLine, ModelState, Rates, SessionStatus, Status, Work};
 use super::systemd::Watchdog;
 use super::worker::{Order, Reading, Worker};
 use crate::board::Monitor;
 use crate::engine::scheduler::{Limits, Scheduler, SessionState, Step};
-use crate::engine::{Engine, Line, Loaded, ModelOptions, Options, Plan, divide};
-use crate::error::Result;
+use crate::engine::{Built, Engine, Line, Loaded, ModelOptions, Options, Plan, divide};
+use crate::error::{Error, Result};
 
 /// How long the thread sleeps at most where nobody watches it and nothing times out.
 const SLEEP: Duration = Duration::from_secs(3600);
@@ -67,6 +70,7 @@ pub fn plan(config: &Config, options: &Options) -> Result<Budget> {
         }
     }
     let wanted: Vec<&ModelOptions> = wanted.iter().collect();
+    let loaded: Vec<&Loaded> = loaded.iter().collect();
     let (pool, plans) = divide(&loaded, &wanted, options, options.placement())?;
     let plans: Vec<&Plan> = plans.iter().collect();
     let owners = names.into_iter().map(Some).chain([None]);
@@ -121,6 +125,10 @@ pub struct Answering {
     worker: Worker,
     /// Those that are loaded.
     models: Vec<Model>,
+    /// The one that is being loaded, and who waits for it.
+    loading: Option<(Model, Option<Done>)>,
+    /// Orders that wait until it is.
+    deferred: VecDeque<Order>,
     deliveries: Deliveries,
     watchdog: Watchdog,
     started: Instant,
@@ -155,6 +163,8 @@ impl Answering {
             scheduler,
             worker,
             models,
+            loading: None,
+            deferred: VecDeque::new(),
             deliveries: Deliveries::new(requests_max),
             watchdog: Watchdog::from_environment(),
             started: now,
@@ -167,7 +177,7 @@ impl Answering {
     /// Answers until the daemon ends.
     pub fn run(mut self) {
         loop {
-            while let Some(order) = self.worker.next_order() {
+            while let Some(order) = self.next_order() {
                 if matches!(order, Order::Stop) {
                     return;
                 }
@@ -188,6 +198,21 @@ impl Answering {
                 self.worker
                     .sleep(until.min(self.watchdog.every().unwrap_or(SLEEP)));
             }
+        }
+    }
+
+    /// The next order that can be obeyed: while a model is being loaded, none that changes models or memory.
+    fn next_order(&mut self) -> Option<Order> {
+        let deferred = || self.deferred.pop_front();
+        if let Some(order) = self.loading.is_none().then(deferred).flatten() {
+            return Some(order);
+        }
+        loop {
+            let order = self.worker.next_order()?;
+            if self.loading.is_none() || !order.changes_memory() {
+                return Some(order);
+            }
+            self.deferred.push_back(order);
         }
     }
 
@@ -218,9 +243,14 @@ impl Answering {
             Order::Reset(reset, done) => {
                 let _ = done.send(self.scheduler.reset(reset.model.as_deref(), &reset.session));
             }
-            Order::Load(model, done) => {
-                let _ = done.send(self.load(&model));
+            Order::Load(model, done) => self.load(model, done),
+            Order::Reserve(opening, reply) => {
+                // The loader hears that nobody waits for it, where this drops `reply`.
+                if let Some((model, _)) = &self.loading {
+                    let _ = reply.send(self.scheduler.reserve(&model.name, *opening));
+                }
             }
+            Order::Admit(built) => self.admit(built.map(|built| *built)),
             Order::Unload(model, done) => {
                 let _ = done.send(self.unload(&model));
             }
@@ -232,31 +262,42 @@ impl Answering {
         }
     }
 
-    fn load(&mut self, model: &Model) -> Result<()> {
+    /// Begins to load a model, unless it is there; `done` hears what comes of it.
+    fn load(&mut self, model: Model, done: Option<Done>) {
         if self.models.iter().any(|loaded| loaded.name == model.name) {
-            return Ok(());
+            return tell(done, Ok(()));
         }
-        let (name, wishes) = (&model.name, wishes(&self.config, model));
-        self.worker.set_model_state(name, ModelState::Loading);
-        let loaded = self
-            .scheduler
-            .load(name, model.priority, &model.path, &wishes);
-        let read = loaded.and_then(|_| {
-            let read = read(&mut self.scheduler, &self.worker, model);
-            if read.is_err() {
-                // The reason that it cannot be read is what matters.
-                let _ = self.scheduler.unload(name, self.started.elapsed());
-            }
-            read
-        });
-        match &read {
-            Ok(()) => self.models.push(model.clone()),
-            Err(error) => {
-                log::error!("{name} cannot be loaded: {error}");
-                self.worker.set_model_state(name, ModelState::Failed);
-            }
+        self.worker
+            .set_model_state(&model.name, ModelState::Loading);
+        let wishes = wishes(&self.config, &model);
+        match loader::begin(self.worker.clone(), model.path.clone(), wishes) {
+            Ok(()) => self.loading = Some((model, done)),
+            Err(error) => self.cannot_load(&model, done, error),
         }
-        read
+    }
+
+    /// Takes in the model that was being loaded. Its weights are read when they are asked for, or while nobody asks.
+    fn admit(&mut self, built: Result<Built>) {
+        let Some((model, done)) = self.loading.take() else {
+            return;
+        };
+        let (name, scheduler) = (&model.name, &mut self.scheduler);
+        let admitted = scheduler.admit(name, model.priority, built);
+        match admitted.and_then(|_| scheduler.vocabulary(Some(name))) {
+            Ok(vocabulary) => {
+                self.worker.add_vocabulary(vocabulary);
+                self.worker.set_model_state(name, ModelState::Ready);
+                self.models.push(model);
+                tell(done, Ok(()));
+            }
+            Err(error) => self.cannot_load(&model, done, error),
+        }
+    }
+
+    fn cannot_load(&self, model: &Model, done: Option<Done>, error: Error) {
+        log::error!("{} cannot be loaded: {error}", model.name);
+        self.worker.set_model_state(&model.name, ModelState::Failed);
+        tell(done, Err(error));
     }
 
     fn unload(&mut self, name: &str) -> Result<()> {
@@ -294,10 +335,9 @@ impl Answering {
                 _ => told(self.unload(&old.name)),
             }
         }
-        for model in config.at_start() {
-            // Why not is in the log.
-            let _ = self.load(model);
-        }
+        let missing = config.at_start().cloned();
+        self.deferred
+            .extend(missing.map(|model| Order::Load(model, None)));
     }
 
     fn sample(&mut self) {
@@ -379,6 +419,13 @@ impl Answering {
             answer_tokens: (status.total.answer_tokens - before.answer_tokens) as f64 / seconds,
             read_bytes: (status.total.read_bytes - before.read_bytes) as f64 / seconds,
         };
+    }
+}
+
+/// Tells who asked for something what came of it; they may be gone, or nobody have asked.
+fn tell(done: Option<Done>, result: Result<()>) {
+    if let Some(done) = done {
+        let _ = done.send(result);
     }
 }
 

@@ -327,7 +327,7 @@ impl Client {
 
     fn load(&self, name: &str) -> Result<oneshot::Receiver<Result<()>>> {
         let model = self.front.model(Some(name))?;
-        self.order(|done| Order::Load(model, done))
+        self.order(|done| Order::Load(model, Some(done)))
     }
 
     fn order(&self, order: impl FnOnce(Done) -> Order) -> Result<oneshot::Receiver<Result<()>>> {

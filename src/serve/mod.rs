@@ -22,6 +22,7 @@ pub mod engine;
 pub mod front;
 pub mod http;
 pub mod lines;
+mod loader;
 pub mod message;
 pub mod outbox;
 pub mod serial;

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use super::message::Reset;
 use super::outbox::Outbox;
 use super::status::{ModelState, Status};
 use crate::engine::request::{Generate, Tag};
-use crate::engine::{Prepared, Vocabulary};
+use crate::engine::{Built, Opening, Prepared, Reserved, Vocabulary};
 use crate::error::{Error, Kind, Result};
 
 /// How long to wait for the end of a sweep, before an older status has to do.
@@ -41,8 +42,12 @@ pub enum Order {
     CancelEverything,
     /// Forget a conversation.
     Reset(Reset, Done),
-    /// Load a model.
-    Load(Model, Done),
+    /// Load a model, and tell whoever asked.
+    Load(Model, Option<Done>),
+    /// Make room for the model that is being loaded.
+    Reserve(Box<Opening>, SyncSender<Result<Reserved>>),
+    /// Take it in, or hear why it could not be loaded.
+    Admit(Result<Box<Built>>),
     /// Give a model's memory back.
     Unload(String, Done),
     /// Change the memory budget.
@@ -51,6 +56,16 @@ pub enum Order {
     Reload(Arc<Config>),
     /// End the thread.
     Stop,
+}
+
+impl Order {
+    /// Whether it changes which models there are, or how much memory.
+    pub(super) fn changes_memory(&self) -> bool {
+        matches!(
+            self,
+            Order::Load(..) | Order::Unload(..) | Order::SetBudget(..) | Order::Reload(_)
+        )
+    }
 }
 
 /// A model that is being read for the first time.

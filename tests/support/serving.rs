@@ -57,18 +57,23 @@ pub fn options(sessions: usize, context: usize, memory: Option<u64>) -> Options 
 }
 
 impl Serving {
+    /// A scheduler for models that clients call by these names, of which the first is the one to ask if none is named.
     pub fn open(
-        model: &Path,
+        models: &[(&str, impl AsRef<Path>)],
         sessions: usize,
         context: usize,
         memory: Option<u64>,
         limits: Limits,
     ) -> Serving {
         let options = options(sessions, context, memory);
-        let engine =
-            Engine::open(model, &options).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+        let paths: Vec<_> = models
+            .iter()
+            .map(|(_, path)| (path.as_ref().to_owned(), options.model.clone()))
+            .collect();
+        let names: Vec<_> = models.iter().map(|(name, _)| (*name, 1)).collect();
+        let engine = Engine::new(&paths, &options).unwrap_or_else(|e| panic!("{paths:?}: {e}"));
         Serving {
-            scheduler: Scheduler::new(engine, &[("m", 1)], limits),
+            scheduler: Scheduler::new(engine, &names, limits),
             now: Duration::ZERO,
             answers: BTreeMap::new(),
             full: BTreeSet::new(),

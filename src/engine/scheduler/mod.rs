@@ -34,6 +34,9 @@ use turns::Turns;
 
 pub use status::{ModelStatus, SessionState, SessionStatus, Status};
 
+/// How often reads are looked after while nobody asks for anything.
+const READS_EVERY: Duration = Duration::from_millis(1);
+
 /// What the scheduler holds itself to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
@@ -80,7 +83,7 @@ pub enum Step {
     Swept,
     /// There is nothing to do until a request is submitted, a full sink has room again, or this time has come.
     Idle {
-        /// When something times out.
+        /// When something times out, or reads that fill memory meanwhile should be looked after.
         until: Option<Duration>,
     },
 }
@@ -302,8 +305,11 @@ impl Scheduler {
         if !std::mem::replace(&mut self.rested, true) {
             self.engine.save_checksums();
         }
+        // If weights cannot be read now, the sweep that needs them will say why.
+        let reading = matches!(self.engine.idle(), Ok(true));
+        let looks_after = reading.then_some(now + READS_EVERY);
         Step::Idle {
-            until: self.next_timeout(),
+            until: self.next_timeout().into_iter().chain(looks_after).min(),
         }
     }
 

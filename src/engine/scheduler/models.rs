@@ -1,12 +1,11 @@
 //! Models that come and go while requests are answered.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::request::{End, State};
 use super::{Hosted, Limits, Pace, SamplerScratch, Scheduler, Sessions};
-use crate::engine::{Engine, ModelId, ModelOptions, Spent, Vocabulary};
+use crate::engine::{Built, Engine, ModelId, Opening, Reserved, Spent, Vocabulary};
 use crate::error::{Error, Kind, Result};
 
 impl Hosted {
@@ -29,17 +28,11 @@ impl Hosted {
 }
 
 impl Scheduler {
-    /// Loads one more model, which clients call `name`; see [`Engine::load`]. The answers of the others go on after it.
+    /// Makes room for a model, which clients will call `name`; see [`Engine::reserve`]. The answers of the others go on.
     ///
     /// # Errors
-    /// There is a model of this name, or the engine cannot load it; everything is as it was then.
-    pub fn load(
-        &mut self,
-        name: &str,
-        priority: u8,
-        path: &Path,
-        wishes: &ModelOptions,
-    ) -> Result<ModelId> {
+    /// There is a model of this name, or the engine has no room; everything is as it was then.
+    pub fn reserve(&mut self, name: &str, opening: Opening) -> Result<Reserved> {
         if self.find_model(Some(name)).is_ok() {
             return Err(Error::new(
                 Kind::Usage,
@@ -47,7 +40,15 @@ impl Scheduler {
                 "unload it first, or give the other one another name",
             ));
         }
-        let id = self.engine.load(path, wishes)?;
+        self.engine.reserve(opening)
+    }
+
+    /// Takes in the model that room was made for; see [`Engine::admit`].
+    ///
+    /// # Errors
+    /// Why it could not be built; everything is as it was then.
+    pub fn admit(&mut self, name: &str, priority: u8, built: Result<Built>) -> Result<ModelId> {
+        let id = self.engine.admit(built)?;
         self.models
             .push(Hosted::new(&self.engine, id, name, &self.limits));
         self.turns.add(priority);

@@ -1,0 +1,251 @@
+//! A model comes to an engine in four steps, of which only the short ones hold up the sweeps of the others.
+//!
+//! | step | where | what |
+//! |---|---|---|
+//! | [`Opening::read`] | any thread | metadata, tokenizer, chat template, files |
+//! | [`Engine::reserve`] | between sweeps | the pool gives up what the model takes for itself |
+//! | [`Reserved::build`] | any thread | buffers, vectors, checksums, the cut into tiles |
+//! | [`Engine::admit`] | between sweeps | its tiles and sessions join those of the others |
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::hosting::open_files;
+use super::plan::Plan;
+use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options};
+use crate::arena::Reservation;
+use crate::device::cpu::Precision;
+use crate::device::{Device, Placement};
+use crate::error::{Error, Kind, Result};
+use crate::format::tile;
+use crate::io::Files;
+use crate::model::forward::Model;
+use crate::model::kv::Session;
+use crate::store::integrity::Integrity;
+use crate::store::{Weights, sidecar};
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// A model file, read and found sound, before it has any memory of an engine.
+pub struct Opening {
+    pub(super) loaded: Loaded,
+    template: Option<ChatTemplate>,
+    pub(super) files: Arc<Files>,
+    wishes: ModelOptions,
+}
+
+/// A model that an engine has made room for.
+pub struct Reserved {
+    opening: Opening,
+    plan: Plan,
+    verify: bool,
+    cache: Option<PathBuf>,
+}
+
+/// A model with all that is its own, but none of its weights.
+pub struct Built {
+    model: Model,
+    weights: Weights,
+    tokenizer: Option<Arc<Tokenizer>>,
+    template: Option<Arc<ChatTemplate>>,
+    sessions: Vec<Session>,
+    plan: Plan,
+    files: Arc<Files>,
+}
+
+impl Opening {
+    /// Reads a model file (any file of a split one).
+    ///
+    /// # Errors
+    /// It is not a sound GGUF of a supported model.
+    pub fn read(path: &Path, wishes: &ModelOptions) -> Result<Opening> {
+        let loaded = Loaded::read(path)?;
+        let template = match &loaded.tokenizer {
+            Some(tokenizer) => Some(ChatTemplate::from_gguf(&loaded.gguf, tokenizer)?),
+            None => None,
+        };
+        Ok(Opening {
+            files: open_files(&loaded)?,
+            loaded,
+            template,
+            wishes: wishes.clone(),
+        })
+    }
+
+    /// Whether the device computes what the model is to be computed with.
+    pub(super) fn check_device(&self, device: &Device) -> Result<()> {
+        let activations = self.wishes.activations;
+        match device {
+            Device::Cuda(_) if activations != Precision::Bits12 => Err(Error::new(
+                Kind::Unsupported,
+                format!("the GPU's kernels do not round activations to {activations} bits"),
+                "leave activations at 12 bits, or give --device cpu",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is left to do once there is room for the model.
+    pub(super) fn planned(self, plan: Plan, options: &Options) -> Reserved {
+        Reserved {
+            opening: self,
+            plan,
+            verify: options.verify,
+            cache: options.cache.clone().or_else(sidecar::cache_folder),
+        }
+    }
+}
+
+impl Reserved {
+    /// Takes the model's own memory, and reads what stays there.
+    ///
+    /// # Errors
+    /// The system refuses memory, or the file is not what it was.
+    pub fn build(self) -> Result<Built> {
+        let Reserved {
+            opening,
+            plan,
+            verify,
+            cache,
+        } = self;
+        let Loaded {
+            gguf,
+            config,
+            matrices,
+            tokenizer,
+        } = opening.loaded;
+        let list = matrices.matrices.clone();
+        let layers = config.layers.len();
+        let mut arena = Reservation::new(plan.fixed_bytes)?;
+        let model = Model::new(
+            &gguf,
+            config,
+            matrices,
+            plan.limits,
+            plan.layout,
+            plan.tiles.len(),
+            &mut arena,
+        )?;
+        let paths = gguf.files().to_vec();
+        // The metadata's mapping goes before the slots fill, so that both never count at once.
+        drop(gguf);
+        let (tiles, ranges) = tile::cut(&list, plan.slot_bytes);
+        let integrity = Integrity::new(
+            Arc::clone(&opening.files),
+            &list,
+            &tiles,
+            model.vectors_seen(),
+            verify,
+            cache.as_deref(),
+        )?;
+        let sessions = (0..opening.wishes.sessions)
+            .map(|_| Session::new(layers, plan.layout, plan.context))
+            .collect();
+        Ok(Built {
+            model,
+            weights: Weights {
+                matrices: list,
+                tiles,
+                ranges,
+                paths,
+                integrity,
+            },
+            tokenizer: tokenizer.map(Arc::new),
+            template: opening.template.map(Arc::new),
+            sessions,
+            plan,
+            files: opening.files,
+        })
+    }
+}
+
+impl Engine {
+    /// Loads one more model, between sweeps, all steps one after the other. The sessions of the others go on; the pool is
+    /// smaller by what the new model takes for itself.
+    ///
+    /// # Errors
+    /// As of the steps. Everything is as it was then.
+    pub fn load(&mut self, path: &Path, wishes: &ModelOptions) -> Result<ModelId> {
+        let opening = Opening::read(path, wishes)?;
+        let built = self.reserve(opening)?.build();
+        self.admit(built)
+    }
+
+    /// Makes room for a model, between sweeps. Until it is [admitted](Self::admit) no other model comes or goes, and the
+    /// budget stays as it is.
+    ///
+    /// # Errors
+    /// The budget cannot hold the minimum, the arena's slots are too small for the model, the system refuses, or another
+    /// model is being loaded. Everything is as it was then.
+    pub fn reserve(&mut self, opening: Opening) -> Result<Reserved> {
+        self.check_nothing_is_reserved()?;
+        opening.check_device(&self.device)?;
+        let loaded = &opening.loaded;
+        let gpu = match (&self.device, &self.pool.gpu) {
+            (Device::Cpu(_), _) => None,
+            (Device::Cuda(_), None) => Some(Placement::Direct),
+            (Device::Cuda(_), Some(gpu)) => Some(Placement::Staged { memory: gpu.memory }),
+        };
+        let request = loaded.request(&opening.wishes, self.pool.memory, &self.options, gpu);
+        let slots = self.pool.gpu.map_or(self.pool.slots, |gpu| gpu.slots);
+        let pages_max = slots / 2 / (self.hosted.len() + 1);
+        let plan = Plan::in_slots(
+            &loaded.config,
+            &loaded.matrices,
+            &request,
+            self.pool.slot_bytes,
+            pages_max,
+        )?;
+        let plans = self.hosted.iter().map(|hosted| &hosted.plan);
+        let pool = self.pool.shared_by(plans.chain([&plan]))?;
+        let files = Arc::new(Files::together(self.opened().chain([&opening.files])));
+        let before = (self.pool, Arc::clone(&self.files));
+        self.change_pool(pool, files)?;
+        self.before = Some(before);
+        Ok(opening.planned(plan, &self.options))
+    }
+
+    /// Takes in the model that room was made for, between sweeps. If it could not be built, the others have the room back
+    /// (if any was made).
+    ///
+    /// # Errors
+    /// Why it could not be built.
+    pub fn admit(&mut self, built: Result<Built>) -> Result<ModelId> {
+        let before = self.before.take();
+        match (built, before) {
+            (Ok(built), _) => Ok(self.take_in(built)),
+            (Err(error), Some((pool, files))) => {
+                self.change_pool(pool, files)?;
+                Err(error)
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Takes a model in, whose files the store's reads know already and for whose own part there is room.
+    pub(super) fn take_in(&mut self, built: Built) -> ModelId {
+        let id = self.store.add(built.weights);
+        self.demand.add();
+        self.hosted.push(Hosted {
+            id,
+            tokenizer: built.tokenizer,
+            template: built.template,
+            model: built.model,
+            sessions: built.sessions,
+            plan: built.plan,
+            files: built.files,
+        });
+        self.settle();
+        id
+    }
+
+    pub(super) fn check_nothing_is_reserved(&self) -> Result<()> {
+        match self.before {
+            None => Ok(()),
+            Some(_) => Err(Error::new(
+                Kind::Busy,
+                "a model is being loaded",
+                "try again when it is there",
+            )),
+        }
+    }
+}
