@@ -16,8 +16,15 @@ use serde_json::{Value, json};
 use daemon::{Client, Daemon, generate, is_last};
 
 const CLIENTS: usize = 24;
-/// What resident memory may grow by between a quarter of the time and the end.
-const GROWN_BYTES_MAX: u64 = 6 << 20;
+/// What the most of resident memory may grow by between the second quarter of the time and the last.
+const GROWN_BYTES_MAX: u64 = 2 << 20;
+/// A client that reads nothing is dropped after so long.
+const STALLED_S: u64 = 4;
+/// The longest time between two tokens of a client that reads: had anybody waited for one that does not, it would be
+/// more than [`STALLED_S`].
+const GAP_MAX: Duration = Duration::from_secs(2);
+/// The budget goes down to this and up again, which opens all rings and registers all memory anew.
+const BUDGET_BYTES_LEAST: u64 = daemon::BUDGET_BYTES - (12 << 20);
 
 /// splitmix64.
 struct Random(u64);
@@ -36,17 +43,30 @@ impl Random {
 struct Known {
     question: String,
     answer: String,
+    /// The answer to [`AGAIN`] after it, and without it.
+    again: String,
+    alone: String,
 }
 
 const ANSWER_TOKENS: u32 = 32;
+/// What follows in a session.
+const AGAIN: &str = "And then?";
 
-#[derive(Default)]
+/// What happened, how often.
+#[derive(Debug, Default)]
 struct Seen {
     whole: AtomicU64,
     cancelled: AtomicU64,
     left: AtomicU64,
     stalled: AtomicU64,
     http: AtomicU64,
+    /// Two questions in a session, and how many of these had to make way for others in between.
+    talks: AtomicU64,
+    displaced: AtomicU64,
+    /// Changes of the budget.
+    budgets: AtomicU64,
+    /// Milliseconds between two tokens of a client that reads.
+    gap_ms_max: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -69,31 +89,32 @@ fn a_mixed_load_leaks_nothing_mixes_nothing_and_ends_everything() {
     let daemon = Daemon::start(
         &model,
         &format!(
-            "[http]\nlisten = \"127.0.0.1:{port}\"\n[limits]\nclients = 64\nsessions = 8\nqueue = 64\nstalled_s = 2\noutbox_events = 8\n"
+            "[http]\nlisten = \"127.0.0.1:{port}\"\n[limits]\nclients = 64\nsessions = 8\nqueue = 64\nstalled_s = {STALLED_S}\noutbox_events = 8\n"
         ),
     );
     let mut client = daemon.connect();
+    let (alone, _) = client.answer(&generate(1, AGAIN, ANSWER_TOKENS));
     let known: Vec<Known> = (0..CLIENTS)
-        .map(|number| {
-            let question =
-                format!("Tell me a story about robot number {number} and its {number} friends.");
-            let (answer, _) = client.answer(&generate(1, &question, ANSWER_TOKENS));
-            Known { question, answer }
-        })
+        .map(|number| learn(&mut client, number, &alone))
         .collect();
     let overhead_ms = overhead_ms(&mut client);
-    let descriptors = daemon.descriptors().len();
+    let weights_before = resident_weights(&mut client, "before");
+    let (descriptors, threads_before) = (daemon.descriptors().len(), threads(&daemon));
+
     let begun = Instant::now();
     let end = begun + Duration::from_secs(seconds);
     let seen = Seen::default();
-    let mut early_bytes = 0;
+    let mut resident: Vec<u64> = Vec::new();
     std::thread::scope(|scope| {
         for (number, known) in known.iter().enumerate() {
             let (daemon, seen) = (&daemon, &seen);
             scope.spawn(move || behave(daemon, port, known, number, end, seen));
         }
-        std::thread::sleep(Duration::from_secs(seconds) / 4);
-        early_bytes = daemon.resident_bytes();
+        scope.spawn(|| operate(&daemon, port, end, &seen));
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(200));
+            resident.push(daemon.resident_bytes());
+        }
     });
     let settled = Instant::now();
     let status = loop {
@@ -108,31 +129,29 @@ fn a_mixed_load_leaks_nothing_mixes_nothing_and_ends_everything() {
         );
         std::thread::sleep(Duration::from_millis(50));
     };
+    let quarter = resident.len() / 4;
+    let most = |of: &[u64]| of.iter().copied().max().unwrap_or(0);
+    let (early, late) = (
+        most(&resident[quarter..2 * quarter]),
+        most(&resident[3 * quarter..]),
+    );
     println!(
-        "{seconds} s: {seen:?}, resident {} then {} bytes, overhead {overhead_ms:.2} ms, {}",
-        early_bytes,
-        daemon.resident_bytes(),
+        "{seconds} s: {seen:?}, resident {early} then {late} bytes, of weights beside full contexts {weights_before}, overhead {overhead_ms:.2} ms, {}",
         status["total"],
-        seen = [
-            &seen.whole,
-            &seen.cancelled,
-            &seen.left,
-            &seen.stalled,
-            &seen.http
-        ],
     );
     assert_eq!(
         status["total"]["requests"], status["total"]["ended"],
         "{status}"
     );
     assert_eq!(daemon.descriptors().len(), descriptors);
-    let grown = daemon.resident_bytes().saturating_sub(early_bytes);
+    // Those that turn prompts into tokens come and go.
+    assert!(threads(&daemon) <= threads_before + 2);
     assert!(
-        grown < GROWN_BYTES_MAX,
-        "resident memory grew by {grown} bytes"
+        late < early + GROWN_BYTES_MAX,
+        "resident memory grew from {early} to {late} bytes"
     );
     assert!(
-        daemon.resident_bytes() < daemon::BUDGET_BYTES + (24 << 20),
+        most(&resident) < daemon::BUDGET_BYTES + (24 << 20),
         "more than the budget and 24 MiB"
     );
     for counter in [
@@ -141,14 +160,63 @@ fn a_mixed_load_leaks_nothing_mixes_nothing_and_ends_everything() {
         &seen.left,
         &seen.stalled,
         &seen.http,
+        &seen.talks,
+        &seen.budgets,
     ] {
-        assert!(counter.load(Ordering::Relaxed) > 0, "{status}");
+        assert!(counter.load(Ordering::Relaxed) > 0, "{seen:?}");
     }
+    let gap = Duration::from_millis(seen.gap_ms_max.load(Ordering::Relaxed));
+    assert!(gap < GAP_MAX, "{gap:?} between two tokens");
     assert!(
         overhead_ms < 5.0,
         "{overhead_ms} ms from request to first row and from last row to reply"
     );
-    fill_every_session(&mut client);
+    let weights = resident_weights(&mut client, "after");
+    assert_eq!(weights, weights_before, "bytes of weights in memory");
+}
+
+/// Threads of the daemon's process.
+fn threads(daemon: &Daemon) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id()));
+    tasks.expect("it runs").count()
+}
+
+/// A client's question, its answer, and that to the question after it.
+fn learn(client: &mut Client, number: usize, alone: &str) -> Known {
+    let question = format!("Tell me a story about robot number {number} and its {number} friends.");
+    let (answer, _) = client.answer(&talk(number, &question));
+    let (again, _) = client.answer(&talk(number, AGAIN));
+    Known {
+        question,
+        answer,
+        again,
+        alone: alone.to_owned(),
+    }
+}
+
+/// A request in the client's own session.
+fn talk(number: usize, text: &str) -> Value {
+    let mut request = generate(1, text, ANSWER_TOKENS);
+    request["generate"]["session"] = format!("talk {number}").into();
+    request
+}
+
+/// Bytes of the model's weights that are in memory beside as many full contexts as there may be: a page that was not
+/// given back is a slot that weights have no more.
+fn resident_weights(client: &mut Client, round: &str) -> u64 {
+    fill_every_session(client, round);
+    let mut before = 0;
+    loop {
+        let status = client.ask(&json!({ "id": 1, "status": {} }));
+        let bytes = &status["status"]["models"][0]["resident_bytes"];
+        let bytes = bytes.as_u64().expect("a number");
+        // While nobody asks, weights fill what is free.
+        if bytes == before {
+            return bytes;
+        }
+        before = bytes;
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// What a request takes beside its sweeps when nobody else asks: the lower quartile of some.
@@ -175,11 +243,13 @@ fn overhead_ms(client: &mut Client) -> f64 {
     times[times.len() / 4]
 }
 
-/// If slots or sessions had leaked, not all sessions could have a full context now.
-fn fill_every_session(client: &mut Client) {
+/// If slots or sessions had leaked, not all sessions could have a full context.
+fn fill_every_session(client: &mut Client, round: &str) {
     let long = "word ".repeat(430);
     for id in 0..8 {
-        client.send(&generate(id, &format!("{id} {long}"), 16));
+        let mut request = generate(id, &format!("{id} {long}"), 16);
+        request["generate"]["session"] = format!("{round} {id}").into();
+        client.send(&request);
     }
     let mut ended = 0;
     while ended < 8 {
@@ -196,12 +266,37 @@ fn behave(daemon: &Daemon, port: u16, known: &Known, number: usize, end: Instant
     let mut random = Random(number as u64);
     while Instant::now() < end {
         match random.below(20) {
-            0..8 => whole(daemon, known, &mut random, seen),
+            0..6 => whole(daemon, known, &mut random, seen),
+            6..8 => talks(daemon, known, number, seen),
             8..12 => cancelled(daemon, known, &mut random, seen),
             12..15 => left(daemon, known, &mut random, seen),
             15 if number.is_multiple_of(6) => stalled(daemon, known, seen),
             _ => http(port, known, random.below(3) == 0, seen),
         }
+    }
+}
+
+/// Looks at everything now and then, and changes the budget under way.
+fn operate(daemon: &Daemon, port: u16, end: Instant, seen: &Seen) {
+    let mut client = daemon.connect();
+    let budgets = [BUDGET_BYTES_LEAST, daemon::BUDGET_BYTES];
+    for bytes in budgets.into_iter().cycle() {
+        let budget = json!({ "id": 1, "set_budget": { "bytes": bytes } });
+        let reply = client.ask(&budget);
+        assert!(reply.get("ok").is_some(), "{reply}");
+        let status = client.ask(&json!({ "id": 2, "status": {} }));
+        assert!(status["status"]["sessions"].is_array(), "{status}");
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+        let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).expect("it reads");
+        let metrics = std::io::read_to_string(stream).expect("text");
+        assert!(metrics.contains("airstream_"), "{metrics}");
+        count(&seen.budgets);
+        // The last change is the one up.
+        if bytes == daemon::BUDGET_BYTES && Instant::now() >= end {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1500));
     }
 }
 
@@ -221,6 +316,8 @@ fn whole(daemon: &Daemon, known: &Known, random: &mut Random, seen: &Seen) {
         client.send(&generate(id as u32, &known.question, ANSWER_TOKENS));
     }
     let mut texts = vec![String::new(); count_of];
+    let mut tokens = vec![0; count_of];
+    let mut latest = vec![None::<Instant>; count_of];
     let mut ended = 0;
     while ended < count_of {
         let reply = client.next();
@@ -228,14 +325,37 @@ fn whole(daemon: &Daemon, known: &Known, random: &mut Random, seen: &Seen) {
         if let Some(text) = reply["token"]["text"].as_str() {
             texts[id].push_str(text);
             is_prefix(&texts[id], known);
+            assert_eq!(reply["token"]["index"], tokens[id], "{reply}");
+            tokens[id] += 1;
+            let now = Instant::now();
+            if let Some(before) = latest[id].replace(now) {
+                let gap_ms = (now - before).as_millis() as u64;
+                seen.gap_ms_max.fetch_max(gap_ms, Ordering::Relaxed);
+            }
         }
         if is_last(&reply) {
             assert!(reply.get("done").is_some(), "{reply}");
+            assert_eq!(reply["done"]["counts"]["answer"], tokens[id], "{reply}");
             assert_eq!(texts[id], known.answer);
             ended += 1;
         }
     }
     count(&seen.whole);
+}
+
+/// Two questions in a session, which may have made way for another in between.
+fn talks(daemon: &Daemon, known: &Known, number: usize, seen: &Seen) {
+    let mut client = daemon.connect();
+    // There may be none to forget.
+    client.ask(&json!({ "id": 1, "reset": { "session": format!("talk {number}") } }));
+    let (first, done) = client.answer(&talk(number, &known.question));
+    assert_eq!(first, known.answer, "{done}");
+    let (second, done) = client.answer(&talk(number, AGAIN));
+    if second != known.again {
+        assert_eq!(second, known.alone, "{done}");
+        count(&seen.displaced);
+    }
+    count(&seen.talks);
 }
 
 /// Reads some tokens, then cancels, and waits for the end.
