@@ -4,7 +4,6 @@
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <ucontext.h>
 #include <utility>
 #include <vector>
 
@@ -16,10 +15,82 @@
 #endif
 #endif
 #ifdef ADDRESS_SANITIZER
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #else
+static void __asan_unpoison_memory_region(const void *, size_t) {}
 static void __sanitizer_start_switch_fiber(void **, const void *, size_t) {}
 static void __sanitizer_finish_switch_fiber(void *, const void **, size_t *) {}
+#endif
+
+// Leaves the stack at hand, with what a call must keep, for another that was left so: a place of a stack pointer to
+// write, and a stack pointer. (swapcontext() asks the system for the signal mask each time, which takes longer than the
+// kernels.)
+extern "C" void shim_switch(void **from, void *to);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl shim_switch
+.hidden shim_switch
+.type shim_switch, @function
+shim_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size shim_switch, . - shim_switch
+)");
+// Words that it keeps on a stack, and which of them is where it goes on.
+constexpr int KEPT = 8, GOES_ON = 6;
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.globl shim_switch
+.hidden shim_switch
+.type shim_switch, %function
+shim_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+.size shim_switch, . - shim_switch
+)");
+constexpr int KEPT = 20, GOES_ON = 11;
+#else
+#error "the kernels' tests run on x86-64 and aarch64"
 #endif
 
 namespace shim {
@@ -37,7 +108,8 @@ struct Copy {
 };
 
 struct Fiber {
-    ucontext_t context;
+    // Where its stack was left.
+    void *left = nullptr;
     std::unique_ptr<char[]> stack;
     State state = State::Done;
     // Copies begun and not done yet, and where their groups end.
@@ -53,7 +125,7 @@ struct Meeting {
     Words shown[2][32];
 };
 
-ucontext_t caller;
+void *caller_left;
 void *caller_fake_stack;
 const void *caller_stack;
 size_t caller_stack_bytes;
@@ -91,11 +163,11 @@ void leave(bool for_good) {
     void **keep = for_good || to_caller ? nullptr : &me.fake_stack;
     if (to_caller) {
         __sanitizer_start_switch_fiber(keep, caller_stack, caller_stack_bytes);
-        swapcontext(&me.context, &caller);
+        shim_switch(&me.left, caller_left);
     } else {
         place.thread = to;
         __sanitizer_start_switch_fiber(keep, fibers[to].stack.get(), STACK_BYTES);
-        swapcontext(&me.context, &fibers[to].context);
+        shim_switch(&me.left, fibers[to].left);
     }
     __sanitizer_finish_switch_fiber(me.fake_stack, nullptr, nullptr);
 }
@@ -131,11 +203,14 @@ void prepare(Fiber &fiber) {
     if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK_BYTES);
     fiber.copies.clear();
     fiber.groups.clear();
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = STACK_BYTES;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, run_fiber, 0);
+    // What the last thread on this stack had in its frames is gone.
+    __asan_unpoison_memory_region(fiber.stack.get(), STACK_BYTES);
+    // As if it had been left where `run_fiber` begins; stacks are aligned to 16 bytes there.
+    void **top = reinterpret_cast<void **>(reinterpret_cast<size_t>(fiber.stack.get() + STACK_BYTES) / 16 * 16);
+    void **left = top - KEPT;
+    for (int i = 0; i < KEPT; i++) left[i] = nullptr;
+    left[GOES_ON] = reinterpret_cast<void *>(run_fiber);
+    fiber.left = left;
     fiber.state = State::Ready;
 }
 
@@ -149,7 +224,7 @@ void run_block() {
     place.thread = next_ready();
     caller_stack = nullptr;
     __sanitizer_start_switch_fiber(&caller_fake_stack, fibers[place.thread].stack.get(), STACK_BYTES);
-    swapcontext(&caller, &fibers[place.thread].context);
+    shim_switch(&caller_left, fibers[place.thread].left);
     __sanitizer_finish_switch_fiber(caller_fake_stack, nullptr, nullptr);
     for (u32 i = 0; i < place.threads && failure.empty(); i++)
         if (fibers[i].state != State::Done) failure = "a thread has not ended";
