@@ -19,6 +19,9 @@ use crate::units::parse_size;
 /// Bytes of a model's name at most: it is in the daemon's fixed tables.
 pub const MODEL_NAME_BYTES_MAX: usize = 64;
 
+/// Requests of a client at a time, at most: they are in a fixed table.
+pub const CLIENT_REQUESTS_MAX: usize = 64;
+
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,6 +179,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Requests that wait beyond these.
     pub queue: usize,
+    /// Requests of one client at a time, so that it cannot fill the queue for all.
+    pub client_requests: usize,
     /// Bytes of a request on a socket, and of the body of an HTTP request.
     pub request_bytes: Size,
     /// Events that wait for a client to read them, before its answers pause.
@@ -196,6 +201,7 @@ impl Default for Limits {
             clients: 32,
             sessions: 8,
             queue: 32,
+            client_requests: 16,
             request_bytes: Size(256 << 10),
             outbox_events: 64,
             session_idle_s: 600,
@@ -418,6 +424,9 @@ impl Config {
         place.range(at, "clients", limits.clients as u64, 1..=1024)?;
         place.range(at, "sessions", limits.sessions as u64, 1..=256)?;
         place.range(at, "queue", limits.queue as u64, 0..=1024)?;
+        let client_requests = limits.client_requests as u64;
+        let most = CLIENT_REQUESTS_MAX as u64;
+        place.range(at, "client_requests", client_requests, 1..=most)?;
         place.range(at, "request_bytes", limits.request_bytes.0, 1024..=64 << 20)?;
         place.range(at, "outbox_events", limits.outbox_events as u64, 4..=4096)?;
         place.range(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use super::config::{Config, Limits, Model};
+use super::config::{CLIENT_REQUESTS_MAX, Config, Limits, Model};
 use super::message::{Answer, Command, Request, Reset};
 use super::outbox::{Outbox, Taken};
 use super::status::Status;
@@ -188,9 +188,16 @@ pub struct Client {
     front: Rc<Front>,
     number: u32,
     outbox: Arc<Outbox>,
-    /// Requests without their last reply.
-    live: RefCell<Vec<u32>>,
+    live: RefCell<heapless::Vec<Live, CLIENT_REQUESTS_MAX>>,
     name: String,
+}
+
+/// A request without its last reply.
+#[derive(Debug)]
+struct Live {
+    id: u32,
+    /// The engine was told to end it, which it is told once.
+    cancelled: bool,
 }
 
 impl Drop for Client {
@@ -226,7 +233,7 @@ impl Client {
 
     /// Whether a request is not answered yet.
     pub fn is_live(&self, request: u32) -> bool {
-        self.live.borrow().contains(&request)
+        self.live.borrow().iter().any(|live| live.id == request)
     }
 
     /// Ends all its answers.
@@ -240,7 +247,10 @@ impl Client {
 
     /// Ends one of its answers, if that goes on.
     pub fn cancel(&self, request: u32) {
-        if self.is_live(request) {
+        let mut live = self.live.borrow_mut();
+        let found = live.iter_mut().find(|live| live.id == request);
+        if let Some(live) = found.filter(|live| !live.cancelled) {
+            live.cancelled = true;
             let tag = Tag {
                 client: self.number,
                 request,
@@ -259,13 +269,23 @@ impl Client {
                 "give every request its own id",
             )));
         }
-        if self.front.stopping.get()
-            && !matches!(request.command, Command::Status(_) | Command::Cancel(_))
-        {
+        let at_once = matches!(request.command, Command::Status(_) | Command::Cancel(_));
+        if self.front.stopping.get() && !at_once {
             return Some(refusal(&Error::new(
                 Kind::Usage,
                 "the daemon ends",
                 "ask again when it has started again",
+            )));
+        }
+        let (requests, most) = (
+            self.live.borrow().len(),
+            self.front.limits().client_requests,
+        );
+        if requests >= most && !at_once {
+            return Some(refusal(&Error::new(
+                Kind::Busy,
+                format!("{requests} requests of this client are not answered yet"),
+                "wait for one of them, or raise `client_requests` under [limits]",
             )));
         }
         let done = match request.command {
@@ -316,7 +336,12 @@ impl Client {
     }
 
     fn begin(&self, id: u32) {
-        self.live.borrow_mut().push(id);
+        let live = Live {
+            id,
+            cancelled: false,
+        };
+        let pushed = self.live.borrow_mut().push(live);
+        pushed.expect("no more are let in than there is room for");
         self.front.add_live(1);
     }
 
@@ -344,7 +369,7 @@ impl Client {
         }
         if taken.answer().is_last() {
             let mut live = self.live.borrow_mut();
-            if let Some(place) = live.iter().position(|&id| id == taken.request) {
+            if let Some(place) = live.iter().position(|live| live.id == taken.request) {
                 live.swap_remove(place);
                 self.front.drop_live(1);
             }

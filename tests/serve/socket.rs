@@ -337,3 +337,43 @@ fn a_model_comes_and_goes_while_another_answers() {
     let status = client.ask(&json!({ "id": 8, "status": {} }));
     assert_eq!(status["status"]["budget_bytes"], 120 << 20);
 }
+
+#[test]
+fn one_client_cannot_fill_the_queue() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let daemon = Daemon::start(&model, "[limits]\nsessions = 2\nclient_requests = 3\n");
+    let (mut greedy, mut modest) = (daemon.connect(), daemon.connect());
+    for id in 0..5 {
+        greedy.send(&generate(
+            id,
+            "Tell me a very long story about the sea.",
+            400,
+        ));
+    }
+    let mut refused = Vec::new();
+    while refused.len() < 2 {
+        let reply = greedy.next();
+        if let Some(error) = reply.get("error") {
+            assert_eq!(error["code"], "busy", "{reply}");
+            refused.push(reply["id"].clone());
+        }
+    }
+    assert_eq!(refused, [3, 4]);
+    // Cancelling again and again is no work for the engine, and makes room all the same.
+    for _ in 0..2000 {
+        for id in 0..3 {
+            greedy.send(&json!({ "id": 100 + id, "cancel": { "request": id } }));
+            while greedy.next()["id"] != 100 + id {}
+        }
+    }
+    assert_eq!(
+        modest.ask(&generate(1, "Hello", 2))["done"]["counts"]["answer"],
+        2
+    );
+    assert_eq!(
+        greedy.ask(&generate(6, "Hello", 2))["done"]["counts"]["answer"],
+        2
+    );
+}
