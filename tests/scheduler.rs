@@ -272,6 +272,49 @@ fn a_cancelled_request_ends_at_once_and_its_session_goes_on() {
 }
 
 #[test]
+fn a_conversation_that_goes_on_makes_way_for_nobody() {
+    let (_folder, path) = model(Arch::Llama);
+    let named = |tokens: &[u32]| Generate {
+        session: Some("s".into()),
+        ..greedy(tokens, 5)
+    };
+    let open = || Serving::open(&[("m", &path)], 1, 256, None, Limits::default());
+    let mut alone = open();
+    let first = alone.ask(&named(&[1, 2, 3])).tokens;
+    let whole: Vec<u32> = [1, 2, 3]
+        .into_iter()
+        .chain(first.clone())
+        .chain([7, 8])
+        .collect();
+    let second = alone.ask(&named(&whole)).tokens;
+    // Others wait for the only session too, longer than who goes on in it.
+    let mut serving = open();
+    for (client, request) in [
+        named(&[1, 2, 3]),
+        greedy(&[4, 5, 6], 5),
+        greedy(&[5, 6, 7], 5),
+        named(&whole),
+    ]
+    .iter()
+    .enumerate()
+    {
+        serving
+            .submit(tag(client as u32, 0), request)
+            .expect("room");
+    }
+    serving.finish();
+    let last = &serving.answers[&tag(3, 0)];
+    assert_eq!(
+        (&last.tokens, &serving.answers[&tag(0, 0)].tokens),
+        (&second, &first)
+    );
+    assert!(
+        last.accepted.is_some_and(|(_, cached)| cached >= 7),
+        "{last:?}"
+    );
+}
+
+#[test]
 fn what_cannot_be_is_refused_at_once() {
     let (_folder, path) = model(Arch::Llama);
     let limits = Limits {

@@ -267,7 +267,7 @@ fn behave(daemon: &Daemon, port: u16, known: &Known, number: usize, end: Instant
     while Instant::now() < end {
         match random.below(20) {
             0..6 => whole(daemon, known, &mut random, seen),
-            6..8 => talks(daemon, known, number, seen),
+            6..8 => talks(daemon, known, number, &mut random, seen),
             8..12 => cancelled(daemon, known, &mut random, seen),
             12..15 => left(daemon, known, &mut random, seen),
             15 if number.is_multiple_of(6) => stalled(daemon, known, seen),
@@ -343,16 +343,37 @@ fn whole(daemon: &Daemon, known: &Known, random: &mut Random, seen: &Seen) {
     count(&seen.whole);
 }
 
-/// Two questions in a session, which may have made way for another in between.
-fn talks(daemon: &Daemon, known: &Known, number: usize, seen: &Seen) {
+/// Two questions in a session. It may make way for another in between, unless the second one waits already.
+fn talks(daemon: &Daemon, known: &Known, number: usize, random: &mut Random, seen: &Seen) {
     let mut client = daemon.connect();
     // There may be none to forget.
     client.ask(&json!({ "id": 1, "reset": { "session": format!("talk {number}") } }));
-    let (first, done) = client.answer(&talk(number, &known.question));
-    assert_eq!(first, known.answer, "{done}");
-    let (second, done) = client.answer(&talk(number, AGAIN));
-    if second != known.again {
-        assert_eq!(second, known.alone, "{done}");
+    let at_once = random.below(2) == 0;
+    client.send(&talk(number, &known.question));
+    let mut second = talk(number, AGAIN);
+    second["id"] = 2.into();
+    if at_once {
+        client.send(&second);
+    }
+    let mut texts = [String::new(), String::new()];
+    for id in [1, 2] {
+        if id == 2 && !at_once {
+            client.send(&second);
+        }
+        loop {
+            let reply = client.next();
+            assert_eq!(reply["id"], id, "{reply}");
+            texts[id - 1].push_str(reply["token"]["text"].as_str().unwrap_or_default());
+            if is_last(&reply) {
+                assert!(reply.get("done").is_some(), "{reply}");
+                break;
+            }
+        }
+    }
+    assert_eq!(texts[0], known.answer);
+    if texts[1] != known.again {
+        assert!(!at_once, "a conversation that went on made way");
+        assert_eq!(texts[1], known.alone);
         count(&seen.displaced);
     }
     count(&seen.talks);

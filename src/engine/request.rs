@@ -13,6 +13,8 @@ use crate::text::{Message, SamplerOptions};
 
 /// Bytes of a session's name at most.
 pub const SESSION_NAME_BYTES_MAX: usize = 64;
+/// A session's name, where tables hold it.
+pub type SessionName = heapless::String<SESSION_NAME_BYTES_MAX>;
 /// Stop strings of a request at most.
 pub const STOPS_MAX: usize = 8;
 /// Bytes of a stop string at most.

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use super::request::{
-    Generate, Prompt, SESSION_NAME_BYTES_MAX, STOP_BYTES_MAX, STOPS_MAX, Sampling,
+    Generate, Prompt, SESSION_NAME_BYTES_MAX, STOP_BYTES_MAX, STOPS_MAX, Sampling, SessionName,
 };
 use crate::error::{Error, Kind, Result};
 use crate::text::{ChatTemplate, Message, Sampler, Stops, Tokenizer, Utf8Stream};
@@ -25,8 +25,7 @@ pub struct Vocabulary {
 /// A request with all the memory that answering it takes.
 pub struct Prepared {
     pub(super) model: Arc<str>,
-    /// The session's name, with room for what a table entry holds.
-    pub(super) session: Option<String>,
+    pub(super) session: Option<SessionName>,
     /// The tokens of the whole conversation, or of one that begins with this request.
     pub(super) whole: Vec<u32>,
     /// The tokens that follow what the session holds instead, if it holds something.
@@ -93,11 +92,7 @@ impl Vocabulary {
                 "use the tokenizer of this model",
             ));
         }
-        let session = request.session.as_ref().map(|name| {
-            let mut kept = String::with_capacity(SESSION_NAME_BYTES_MAX);
-            kept.push_str(name);
-            kept
-        });
+        let session = request.session.as_deref().map(session_name).transpose()?;
         Ok(Prepared {
             model: Arc::clone(&self.model),
             session,
@@ -171,16 +166,19 @@ impl Vocabulary {
     }
 }
 
-/// What a request may not be, whatever the model.
-fn check(request: &Generate) -> Result<()> {
-    if let Some(name) = &request.session
-        && !(1..=SESSION_NAME_BYTES_MAX).contains(&name.len())
-    {
-        return Err(usage(
+/// A session's name, as tables hold it.
+fn session_name(name: &str) -> Result<SessionName> {
+    let kept = SessionName::try_from(name).ok();
+    kept.filter(|name| !name.is_empty()).ok_or_else(|| {
+        usage(
             format!("the session's name has {} bytes", name.len()),
             format!("give a name of 1 to {SESSION_NAME_BYTES_MAX} bytes"),
-        ));
-    }
+        )
+    })
+}
+
+/// What a request may not be, whatever the model.
+fn check(request: &Generate) -> Result<()> {
     if request.system.is_some() && !matches!(request.prompt, Prompt::Text(_)) {
         return Err(usage(
             "the system's words go with a prompt of kind text only",

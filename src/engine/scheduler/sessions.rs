@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::request::SESSION_NAME_BYTES_MAX;
+use super::super::request::SessionName;
 
 /// Whether somebody uses a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) enum Use {
 #[derive(Debug)]
 pub(super) struct Entry {
     /// What clients call it; empty for one that belongs to a single request.
-    pub(super) name: String,
+    pub(super) name: SessionName,
     /// The conversation. The engine may hold keys and values for fewer positions; the rest is to be computed.
     pub(super) tokens: Vec<u32>,
     pub(super) used: Use,
@@ -47,7 +47,7 @@ impl Sessions {
     /// `count` free sessions of at most `context` tokens. All memory is taken here.
     pub(super) fn new(count: usize, context: usize) -> Sessions {
         let entry = || Entry {
-            name: String::with_capacity(SESSION_NAME_BYTES_MAX),
+            name: SessionName::new(),
             tokens: Vec::with_capacity(context),
             used: Use::Free,
             since: Duration::ZERO,
@@ -127,9 +127,8 @@ impl Sessions {
 
 impl Entry {
     /// Begins a conversation.
-    pub(super) fn begin(&mut self, name: Option<&str>, tokens: &[u32]) {
-        self.name.clear();
-        self.name.push_str(name.unwrap_or_default());
+    pub(super) fn begin(&mut self, name: Option<&SessionName>, tokens: &[u32]) {
+        self.name = name.cloned().unwrap_or_default();
         self.tokens.clear();
         self.tokens.extend_from_slice(tokens);
     }
@@ -167,7 +166,7 @@ mod tests {
     fn table(of: &[(&str, &[u32], Use, u64)]) -> Sessions {
         let mut sessions = Sessions::new(of.len(), 16);
         for (entry, (name, tokens, used, since)) in sessions.entries.iter_mut().zip(of) {
-            entry.begin(Some(name), tokens);
+            entry.begin(SessionName::try_from(*name).ok().as_ref(), tokens);
             (entry.used, entry.since) = (*used, s(*since));
         }
         sessions

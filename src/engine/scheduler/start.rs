@@ -93,10 +93,20 @@ impl Scheduler {
         } else if let Some(free) = hosted.sessions.free() {
             free
         } else {
+            // A conversation that another request waits to go on with is no idle one.
+            let waited_for = |session: usize| {
+                let name = &hosted.sessions.entries[session].name;
+                self.requests.iter().any(|request| {
+                    request.state == State::Waiting
+                        && request.model == id
+                        && request.prepared.session.as_ref() == Some(name)
+                })
+            };
             let others = hosted
                 .sessions
-                .oldest_idle(|session| len == 0 || session != from);
-            let victim = others.or_else(|| hosted.sessions.oldest_idle(|_| true))?;
+                .oldest_idle(|session| (len == 0 || session != from) && !waited_for(session));
+            let victim =
+                others.or_else(|| hosted.sessions.oldest_idle(|session| !waited_for(session)))?;
             let name = &hosted.sessions.entries[victim].name;
             if !name.is_empty() {
                 log::warn!("the session {name:?} makes way for a new one");
@@ -112,7 +122,7 @@ impl Scheduler {
             }
         }
         let request = &self.requests[index];
-        let name = request.prepared.session.as_deref();
+        let name = request.prepared.session.as_ref();
         let entry = &mut self.models[place].sessions.entries[session];
         entry.begin(name, &request.prepared.whole);
         Some(session)

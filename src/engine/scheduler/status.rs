@@ -103,7 +103,7 @@ impl Scheduler {
             sessions_max: hosted.sessions.entries.len(),
             sessions: held
                 .map(|(index, entry)| SessionStatus {
-                    name: (!entry.name.is_empty()).then(|| entry.name.clone()),
+                    name: (!entry.name.is_empty()).then(|| entry.name.as_str().to_owned()),
                     tokens: entry.tokens.len(),
                     computed: self.engine.session_len(hosted.id, index),
                     state: match entry.used {
