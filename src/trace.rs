@@ -105,6 +105,13 @@ impl Trace {
         })))
     }
 
+    /// Forgets what was recorded so far, where its numbers mean something else from now on.
+    pub fn clear(&mut self) {
+        if let Some(ring) = &mut self.0 {
+            (ring.count, ring.lanes) = (0, [None; LANES_MAX]);
+        }
+    }
+
     /// The time, for [`end`](Self::end).
     pub fn begin(&self) -> u64 {
         self.0.as_ref().map_or(0, |ring| ring.now_ns())

@@ -101,7 +101,16 @@ fn models_that_come_and_go_do_not_change_the_others_tokens() {
         }
         assert_eq!(other.tokens, expected_b, "the second model at {percent}%");
 
+        engine.start_trace();
+        other.go_on(&mut engine, 1);
         engine.unload(second).expect("unloads");
+        let trace = tempfile::NamedTempFile::new().expect("a file");
+        engine.write_trace(trace.path()).expect("written");
+        let events = std::fs::read_to_string(trace.path()).expect("text");
+        assert!(
+            !events.contains("\"ph\":\"X\""),
+            "of numbers that are others' now"
+        );
         talk.go_on(&mut engine, 2 * TOKENS - TOKENS / 2);
         assert_eq!(talk.tokens, expected_a, "the first model at {percent}%");
         assert_eq!(engine.models().count(), 1);

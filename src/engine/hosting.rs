@@ -117,7 +117,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Unloads a model, between sweeps: its sessions end, and all its memory goes to the others.
+    /// Unloads a model, between sweeps: its sessions end, and all its memory goes to the others. A trace begins anew.
     ///
     /// # Errors
     /// The system refuses, or another model is being loaded; the model is still there then.
@@ -141,6 +141,8 @@ impl Engine {
         let reopen = |regions: &[Region]| io::choose(&files, regions, depth, backend);
         let size = (pool.slots as u32, pool.window);
         self.store.remove(model, size, reopen)?;
+        // Tiles and matrices have other numbers now.
+        self.store.trace().clear();
         self.demand.remove(place);
         let mut gone = self.hosted.remove(place);
         for session in 0..gone.sessions.len() {

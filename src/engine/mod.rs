@@ -200,10 +200,8 @@ impl Engine {
         let store = &self.store;
         let written = std::fs::File::create(path).and_then(|file| {
             let mut out = BufWriter::new(file);
-            // A model that was unloaded meanwhile has left no names behind.
-            let named = |matrix: u32| store.matrices().get(matrix as usize);
-            let name = |matrix: u32| named(matrix).map_or("(unloaded)".into(), |m| m.name.clone());
-            let matrix = |tile| store.matrix_of(tile).unwrap_or(u32::MAX);
+            let name = |matrix: u32| store.matrices()[matrix as usize].name.clone();
+            let matrix = |tile| store.tile(tile).matrix;
             let gone = trace.write(&mut out, matrix, name)?;
             out.flush().map(|()| gone)
         });

@@ -277,11 +277,6 @@ impl Store {
         &self.tiles[tile as usize]
     }
 
-    /// The matrix of a tile, if there is such a tile.
-    pub fn matrix_of(&self, tile: u32) -> Option<u32> {
-        self.tiles.get(tile as usize).map(|tile| tile.matrix)
-    }
-
     /// The policy as it stands.
     pub fn residency(&self) -> &Residency {
         &self.residency
