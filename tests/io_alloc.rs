@@ -1,38 +1,15 @@
 //! No read allocates: not when submitted, not when flushed, not when reaped.
 #![allow(unsafe_code)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "support/counting.rs"]
+mod counting;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use airstream::io::buffer::Buffer;
 use airstream::io::sim::{Content, Fault, Faults, Options, Sim, Timing};
 use airstream::io::{Access, Backend, Completion, FileId, Io, Read, choose, open_model};
-
-struct Counting;
-
-static ARMED: AtomicBool = AtomicBool::new(false);
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if ARMED.load(Ordering::Relaxed) {
-            COUNT.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Keeps the queue full for a while; returns the allocations of the whole process after the first rounds.
 fn allocations_of(io: &mut dyn Io, buffer: &Buffer, file_bytes: usize) -> usize {
@@ -41,8 +18,7 @@ fn allocations_of(io: &mut dyn Io, buffer: &Buffer, file_bytes: usize) -> usize 
     let mut next = 0;
     for round in 0..300 {
         if round == 20 {
-            COUNT.store(0, Ordering::Relaxed);
-            ARMED.store(true, Ordering::Relaxed);
+            counting::begin();
         }
         while io.in_flight() < io.depth() {
             let place = next % io.depth();
@@ -62,8 +38,7 @@ fn allocations_of(io: &mut dyn Io, buffer: &Buffer, file_bytes: usize) -> usize 
         io.flush().expect("reads are taken");
         io.reap(&mut done, round % 3 != 0).expect("reads finish");
     }
-    ARMED.store(false, Ordering::Relaxed);
-    COUNT.load(Ordering::Relaxed)
+    counting::end()
 }
 
 #[test]
@@ -76,8 +51,6 @@ fn reads_allocate_nothing() {
         let files = Arc::new(open_model(std::slice::from_ref(&path), access).expect("it opens"));
         for backend in [Backend::Uring, Backend::Pread] {
             let mut io = choose(&files, &[buffer.region()], 8, Some(backend)).expect("a backend");
-            // The counter sees every thread, and the harness's own allocate now and then: once in three rounds must
-            // be without any, and if reads allocated, none would be.
             let rounds = (0..3).map(|_| allocations_of(io.as_mut(), &buffer, file_bytes));
             assert_eq!(rounds.min(), Some(0), "{backend:?} {access:?}");
         }

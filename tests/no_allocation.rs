@@ -1,42 +1,16 @@
 //! Between two tokens nothing is allocated, streaming or resident.
-#![allow(unsafe_code)]
 
+#[path = "support/counting.rs"]
+mod counting;
 #[path = "support/engine.rs"]
 mod engine;
 #[path = "support/models.rs"]
 mod models;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use airstream::engine::{Engine, ModelId, ModelOptions, Options, Spent};
 use engine::open;
-
-/// Counts every allocation of any thread while `COUNTING` is set.
-struct Counting;
-
-static COUNTING: AtomicBool = AtomicBool::new(false);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if COUNTING.load(Ordering::Relaxed) {
-            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn sixty_four_tokens_without_an_allocation() {
@@ -90,20 +64,11 @@ fn sixty_four_tokens_without_an_allocation() {
 }
 
 /// Allocations of `work` in the best of three rounds.
-///
-/// The counter sees every thread, and the harness's own allocate now and then: once in three rounds must be
-/// without any, and if tokens took an allocation, none would be.
 fn fewest_allocations(mut work: impl FnMut()) -> usize {
     let rounds = (0..3).map(|_| {
-        COUNTING.store(true, Ordering::SeqCst);
-        drop(std::hint::black_box(Box::new(1)));
-        assert!(
-            ALLOCATIONS.swap(0, Ordering::SeqCst) > 0,
-            "the counter does not count"
-        );
+        counting::begin();
         work();
-        COUNTING.store(false, Ordering::SeqCst);
-        ALLOCATIONS.load(Ordering::SeqCst)
+        counting::end()
     });
     rounds.min().unwrap_or(usize::MAX)
 }

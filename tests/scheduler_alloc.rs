@@ -1,41 +1,15 @@
 //! Between two tokens nothing is allocated while sessions come and go, share beginnings, stop, and are cancelled.
-#![allow(unsafe_code)]
 
+#[path = "support/counting.rs"]
+mod counting;
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use airstream::engine::request::{Event, Generate, Prompt, Sampling, Tag};
 use airstream::engine::scheduler::{Flow, Limits, Scheduler};
 use airstream::engine::{Engine, ModelOptions, Options, Prepared};
 use support::synth::{Arch, all_specs, write};
-
-/// Counts every allocation of any thread while `COUNTING` is set.
-struct Counting;
-
-static COUNTING: AtomicBool = AtomicBool::new(false);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if COUNTING.load(Ordering::Relaxed) {
-            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Requests of all kinds: greedy and not, with common beginnings, long and short answers, in sessions and not.
 fn requests(scheduler: &Scheduler, round: u32) -> Vec<Prepared> {
@@ -81,16 +55,10 @@ fn sixty_four_sweeps_with_sessions_that_come_and_go() {
         let mut scheduler = Scheduler::new(engine, &[("m", 1)], Limits::default());
         let mut now = Duration::ZERO;
         let mut told = [0_usize; 4];
-        // The counter sees every thread, and the harness's own allocate now and then: once in some rounds must be
-        // without any, and if sweeps took an allocation, none would be. The first round warms up.
+        // The first round warms up.
         let rounds = (0..5).map(|round| {
             let mut coming = requests(&scheduler, round);
-            COUNTING.store(true, Ordering::SeqCst);
-            drop(std::hint::black_box(Box::new(1)));
-            assert!(
-                ALLOCATIONS.swap(0, Ordering::SeqCst) > 0,
-                "the counter does not count"
-            );
+            counting::begin();
             for sweep in 0..64_u32 {
                 if sweep % 4 != 3
                     && let Some(prepared) = coming.pop()
@@ -125,8 +93,7 @@ fn sixty_four_sweeps_with_sessions_that_come_and_go() {
                     Flow::Taken
                 });
             }
-            COUNTING.store(false, Ordering::SeqCst);
-            let allocations = ALLOCATIONS.load(Ordering::SeqCst);
+            let allocations = counting::end();
             for client in 0..16 {
                 scheduler.cancel_client(client, now);
             }
