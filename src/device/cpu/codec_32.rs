@@ -59,7 +59,8 @@ unsafe fn nibbles<V: Vector>(p: *const u8, j: usize) -> (V::I, V::I) {
     )
 }
 
-/// The nibbles of dword `j` at `p`, with their fifth bits from the dword at `high`.
+/// The nibbles of dword `j` at `p`, with their fifth bits from the dword at `high`, in which they stand
+/// as `pack` has put them: those of the low nibbles in bits j of the bytes, of the high ones in bits 4 + j.
 ///
 /// # Safety
 /// As for [`Codec32`].
@@ -67,15 +68,10 @@ unsafe fn nibbles<V: Vector>(p: *const u8, j: usize) -> (V::I, V::I) {
 unsafe fn five_bits<V: Vector>(p: *const u8, high: *const u8, j: usize) -> (V::I, V::I) {
     let (low, up) = nibbles::<V>(p, j);
     let high = V::load(high);
-    // Bit i of 4 bits goes to bit 4 of byte i: the product's other bits fall beside the mask.
-    let spread = |bits: V::I| {
-        let four = V::and(bits, V::splat(15));
-        V::and(V::mul_i(four, V::splat(0x0204_0810)), V::splat(0x1010_1010))
-    };
-    let shift = 4 * j as u32;
+    let fifth = V::splat(0x1010_1010);
     (
-        V::or(low, spread(V::shr(high, shift))),
-        V::or(up, spread(V::shr(high, shift + 16))),
+        V::or(low, V::and(V::shl(high, 4 - j as u32), fifth)),
+        V::or(up, V::and(V::shr(high, j as u32), fifth)),
     )
 }
 

@@ -3,7 +3,8 @@
 //! For each column of quant blocks come first the odd half-words of the 16
 //! rows (32 bytes; only for types whose block is an odd number of half-words,
 //! whose f16 scale it is), then dword 0 of the 16 rows (64 bytes), dword 1 and
-//! so on. Nothing is added, so a strip can be packed where it lies.
+//! so on. Nothing is added, so a strip can be packed where it lies. The fifth
+//! bits of Q5_0 and Q5_1 stand in the order that the kernels want them in.
 #![allow(unsafe_code)]
 
 use super::vector::Vector;
@@ -20,28 +21,38 @@ struct Shape {
     half_at: Option<usize>,
     /// Where in a block the dwords start.
     dwords_at: usize,
+    /// Which of the dwords, if any, has fifth bits of 32 values.
+    fifth_bits: Option<usize>,
 }
 
 impl Shape {
     fn of(qtype: QuantType) -> Shape {
         let block_bytes = qtype.block_bytes().max(4);
+        let fifth_bits = match qtype {
+            QuantType::Q5_0 => Some(0),
+            QuantType::Q5_1 => Some(1),
+            _ => None,
+        };
         match qtype {
             // The f16 scale stands first.
             QuantType::Q4_0 | QuantType::Q5_0 | QuantType::Q8_0 => Shape {
                 block_bytes,
                 half_at: Some(0),
                 dwords_at: 2,
+                fifth_bits,
             },
             // The f16 scale stands last.
             QuantType::Q3_K | QuantType::Q6_K => Shape {
                 block_bytes,
                 half_at: Some(block_bytes - 2),
                 dwords_at: 0,
+                fifth_bits,
             },
             _ => Shape {
                 block_bytes,
                 half_at: None,
                 dwords_at: 0,
+                fifth_bits,
             },
         }
     }
@@ -58,6 +69,38 @@ impl Shape {
             0
         }
     }
+}
+
+/// Swaps of bits, each of those that are set in a mask with those so many places above them, which
+/// together put the fifth bits of values 4j + b and 16 + 4j + b (j < 4) to bits j and 4 + j of byte b:
+/// one shift brings four of them where they belong, each in its value's byte.
+const SWAPS: [(u32, i32); 4] = [
+    (1, 0x2222_2222),
+    (3, 0x0a0a_0a0a),
+    (6, 0x00cc_00cc),
+    (12, 0x0000_f0f0),
+];
+
+/// The bits of `x` where one of [`SWAPS`] puts them. It is its own inverse.
+fn swap(x: i32, (places, mask): (u32, i32)) -> i32 {
+    let differ = (x ^ (x as u32 >> places) as i32) & mask;
+    x ^ differ ^ (differ << places)
+}
+
+/// All [`SWAPS`] of each lane.
+///
+/// # Safety
+/// The caller is compiled for `V`.
+#[inline(always)]
+unsafe fn swap_all<V: Vector>(mut x: V::I) -> V::I {
+    for (places, mask) in SWAPS {
+        // SAFETY: the contract above.
+        unsafe {
+            let differ = V::and(V::xor(x, V::shr(x, places)), V::splat(mask));
+            x = V::xor(x, V::xor(differ, V::shl(differ, places)));
+        }
+    }
+    x
 }
 
 /// Packs a strip: (weight type, bytes of a row, rows, from, to). Rows missing from 16 become zero.
@@ -119,7 +162,10 @@ pub(super) unsafe fn pack_strip<V: Vector>(
                 // The last four may have been done in part: they are done again.
                 for dword in (0..dwords).step_by(4).map(|i| i.min(dwords - 4)) {
                     let columns = V::load_columns(from.add(4 * dword), row_bytes);
-                    for (i, column) in columns.into_iter().enumerate() {
+                    for (i, mut column) in columns.into_iter().enumerate() {
+                        if shape.fifth_bits == Some(dword + i) {
+                            column = swap_all::<V>(column);
+                        }
                         V::store(column, to.add(64 * (dword + i)));
                     }
                 }
@@ -143,11 +189,14 @@ unsafe fn pack_rows(shape: &Shape, row_bytes: usize, rows: usize, from: *const u
                     let half = from.add(at).cast::<u16>().read_unaligned();
                     to.cast::<u16>().add(row).write_unaligned(half);
                 }
-                let from = from.add(shape.dwords_at).cast::<u32>();
-                let to = to.add(shape.half_bytes()).cast::<u32>().add(row);
+                let from = from.add(shape.dwords_at).cast::<i32>();
+                let to = to.add(shape.half_bytes()).cast::<i32>().add(row);
                 for dword in 0..shape.dwords() {
-                    to.add(STRIP_ROWS * dword)
-                        .write_unaligned(from.add(dword).read_unaligned());
+                    let mut x = from.add(dword).read_unaligned();
+                    if shape.fifth_bits == Some(dword) {
+                        x = SWAPS.into_iter().fold(x, swap);
+                    }
+                    to.add(STRIP_ROWS * dword).write_unaligned(x);
                 }
             }
         }
@@ -168,8 +217,14 @@ pub fn unpack_row(qtype: QuantType, strip: &[u8], lane: usize, out: &mut [u8]) {
             block[at..at + 2].copy_from_slice(&halves[2 * lane..2 * lane + 2]);
         }
         let block = block[shape.dwords_at..].chunks_exact_mut(4);
-        for (dword, of_16) in block.zip(dwords.chunks_exact(4 * STRIP_ROWS)) {
+        let of_16 = dwords.chunks_exact(4 * STRIP_ROWS);
+        for (i, (dword, of_16)) in block.zip(of_16).enumerate() {
             dword.copy_from_slice(&of_16[4 * lane..4 * lane + 4]);
+            if shape.fifth_bits == Some(i) {
+                let x = i32::from_le_bytes([dword[0], dword[1], dword[2], dword[3]]);
+                let x = SWAPS.into_iter().rev().fold(x, swap);
+                dword.copy_from_slice(&x.to_le_bytes());
+            }
         }
     }
 }
@@ -178,6 +233,15 @@ pub fn unpack_row(qtype: QuantType, strip: &[u8], lane: usize, out: &mut [u8]) {
 mod tests {
     use super::super::portable::Portable;
     use super::*;
+
+    #[test]
+    fn fifth_bits_stand_in_their_values_bytes() {
+        for value in 0..32 {
+            let (j, byte, high) = (value / 4 % 4, value % 4, value / 16);
+            let swapped = SWAPS.into_iter().fold(1 << value, swap);
+            assert_eq!(swapped as u32, 1 << (8 * byte + 4 * high + j), "{value}");
+        }
+    }
 
     #[test]
     fn every_row_comes_back_from_a_packed_strip() {

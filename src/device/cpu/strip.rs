@@ -170,6 +170,28 @@ unsafe fn first_parts<V: Vector, const R: usize, const BITS: u32>(
     parts
 }
 
+/// Values 4j..4j+4 and 16+4j..16+4j+4 of a block of 32: their dot products onto `parts`.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+unsafe fn dwords_of_32<V: Vector, C: Codec32<V>, const R: usize, const BITS: u32>(
+    p: *const u8,
+    q: *const i8,
+    j: usize,
+    parts: &mut Parts<V, R>,
+) {
+    let (groups, parts_each) = shape(R, BITS);
+    let (low, high) = C::weights(p, j);
+    for group in 0..groups {
+        for part in 0..parts_each {
+            let q = q.add(32 * (group * parts_each + part) + 4 * j);
+            let dot = C::dot(parts[group][part], low, q);
+            parts[group][part] = C::dot(dot, high, q.add(16));
+        }
+    }
+}
+
 /// Blocks of 32 values.
 ///
 /// # Safety
@@ -199,16 +221,11 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize, const B
                 }
             }
         } else {
-            for j in 0..4 {
-                let (low, high) = C::weights(p, j);
-                for group in 0..groups {
-                    for part in 0..parts_each {
-                        let q = q.add(32 * (group * parts_each + part) + 4 * j);
-                        let dot = C::dot(parts[group][part], low, q);
-                        parts[group][part] = C::dot(dot, high, q.add(16));
-                    }
-                }
-            }
+            // Written out, for the compiler to do so too.
+            dwords_of_32::<V, C, R, BITS>(p, q, 0, &mut parts);
+            dwords_of_32::<V, C, R, BITS>(p, q, 1, &mut parts);
+            dwords_of_32::<V, C, R, BITS>(p, q, 2, &mut parts);
+            dwords_of_32::<V, C, R, BITS>(p, q, 3, &mut parts);
         }
         let dots = whole::<V, R, BITS>(&parts);
         let act_scales = panel.add(run_bytes(R, BITS)).cast::<f32>();
