@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -11,10 +12,10 @@ use super::lines::Lines;
 use super::stop::Stop;
 use super::{fetch, progress, report};
 use crate::board::{Energy, Monitor};
+use crate::engine::request::{Event, Generate, Prompt, Reason, Sampling, Tag};
+use crate::engine::scheduler::{Flow, Limits, Scheduler, Step};
 use crate::engine::{Engine, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
-use crate::text::{Message, Sampler, SamplerOptions, SamplerScratch, Utf8Stream};
-use crate::trace::What;
 
 /// Answer a prompt, or chat.
 ///
@@ -33,13 +34,13 @@ pub struct Run {
     trace: TraceArgs,
     /// Tokens to answer with at most. Default: until the model ends or the context is full.
     #[arg(short = 'n', long, value_name = "MAX")]
-    max_tokens: Option<usize>,
+    max_tokens: Option<u32>,
     /// Temperature: 0 always takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = 0.6)]
     temp: f32,
     /// Sample from the K likeliest tokens; 0 for all.
     #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: usize,
+    top_k: u32,
     /// Sample from the likeliest tokens that together have probability P.
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     top_p: f32,
@@ -63,13 +64,10 @@ pub struct Run {
     prompt: Vec<String>,
 }
 
-/// Why an answer ended.
-enum End {
-    Token,
-    Limit,
-    Context,
-    Stopped,
-}
+/// The conversation's name for the scheduler.
+const SESSION: &str = "run";
+/// While weights are on their way, they are looked after again within this time.
+const SOON: Duration = Duration::from_millis(10);
 
 /// What the whole run took.
 #[derive(Default)]
@@ -80,17 +78,49 @@ struct Total {
     decode_energy: Energy,
 }
 
+/// A scheduler with one client, who has one session.
 struct Conversation<'a> {
-    engine: Engine,
+    scheduler: Scheduler,
+    started: Instant,
     monitor: Monitor,
-    sampler: Sampler,
-    scratch: SamplerScratch,
     stop: Stop,
     run: &'a Run,
-    /// The conversation so far, and the tokens of it that the session holds.
-    messages: Vec<Message>,
-    held: Vec<u32>,
+    /// Requests so far.
+    requests: u32,
     total: Total,
+}
+
+/// What came of an answer so far.
+#[derive(Default)]
+struct Answer {
+    begun: bool,
+    /// Text that was not printed yet.
+    text: String,
+    ended: Option<Result<Reason>>,
+    /// The reader of stdout went away (`| head`): that ends the answer like Ctrl-C does.
+    gone: bool,
+}
+
+impl Answer {
+    fn take(&mut self, event: &Event<'_>) {
+        self.begun |= !matches!(event, Event::Accepted { .. });
+        match event {
+            Event::Accepted { .. } => {}
+            Event::Token { text, .. } => self.text.push_str(text),
+            Event::Done { reason, .. } => self.ended = Some(Ok(*reason)),
+            Event::Error { code, text, remedy } => {
+                let error = Error::new(*code, text.as_ref(), remedy.as_ref());
+                self.ended = Some(Err(error));
+            }
+        }
+    }
+
+    fn print(&mut self) {
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(self.text.as_bytes());
+        self.gone |= written.and_then(|()| stdout.flush()).is_err();
+        self.text.clear();
+    }
 }
 
 impl Run {
@@ -105,21 +135,18 @@ impl Run {
         let mut engine = Engine::open(&model, &options)?;
         let monitor = self.board.watch(&board, &mut engine);
         self.trace.start(&mut engine);
-        let scratch = SamplerScratch::new(engine.config(ModelId::FIRST).vocab);
-        let messages = self
-            .system
-            .iter()
-            .map(|text| Message::new("system", text.clone()))
-            .collect();
+        let limits = Limits {
+            // Nobody else wants the session.
+            idle: Duration::MAX,
+            ..Limits::default()
+        };
         let mut conversation = Conversation {
-            engine,
+            scheduler: Scheduler::new(engine, &[("model", 1)], limits),
+            started: Instant::now(),
             monitor,
-            sampler: Sampler::new(self.sampling()),
-            scratch,
             stop: Stop::install(),
             run: &self,
-            messages,
-            held: Vec::new(),
+            requests: 0,
             total: Total::default(),
         };
         match prompt {
@@ -130,8 +157,7 @@ impl Run {
             None => conversation.chat()?,
         }
         eprint!("{}", conversation.summary());
-        self.trace.finish(&mut conversation.engine)?;
-        Ok(())
+        self.trace.finish(&mut conversation.scheduler.into_engine())
     }
 
     /// The prompt from the arguments or from a pipe; none on a terminal.
@@ -160,20 +186,26 @@ impl Run {
         Ok(Some(text))
     }
 
-    fn sampling(&self) -> SamplerOptions {
-        let clock = || {
-            std::time::UNIX_EPOCH
-                .elapsed()
-                .map_or(0, |t| t.as_nanos() as u64)
+    /// A request for the answer to a prompt.
+    fn request(&self, prompt: String) -> Generate {
+        let (prompt, system) = match self.raw {
+            true => (Prompt::Raw(prompt), None),
+            false => (Prompt::Text(prompt), self.system.clone()),
         };
-        SamplerOptions {
-            temperature: self.temp,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            repeat_penalty: self.repeat_penalty,
-            seed: self.seed.unwrap_or_else(clock),
-            ..SamplerOptions::default()
+        Generate {
+            session: Some(SESSION.to_owned()),
+            system,
+            sampling: Sampling {
+                temperature: self.temp,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repeat_penalty: self.repeat_penalty,
+                seed: self.seed,
+                ..Sampling::default()
+            },
+            max_tokens: self.max_tokens,
+            ..Generate::new(prompt)
         }
     }
 }
@@ -188,9 +220,7 @@ impl Conversation<'_> {
         loop {
             eprint!("> ");
             // While somebody types, weights arrive. If they cannot, the answer will say why.
-            let line = lines
-                .next(|| matches!(self.engine.idle(), Ok(true)))
-                .map_err(unreadable)?;
+            let line = lines.next(|| self.rest()).map_err(unreadable)?;
             if line.is_empty() {
                 break;
             }
@@ -201,11 +231,11 @@ impl Conversation<'_> {
                 break;
             }
             match self.answer(line.trim_end().to_owned()) {
-                Ok(End::Context) => {
+                Ok(Reason::Context) => {
                     println!();
+                    let context = self.scheduler.engine().plan(ModelId::FIRST).context;
                     eprintln!(
-                        "The context of {} tokens is full: a new conversation begins.",
-                        self.engine.plan(ModelId::FIRST).context
+                        "The context of {context} tokens is full: a new conversation begins."
                     );
                     self.forget();
                 }
@@ -223,139 +253,73 @@ impl Conversation<'_> {
         Ok(())
     }
 
+    /// Lets weights arrive while somebody types; whether more are to come. If they cannot, the answer will say why.
+    fn rest(&mut self) -> bool {
+        let now = self.started.elapsed();
+        let step = self.scheduler.step(now, &mut |_, _| Flow::Taken);
+        matches!(step, Step::Idle { until: Some(until) } if until < now + SOON)
+    }
+
+    /// Begins anew.
     fn forget(&mut self) {
-        self.engine.clear(ModelId::FIRST, 0);
-        self.held.clear();
-        self.messages.retain(|m| m.role == "system");
+        // What was too long for the first question has begun no session.
+        let _ = self.scheduler.reset(None, SESSION);
     }
 
-    /// Adds the prompt to the conversation and streams the model's answer to stdout.
-    fn answer(&mut self, prompt: String) -> Result<End> {
-        let tokens = self.encode(prompt)?;
-        // What the session holds already need not be computed again.
-        let common = self
-            .held
-            .iter()
-            .zip(&tokens)
-            .take_while(|(a, b)| a == b)
-            .count();
-        let new = if common == self.held.len() && common < tokens.len() {
-            &tokens[common..]
-        } else {
-            self.engine.clear(ModelId::FIRST, 0);
-            self.held.clear();
-            &tokens[..]
+    /// Streams the model's answer to stdout; why it ended.
+    fn answer(&mut self, prompt: String) -> Result<Reason> {
+        let vocabulary = self.scheduler.vocabulary(None)?;
+        let prepared = vocabulary.prepare(&self.run.request(prompt))?;
+        self.requests += 1;
+        let tag = Tag {
+            client: 0,
+            request: self.requests,
         };
-        let stop = self.stop.clone();
-        let before = self.monitor.energy();
-        let whole = progress::while_reading(self.engine.store().arrived_bytes(), || {
-            self.engine
-                .prefill(ModelId::FIRST, 0, new, &mut self.total.prefill, |_| {
-                    !stop.asked()
-                })
-        })?;
-        let prefilled = self.monitor.energy();
-        let used = prefilled.since(&before);
-        self.total.prefill_energy = self.total.prefill_energy.plus(&used);
-        if !whole {
-            self.forget();
-            return Ok(End::Stopped);
-        }
-        self.held.extend_from_slice(new);
-        tokens.iter().for_each(|&t| self.sampler.accept(t));
-        let end = self.generate();
-        let used = self.monitor.energy().since(&prefilled);
-        self.total.decode_energy = self.total.decode_energy.plus(&used);
-        end
-    }
-
-    /// The tokens of the whole conversation with the prompt at its end.
-    fn encode(&mut self, prompt: String) -> Result<Vec<u32>> {
-        let tokenizer = self.engine.tokenizer(ModelId::FIRST)?;
-        let mut tokens = Vec::new();
-        if self.run.raw {
-            if self.held.is_empty() {
-                tokenizer.encode(&prompt, tokenizer.add_bos_default(), true, &mut tokens);
-            } else {
-                tokens.clone_from(&self.held);
-                tokenizer.encode(&prompt, false, true, &mut tokens);
+        let mut answer = Answer::default();
+        let energy = self.monitor.energy();
+        let spent = self.scheduler.spent(None)?;
+        self.scheduler
+            .submit(tag, prepared, self.started.elapsed())?;
+        let arrived = self.scheduler.engine().store().arrived_bytes();
+        progress::while_reading(arrived, || {
+            while !answer.begun {
+                self.step(tag, &mut answer);
             }
-        } else {
-            self.messages.push(Message::new("user", prompt));
-            self.engine.template(ModelId::FIRST)?.encode(
-                tokenizer,
-                &self.messages,
-                true,
-                &mut tokens,
-            )?;
-        }
-        if tokens.is_empty() {
-            return Err(Error::new(
-                Kind::Usage,
-                "the prompt has no tokens",
-                "give a longer prompt",
-            ));
-        }
-        Ok(tokens)
-    }
-
-    fn generate(&mut self) -> Result<End> {
-        let mut text = Utf8Stream::new();
-        let mut answer = String::new();
-        let mut stdout = io::stdout().lock();
-        let limit = self.run.max_tokens.unwrap_or(usize::MAX);
-        let mut count = 0;
-        // A reader that went away (`| head`) ends the answer like Ctrl-C does.
-        let mut gone = false;
-        let end = loop {
-            if count == limit {
-                break End::Limit;
-            }
-            if self.stop.asked() || gone {
-                break End::Stopped;
-            }
-            let begun = self.engine.trace().begin();
-            let logits = self.engine.logits(ModelId::FIRST, 0);
-            let token = self.sampler.sample(logits, &mut self.scratch);
-            self.sampler.accept(token);
-            self.engine.trace().end(begun, What::Sample);
-            let tokenizer = self.engine.tokenizer(ModelId::FIRST)?;
-            if tokenizer.is_eog(token) {
-                break End::Token;
-            }
-            text.push(tokenizer.token_bytes(token, false), |piece| {
-                answer.push_str(piece);
-                gone |= stdout
-                    .write_all(piece.as_bytes())
-                    .and_then(|()| stdout.flush())
-                    .is_err();
-            });
-            count += 1;
-            if self.engine.session_len(ModelId::FIRST, 0)
-                == self.engine.plan(ModelId::FIRST).context
-            {
-                break End::Context;
-            }
-            self.engine
-                .decode(ModelId::FIRST, 0, token, &mut self.total.decode)?;
-            self.held.push(token);
-        };
-        text.finish(|piece| {
-            answer.push_str(piece);
-            gone |= stdout
-                .write_all(piece.as_bytes())
-                .and_then(|()| stdout.flush())
-                .is_err();
         });
-        self.messages.push(Message::new("assistant", answer));
-        Ok(end)
+        let (energy_between, between) = (self.monitor.energy(), self.scheduler.spent(None)?);
+        answer.print();
+        while answer.ended.is_none() {
+            self.step(tag, &mut answer);
+            answer.print();
+        }
+        let total = &mut self.total;
+        total.prefill = total.prefill.plus(&between.since(&spent));
+        let decode = self.scheduler.spent(None)?.since(&between);
+        total.decode = total.decode.plus(&decode);
+        total.prefill_energy = total.prefill_energy.plus(&energy_between.since(&energy));
+        let decode_energy = self.monitor.energy().since(&energy_between);
+        total.decode_energy = total.decode_energy.plus(&decode_energy);
+        answer.ended.unwrap_or(Ok(Reason::Cancelled))
+    }
+
+    /// One sweep for the request, unless Ctrl-C ends it.
+    fn step(&mut self, tag: Tag, answer: &mut Answer) {
+        let now = self.started.elapsed();
+        if self.stop.asked() || answer.gone {
+            self.scheduler.cancel(tag, now);
+        }
+        self.scheduler.step(now, &mut |_, event| {
+            answer.take(event);
+            Flow::Taken
+        });
     }
 
     /// Where memory and time went.
     fn summary(&self) -> String {
-        let plan = self.engine.plan(ModelId::FIRST);
-        let store = self.engine.store();
-        let weights = self.engine.weight_bytes(ModelId::FIRST);
+        let engine = self.scheduler.engine();
+        let plan = engine.plan(ModelId::FIRST);
+        let store = engine.store();
+        let weights = engine.weight_bytes(ModelId::FIRST);
         let resident = store.resident_bytes().min(weights);
         let mut text = format!("\n{}", report::budget(plan));
         text += &format!(
@@ -384,7 +348,7 @@ impl Conversation<'_> {
         }
         text += &format!(
             "compute   {}; {}\n",
-            self.engine.device().describe(),
+            engine.device().describe(),
             store.io_description()
         );
         let Total {

@@ -62,6 +62,32 @@ pub struct Spent {
     pub copied_bytes: u64,
 }
 
+impl Spent {
+    /// This, and more.
+    pub fn plus(&self, more: &Spent) -> Spent {
+        Spent {
+            rows: self.rows + more.rows,
+            sweeps: self.sweeps + more.sweeps,
+            time: self.time + more.time,
+            stalled: self.stalled + more.stalled,
+            read_bytes: self.read_bytes + more.read_bytes,
+            copied_bytes: self.copied_bytes + more.copied_bytes,
+        }
+    }
+
+    /// What was spent after `before`.
+    pub fn since(&self, before: &Spent) -> Spent {
+        Spent {
+            rows: self.rows - before.rows,
+            sweeps: self.sweeps - before.sweeps,
+            time: self.time - before.time,
+            stalled: self.stalled - before.stalled,
+            read_bytes: self.read_bytes - before.read_bytes,
+            copied_bytes: self.copied_bytes - before.copied_bytes,
+        }
+    }
+}
+
 /// A model of the engine: everything that is its own.
 struct Hosted {
     id: ModelId,
