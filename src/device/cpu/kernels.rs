@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::attend::AttendFn;
-use super::measure::DotsFn;
+use super::measure::{DotsFn, ReadFn};
 use super::pack::PackFn;
 use super::quantize::QuantizeFn;
 use super::small_ops::{BinaryFn, KvFn, NormFn, RopeFn, UnaryFn};
@@ -27,6 +27,7 @@ pub(super) struct Kernels {
     pub kv_head: KvFn,
     pub attend: AttendFn,
     pub dots: DotsFn,
+    pub read: ReadFn,
 }
 
 /// Compiles one function with some attributes: its body is a generic one, inlined.
@@ -180,6 +181,10 @@ macro_rules! kernels {
                 $(#[$attribute])*
                 fn dots[](rounds: usize, a: *const i8, out: *mut u8) = measure::dots::<$vector>
             }
+            compiled! {
+                $(#[$attribute])*
+                fn read[](bytes: usize, p: *const u8, out: *mut u8) = measure::read::<$vector>
+            }
 
             /// The kernels of one codec for 1, 2, 4 and 8 rows, of each precision. Floats have but one.
             macro_rules! rows {
@@ -227,6 +232,7 @@ macro_rules! kernels {
                 kv_head,
                 attend,
                 dots,
+                read,
             };
         }
         pub(in crate::device::cpu) use table::KERNELS;

@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use super::Cpu;
+use super::strip::prefetch;
 use super::vector::Vector;
 
 /// Chains of dot products that run side by side: as many as hide the latency of one.
@@ -32,6 +33,34 @@ pub(super) unsafe fn dots<V: Vector>(rounds: usize, a: *const i8, out: *mut u8) 
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = V::dot(*sum, weights, a);
+            }
+        }
+        let all = sums
+            .into_iter()
+            .fold(V::splat(0), |all, sum| V::add_i(all, sum));
+        V::store(all, out);
+    }
+}
+
+/// Reads memory as fast as a core can: (bytes, a multiple of [`READ_BYTES`]; where they are; where their sum goes).
+pub(super) type ReadFn = unsafe fn(usize, *const u8, *mut u8);
+
+/// Bytes that are read in one go, into as many sums, so that no chain of them is the limit.
+const READ_BYTES: usize = 64 * CHAINS;
+
+/// Sums up `bytes` bytes from `p` on, asking for them ahead of their use as the kernels do.
+///
+/// # Safety
+/// `p` is valid for `bytes` bytes, `out` for 64, and the caller is compiled for `V`.
+#[inline(always)]
+pub(super) unsafe fn read<V: Vector>(bytes: usize, p: *const u8, out: *mut u8) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let mut sums = [V::splat(0); CHAINS];
+        for at in (0..bytes).step_by(READ_BYTES) {
+            prefetch::<V>(p.add(at), READ_BYTES);
+            for (chain, sum) in sums.iter_mut().enumerate() {
+                *sum = V::add_i(*sum, V::load(p.add(at + 64 * chain)));
             }
         }
         let all = sums
@@ -72,14 +101,11 @@ impl Cpu {
         let units = memory.len() / words;
         let seconds = fastest(|| {
             self.pool.run(units, &|_, unit| {
-                // As many sums as fill the vector registers, so that no chain of them is the limit.
-                let mut sums = [0_u64; 32];
-                for chunk in memory[unit * words..(unit + 1) * words].chunks_exact(32) {
-                    for (sum, x) in sums.iter_mut().zip(chunk) {
-                        *sum ^= x;
-                    }
-                }
-                black_box(sums);
+                let unit = &memory[unit * words..(unit + 1) * words];
+                let mut out = [0; 64];
+                // SAFETY: the arrays are as large as the kernel asks, and the processor has its instruction set.
+                unsafe { (self.kernels.read)(UNIT_BYTES, unit.as_ptr().cast(), out.as_mut_ptr()) };
+                black_box(out);
             });
         });
         (units * UNIT_BYTES) as f64 / seconds

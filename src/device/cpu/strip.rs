@@ -104,7 +104,7 @@ const PREFETCH_BYTES: usize = 4096;
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
+pub(super) unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
     for line in 0..bytes.div_ceil(64) {
         V::prefetch(p.wrapping_add(PREFETCH_BYTES + 64 * line));
     }
