@@ -3,6 +3,7 @@
 #[path = "support/models.rs"]
 mod models;
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -178,6 +179,26 @@ fn plan_inspect_and_bench_print_json() {
         (ratio - 1.0).abs() < 0.01,
         "bench reads {read}, its roofline says {planned}"
     );
+}
+
+/// `airstream plan --all-boards FILE | head -1` ends without a word about the pipe.
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_airstream"))
+        .args(["plan", "--all-boards"])
+        .arg(&model)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    drop(child.stdout.take());
+    let done = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(done.status.signal(), Some(13), "{said}");
 }
 
 #[test]

@@ -85,6 +85,13 @@ pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
         .format_timestamp(None)
         .init();
+    // The others notice it themselves, and have something left to do then.
+    if !matches!(
+        cli.command,
+        Command::Run(_) | Command::Serve(_) | Command::Ask(_) | Command::Status(_)
+    ) {
+        stop::with_the_reader();
+    }
     let done: Result<()> = match cli.command {
         Command::Run(command) => command.run(),
         Command::Serve(command) => command.run(),

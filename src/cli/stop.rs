@@ -1,10 +1,22 @@
-//! Ctrl-C: the first asks for a clean end, the second ends at once.
+//! Signals that end a command. Ctrl-C: the first asks for a clean end, the second ends at once.
+#![allow(unsafe_code)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
+
+/// Lets the process end silently when nobody reads what it prints any more (`| head`), as other tools do.
+///
+/// Not for a command that talks to a socket: a peer that goes away would end it too.
+pub fn with_the_reader() {
+    // SAFETY: the default action runs no code of this process.
+    if let Err(e) = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) } {
+        log::debug!("an early end of the output will be an error: {e}");
+    }
+}
 
 /// Set by Ctrl-C.
 #[derive(Clone)]
