@@ -3,6 +3,8 @@
 
 #[path = "cuda/allocations.rs"]
 mod allocations;
+#[path = "cuda/daemon.rs"]
+mod daemon;
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
 #[path = "support/shim.rs"]

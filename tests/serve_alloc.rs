@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use airstream::board::{Board, Monitor};
+use airstream::engine::Engine;
 use airstream::engine::request::{Generate, Prompt, Sampling, Tag};
 use airstream::serve::engine::{Answering, Setup};
 use airstream::serve::outbox::Outbox;
@@ -69,12 +70,13 @@ fn the_engines_thread_answers_without_an_allocation() {
             let board = Board::named("generic").expect("known");
             let setup = Setup {
                 options: serve::engine::options(&config),
+                open: Box::new(Engine::new),
                 watch: Box::new(move |_| Monitor::start(&board, Path::new("/"), None)),
             };
             let answering = Answering::open(Arc::new(config), setup, worker).expect("it opens");
             told.send(()).expect("the test waits");
             COUNTED.set(true);
-            answering.run();
+            answering.run().expect("it ends well");
             COUNTED.set(false);
         })
     };

@@ -40,7 +40,12 @@ impl Serve {
         }
         let arguments = self.board.clone();
         let watch = Box::new(move |engine: &mut Engine| arguments.watch(&board, engine));
-        daemon::run(config, &self.config, Setup { options, watch })
+        let setup = Setup {
+            options,
+            open: Box::new(Engine::new),
+            watch,
+        };
+        daemon::run(config, &self.config, setup)
     }
 }
 

@@ -10,7 +10,7 @@ use cuda::driver::Driver;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Which device a user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -245,6 +245,14 @@ impl Device {
         match self {
             Device::Cpu(_) => Ok(()),
             Device::Cuda(cuda) => cuda.finish(poll),
+        }
+    }
+
+    /// Why a GPU does nothing any more; none while it works.
+    pub fn failure(&self) -> Option<Error> {
+        match self {
+            Device::Cpu(_) => None,
+            Device::Cuda(cuda) => cuda.failure(),
         }
     }
 

@@ -33,7 +33,8 @@ const TOKENIZING_THREADS: usize = 2;
 /// Serves until SIGTERM or Ctrl-C. `path` is where the configuration was read from, and is again at SIGHUP.
 ///
 /// # Errors
-/// A socket cannot be listened on, a model not be loaded, or the engine's thread has died.
+/// A socket cannot be listened on, a model not be loaded, the GPU has failed, or the engine's thread has died. Who
+/// started the daemon should start it again after the last two.
 pub fn run(config: Config, path: &Path, setup: Setup) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -76,7 +77,13 @@ async fn serve(config: Config, path: &Path, setup: Setup) -> Result<()> {
     systemd::ready(&format!("ready after {seconds:.1} s"));
     loop {
         tokio::select! {
-            _ = &mut ended => return Err(died()),
+            end = &mut ended => {
+                // Clients are told before the process ends.
+                front.stop();
+                let _ = tokio::time::timeout(LAST_WORDS, front.wait_until_idle()).await;
+                tokio::time::sleep(LAST_WORDS).await;
+                return end.unwrap_or_else(|_| Err(died()));
+            }
             () = signals.stop() => break,
             _ = hangup.recv() => reload(&front, path),
         }
@@ -108,20 +115,19 @@ type Opened = oneshot::Receiver<Result<()>>;
 
 /// Starts the engine's thread. The first receiver hears whether the models could be loaded, the second the thread's
 /// end.
-fn start_engine(front: &Front, setup: Setup) -> Result<(Opened, oneshot::Receiver<()>)> {
+fn start_engine(front: &Front, setup: Setup) -> Result<(Opened, oneshot::Receiver<Result<()>>)> {
     let (config, worker) = (front.config(), front.worker().clone());
     // The thread outlives no borrow of the front's, so it has its own copy.
     let config = Arc::new(Config::clone(&config));
     let (tell_opened, opened) = oneshot::channel();
-    let (tell_ended, ended) = oneshot::channel::<()>();
+    let (tell_ended, ended) = oneshot::channel();
     let thread = thread::Builder::new().name("airstream-engine".into());
     let spawned = thread.spawn(move || {
-        let _tells_at_the_end = tell_ended;
         match Answering::open(config, setup, worker) {
             // If the daemon was told to end meanwhile, nobody listens and nothing is to be answered.
             Ok(answering) => {
                 if tell_opened.send(Ok(())).is_ok() {
-                    answering.run();
+                    drop(tell_ended.send(answering.run()));
                 }
             }
             Err(error) => drop(tell_opened.send(Err(error))),
@@ -165,7 +171,7 @@ async fn progress(worker: &Worker) -> std::convert::Infallible {
 }
 
 /// Lets answers end for as long as the configuration says, and then ends them.
-async fn finish(front: &Front, signals: &mut Signals, ended: oneshot::Receiver<()>) {
+async fn finish(front: &Front, signals: &mut Signals, ended: oneshot::Receiver<Result<()>>) {
     let within = front.limits().stop();
     log::info!("ending: answers have {} s to finish", within.as_secs());
     systemd::stopping(within);

@@ -1,6 +1,7 @@
 //! The engine's thread: takes orders between two sweeps, sweeps while there is work, and sleeps otherwise.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,10 +109,16 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
+/// Opens an engine with some models, as [`Engine::new`] does.
+pub type OpenEngine =
+    Box<dyn FnOnce(&[(PathBuf, ModelOptions)], &Options) -> Result<Engine> + Send>;
+
 /// What the engine's thread needs beside the configuration.
 pub struct Setup {
     /// What the engine is opened with.
     pub options: Options,
+    /// Opens an engine with the models of the start.
+    pub open: OpenEngine,
     /// Begins to hold an engine to the limits of the board, for as long as the monitor lives.
     pub watch: Box<dyn FnOnce(&mut Engine) -> Monitor + Send>,
 }
@@ -149,7 +156,7 @@ impl Answering {
         let name = |model: &'_ Model| (model.name.clone(), model.priority);
         let names: Vec<(String, u8)> = models.iter().map(name).collect();
         let names: Vec<(&str, u8)> = names.iter().map(|(name, p)| (name.as_str(), *p)).collect();
-        let mut engine = Engine::new(&files, &setup.options)?;
+        let mut engine = (setup.open)(&files, &setup.options)?;
         let monitor = (setup.watch)(&mut engine);
         let mut scheduler = Scheduler::new(engine, &names, limits(&config));
         for model in &models {
@@ -175,11 +182,14 @@ impl Answering {
     }
 
     /// Answers until the daemon ends.
-    pub fn run(mut self) {
+    ///
+    /// # Errors
+    /// The GPU has failed, and all requests with it. CUDA asks for a new process after that.
+    pub fn run(mut self) -> Result<()> {
         loop {
             while let Some(order) = self.next_order() {
                 if matches!(order, Order::Stop) {
-                    return;
+                    return Ok(());
                 }
                 self.obey(order);
             }
@@ -191,6 +201,9 @@ impl Answering {
                 .step(now, &mut |tag, event| deliveries.deliver(tag, event));
             self.sample();
             self.worker.clone().tell_status(|status| self.fill(status));
+            if let Some(failure) = self.scheduler.engine().device().failure() {
+                return Err(failure);
+            }
             self.watchdog.feed(Instant::now());
             if let Step::Idle { until } = step {
                 let until =

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use airstream::device::cuda::driver::{Args, Driver, EVENTS, Facts, KernelId, Stream};
@@ -67,6 +68,8 @@ pub struct FakeGpu {
     seen: Arc<Mutex<Seen>>,
     /// Which launch fails, and all after it.
     fails_at: u64,
+    /// The next launch fails, and all after it.
+    breaks: Arc<AtomicBool>,
 }
 
 impl FakeGpu {
@@ -91,6 +94,7 @@ impl FakeGpu {
             }),
             seen: Arc::default(),
             fails_at: u64::MAX,
+            breaks: Arc::default(),
         })
     }
 
@@ -105,6 +109,11 @@ impl FakeGpu {
     pub fn that_fails(mut self, at: u64) -> FakeGpu {
         self.fails_at = at;
         self
+    }
+
+    /// Set to have it fail.
+    pub fn breaks(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.breaks)
     }
 
     pub fn seen(&self) -> Arc<Mutex<Seen>> {
@@ -129,7 +138,7 @@ impl FakeGpu {
     fn issue(&self, stream: Stream, work: Work) -> Result<()> {
         self.check()?;
         let (mut seen, mut state) = (self.look(), self.state());
-        if seen.issued == self.fails_at {
+        if seen.issued == self.fails_at || self.breaks.load(Ordering::Relaxed) {
             state.failed = true;
             state.queues = Default::default();
             return Err(fault());

@@ -379,7 +379,12 @@ impl Cuda {
                 .borrow_mut()
                 .finish(self.driver.as_ref(), poll)
         });
-        self.failed.borrow().clone().map_or(Ok(()), Err)
+        self.failure().map_or(Ok(()), Err)
+    }
+
+    /// Why the device does nothing any more; none while it works.
+    pub fn failure(&self) -> Option<Error> {
+        self.failed.borrow().clone()
     }
 
     /// Has what the processor has written there be what ops see of it.

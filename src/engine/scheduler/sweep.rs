@@ -28,7 +28,10 @@ impl Scheduler {
             .engine
             .sweep(id, &self.scratch.rows, &mut self.models[place].spent);
         if let Err(error) = swept {
-            self.fail_rows(&error, now);
+            match self.engine.device().failure() {
+                Some(failure) => self.fail_all(&failure, now),
+                None => self.fail_rows(&error, now),
+            }
             return Duration::ZERO;
         }
         let took = self.models[place].spent.time - before;
@@ -179,6 +182,20 @@ impl Scheduler {
         for at in 0..self.scratch.who.len() {
             let index = self.scratch.who[at];
             if self.scratch.takes[at] > 0 && self.requests[index].state != State::Ended {
+                self.end(index, End::Failed(error.clone()), now);
+            }
+        }
+    }
+
+    /// Ends all requests, because the GPU does nothing any more.
+    fn fail_all(&mut self, failure: &Error, now: Duration) {
+        let error = Error::new(
+            failure.kind(),
+            format!("the GPU has failed: {}", failure.what()),
+            "send the request again when airstream has started again",
+        );
+        for index in 0..self.requests.len() {
+            if self.requests[index].state != State::Ended {
                 self.end(index, End::Failed(error.clone()), now);
             }
         }
