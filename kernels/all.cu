@@ -13,4 +13,3 @@
 #include "rope.cu"
 #include "scale.cu"
 #include "softcap.cu"
-#include "top_k.cu"

@@ -250,7 +250,7 @@ struct Entry {
 const Entry ENTRIES[] = {
     QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(quantize_32) ENTRY(quantize_256) ENTRY(rms_norm) ENTRY(rope)
         ENTRY(silu_mul) ENTRY(gelu_tanh_mul) ENTRY(add) ENTRY(scale) ENTRY(softcap) ENTRY(kv_append) ENTRY(attend)
-            ENTRY(attend_join) ENTRY(top_k_values) ENTRY(top_k_keys) ENTRY(read_memory)};
+            ENTRY(attend_join) ENTRY(read_memory)};
 } // namespace
 
 void block_sync() { wait_at(block_meeting, 0, place.threads); }

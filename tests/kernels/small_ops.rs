@@ -97,65 +97,6 @@ fn ops_on_single_values_are_the_cpus() {
     }
 }
 
-/// The k largest of each row of `x` (rows x n), as the kernels find them.
-fn top_k(shim: &Shim, order: u64, x: &[f32], n: usize, k: usize) -> Vec<(u32, f32)> {
-    let rows = x.len() / n;
-    let mut blocks = n.div_ceil(2048);
-    let mut keys = vec![0_u64; rows * blocks * k];
-    let grid = |blocks: usize| [blocks as u32, rows as u32, 1];
-    launch!(
-        shim, order, "top_k_values", grid(blocks), 512;
-        x.as_ptr(), n as u32, k as u32, blocks as u32, keys.as_mut_ptr()
-    );
-    while blocks > 1 {
-        let count = blocks * k;
-        blocks = count.div_ceil(2048);
-        let mut fewer = vec![0_u64; rows * blocks * k];
-        launch!(
-            shim, order, "top_k_keys", grid(blocks), 512;
-            keys.as_ptr(), count as u32, k as u32, blocks as u32, fewer.as_mut_ptr()
-        );
-        keys = fewer;
-    }
-    let place = |key: u64| !(key as u32);
-    keys.iter()
-        .enumerate()
-        .map(|(i, &key)| (place(key), x[i / k * n + place(key) as usize]))
-        .collect()
-}
-
-#[test]
-fn the_largest_logits_come_first_and_of_equal_ones_the_first() {
-    let Some(shim) = Shim::get() else { return };
-    let mut random = Rng(4);
-    for (case, (n, k)) in [(100, 1), (2048, 5), (5000, 40), (9001, 1), (70000, 64)]
-        .into_iter()
-        .enumerate()
-    {
-        let mut x = floats(&mut random, 2 * n);
-        // Ties, of zeros too, and what is not a number.
-        for i in (0..2 * n).step_by(7) {
-            x[i] = (x[i] * 4.0).round() / 4.0;
-        }
-        (x[3], x[n - 1], x[n / 2]) = (f32::NAN, 2.0, 2.0);
-        let found = top_k(shim, ORDERS[case % 3], &x, n, k);
-        for (row, found) in found.chunks(k).enumerate() {
-            let values = &x[row * n..][..n];
-            let mut expected: Vec<u32> = (0..n as u32)
-                .filter(|&i| !values[i as usize].is_nan())
-                .collect();
-            // A stable sort keeps the first of equal ones first.
-            expected.sort_by(|&a, &b| {
-                values[b as usize]
-                    .partial_cmp(&values[a as usize])
-                    .expect("no NaN")
-            });
-            let places: Vec<u32> = found.iter().map(|f| f.0).collect();
-            assert_eq!(places, expected[..k], "{k} of {n}");
-        }
-    }
-}
-
 #[test]
 fn all_that_is_to_be_read_is_read() {
     let Some(shim) = Shim::get() else { return };
