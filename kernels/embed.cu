@@ -1,4 +1,4 @@
-// Decodes rows of an embedding table, which lie anywhere: out is rows x cols floats.
+// Decodes rows of an embedding table, which lie anywhere: out is rows x cols floats. Null rows are left as they are.
 //
 // Grid: (64 runs of 32 columns, row). Block: 64 threads.
 #include "weights.h"
@@ -6,7 +6,7 @@
 namespace embed {
 template <class W> DEVICE void run(const u8 *const *rows, u32 cols, float *out) {
     u32 run = block_x() * 64 + thread();
-    if (run >= cols / 32) return;
+    if (run >= cols / 32 || !rows[block_y()]) return;
     Bytes at = bytes_at(rows[block_y()] + u64(run / (W::VALUES / 32)) * W::BYTES);
     Run weights = W::run(at, run % (W::VALUES / 32));
     float d = W::d(at), m = W::m(at);
@@ -25,6 +25,7 @@ template <class W> DEVICE void run(const u8 *const *rows, u32 cols, float *out) 
     }
 }
 template <class W> DEVICE void run_floats(const u8 *const *rows, u32 cols, float *out) {
+    if (!rows[block_y()]) return;
     Bytes at = bytes_at(rows[block_y()]);
     u32 first = (block_x() * 64 + thread()) * 32;
     for (u32 i = first; i < first + 32 && i < cols; i++) out[u64(block_y()) * cols + i] = W::value(at + i * W::BYTES);

@@ -269,6 +269,7 @@ impl Setup {
                 RowBytes::Packed { strip, lane } => {
                     &strip[lane * what.row_bytes()..][..what.row_bytes()]
                 }
+                RowBytes::OnDevice(_) => panic!("there is no device"),
             };
             let offset = what.offset as usize + rows[index] as usize * what.row_bytes();
             assert!(bytes == &FILE[offset..][..what.row_bytes()], "a wrong row");

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
+use crate::format::quant::QuantType;
 
 /// Which device a user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -138,6 +139,18 @@ impl Device {
     pub fn upload(&self, written: &[f32]) {
         if let Device::Cuda(cuda) = self {
             cuda.upload(written);
+        }
+    }
+
+    /// Decodes rows of weights that lie in a GPU's own memory, as rows of `out`; null ones are left as they are. The CPU
+    /// has no such rows.
+    ///
+    /// # Safety
+    /// Rows that are not null hold as many values as one of `out`, and stay as they are until this is done.
+    pub unsafe fn embed(&self, rows: &[*const u8], qtype: QuantType, out: &mut [f32]) {
+        if let Device::Cuda(cuda) = self {
+            // SAFETY: what this function asks for.
+            unsafe { cuda.embed(rows, qtype, out) };
         }
     }
 

@@ -72,6 +72,8 @@ pub struct Model {
     activations: Activations,
     /// One row of a packed tile, back in the file's order.
     embed_row: Vec<u8>,
+    /// Of each row, where a GPU's own memory has its token's embedding; null if it does not.
+    rows_on_device: Vec<*const u8>,
     tokens: Vec<u32>,
     positions: Vec<u32>,
     tiles: Vec<TileView>,
@@ -139,6 +141,7 @@ impl Model {
             .collect();
         Ok(Model {
             embed_row: vec![0; plan.matrices[plan.embed].row_bytes()],
+            rows_on_device: Vec::with_capacity(rows),
             tokens: Vec::with_capacity(rows),
             positions: Vec::with_capacity(rows),
             tiles: Vec::with_capacity(tiles_max),

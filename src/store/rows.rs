@@ -3,6 +3,7 @@
 //! Where weights are verified, the strip that holds a row is read for it: that is what there are checksums of, and 16
 //! rows cost hardly more than one.
 
+use std::ptr::NonNull;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -27,6 +28,8 @@ pub enum RowBytes<'a> {
         /// Which of its rows.
         lane: usize,
     },
+    /// In a device's own memory, as in the file.
+    OnDevice(NonNull<u8>),
 }
 
 /// The most rows read at a time.
@@ -55,7 +58,7 @@ pub(super) struct RowRead {
 impl Store {
     /// Calls `with(i, row)` for each of `rows` (row numbers of a matrix of the model in its sweep).
     ///
-    /// Rows of tiles in memory are taken from there, the others are read: a few KiB each.
+    /// Rows of tiles in memory, or in a device's own, are taken from there, the others are read: a few KiB each.
     ///
     /// # Errors
     /// A read failed for good, or a strip did not agree with its checksum twice.
@@ -81,7 +84,11 @@ impl Store {
             // First all the reads of the batch go out together, then the rows are used.
             let mut missing: u32 = 0;
             for (place, &row) in rows.iter().enumerate() {
-                if !self.row_from_tile(matrix, row, |bytes| with(number * batch + place, bytes)) {
+                if let Some(data) = self.row_on_device(matrix, row) {
+                    with(number * batch + place, RowBytes::OnDevice(data));
+                } else if !self
+                    .row_from_tile(matrix, row, |bytes| with(number * batch + place, bytes))
+                {
                     missing |= 1 << place;
                     let first = row as usize / strip_rows * strip_rows;
                     self.row_reads[place] = RowRead {
@@ -151,6 +158,21 @@ impl Store {
                 read.count as usize * self.matrices[matrix].row_bytes(),
             )
         }
+    }
+
+    /// Where on the device a row is, if it has its tile.
+    fn row_on_device(&self, matrix: usize, row: u32) -> Option<NonNull<u8>> {
+        let range = self.ranges[matrix].clone();
+        let tile = range.start
+            + row
+                / self.tiles[range.start as usize..range.end as usize]
+                    .first()?
+                    .rows;
+        let what = &self.tiles[tile as usize];
+        let within = (row - what.first_row) as usize * self.matrices[matrix].row_bytes();
+        let slot = self.idle_on_device(tile)?;
+        // SAFETY: the row is one of the tile's, which lies behind its lead in the slot.
+        Some(unsafe { slot.add(what.lead() + within) })
     }
 
     /// Gives the row to `with` if its tile is in memory, and it is as it should be if nobody has seen to that yet.

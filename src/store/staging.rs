@@ -348,23 +348,24 @@ impl Store {
         Ok(true)
     }
 
-    /// Whether a tile lies idle on the device.
-    fn is_idle_on_device(&self, tile: u32) -> bool {
-        let staging = self.staging.as_ref();
-        staging.is_some_and(|s| s.places[tile as usize].phase == Phase::Ready)
+    /// The slot of a tile that lies idle on the device. It stays as it is for the work that is given next.
+    pub(super) fn idle_on_device(&self, tile: u32) -> Option<NonNull<u8>> {
+        let staging = self.staging.as_ref()?;
+        let place = staging.places[tile as usize];
+        (place.phase == Phase::Ready).then(|| staging.slots.ptr(place.slot))
     }
 
     /// Whether it does, and the plan does not keep it there, nor does the pass at hand need it.
     pub(super) fn is_stale_on_device(&self, tile: u32) -> bool {
         let keeps = self.residency.keeps_on_device(tile);
-        self.is_idle_on_device(tile) && !keeps && !self.waits_for(tile)
+        self.idle_on_device(tile).is_some() && !keeps && !self.waits_for(tile)
     }
 
     /// Drops the idle tile of the device whose next use is furthest: one outside the plan if there is one, else any
     /// that the pass at hand does not need.
     fn make_room_on_device(&mut self) {
         let stale = self.furthest(|tile| self.is_stale_on_device(tile));
-        let idle = |tile| self.is_idle_on_device(tile) && !self.waits_for(tile);
+        let idle = |tile| self.idle_on_device(tile).is_some() && !self.waits_for(tile);
         if let Some(tile) = stale.or_else(|| self.furthest(idle)) {
             self.give_up_on_device(tile..tile + 1);
         }

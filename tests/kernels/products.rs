@@ -288,10 +288,12 @@ fn embeddings_are_the_loaders_bit_for_bit() {
             .zip([0, 6, 11])
             .map(|(row, lead)| Weights::new(row, lead))
             .collect();
-        let pointers: Vec<*const u8> = parts.iter().map(Weights::data).collect();
-        let mut out = vec![f32::NAN; rows * cols];
+        let mut pointers: Vec<*const u8> = parts.iter().map(Weights::data).collect();
+        pointers.push(std::ptr::null());
+        expected.extend([7.0; 768]);
+        let mut out = vec![7.0; (rows + 1) * cols];
         let name = format!("embed_{}", qtype.name().to_lowercase());
-        let grid = [(cols / 32).div_ceil(64) as u32, rows as u32, 1];
+        let grid = [(cols / 32).div_ceil(64) as u32, rows as u32 + 1, 1];
         launch!(shim, 0, &name, grid, 64; pointers.as_ptr(), cols as u32, out.as_mut_ptr());
         assert_same(&out, &expected, qtype.name());
     }

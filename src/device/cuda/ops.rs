@@ -44,6 +44,8 @@ pub(super) const fn tile_tables_bytes(tiles: usize) -> usize {
 pub(super) struct Kernels {
     /// For each type: for one row and for several (the same for floats).
     products: [[KernelId; 2]; QuantType::ALL.len()],
+    /// For each type.
+    embed: [KernelId; QuantType::ALL.len()],
     /// In the order of `QUANTIZED`.
     quantize: [KernelId; 2],
     rms_norm: KernelId,
@@ -63,8 +65,10 @@ impl Kernels {
     pub(super) fn load(driver: &dyn Driver) -> Result<Kernels> {
         let kernel = |name: &str| driver.kernel(name);
         let mut products = [[KernelId(0); 2]; QuantType::ALL.len()];
+        let mut embed = [KernelId(0); QuantType::ALL.len()];
         for qtype in QuantType::ALL {
             let name = qtype.name().to_lowercase();
+            embed[qtype as usize] = kernel(&format!("embed_{name}"))?;
             products[qtype as usize] = match Kinds::of(qtype) {
                 Kinds::F32 => [kernel(&format!("floats_{name}"))?; 2],
                 _ => [
@@ -75,6 +79,7 @@ impl Kernels {
         }
         Ok(Kernels {
             products,
+            embed,
             quantize: [kernel("quantize_32")?, kernel("quantize_256")?],
             rms_norm: kernel("rms_norm")?,
             rope: kernel("rope")?,
@@ -113,6 +118,31 @@ impl Cuda {
             self.own.queue.borrow_mut().begin(self.driver.as_ref(), 0)?;
             // SAFETY: both are memory that the GPU sees, and slices do not overlap.
             unsafe { self.driver.copy(Stream::Compute, to, from, bytes) }
+        });
+    }
+
+    /// See [`Device::embed`](crate::device::Device::embed).
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn embed(&self, rows: &[*const u8], qtype: QuantType, out: &mut [f32]) {
+        if rows.iter().all(|row| row.is_null()) {
+            return;
+        }
+        let cols = out.len() / rows.len();
+        let address = |&row: &*const u8| if row.is_null() { 0 } else { self.at(row) };
+        self.attempt(|| {
+            let table = {
+                let mut queue = self.own.queue.borrow_mut();
+                queue.begin(self.driver.as_ref(), table_bytes::<u64>(rows.len()))?;
+                self.at(queue.put(rows.iter().map(address)))
+            };
+            let args = Args::new()
+                .with(table)
+                .with(cols as u32)
+                .with(self.at(out.as_ptr()));
+            let grid = [cols.div_ceil(32 * 64), rows.len(), 1];
+            self.launch(self.kernels.embed[qtype as usize], grid, 64, args)
         });
     }
 

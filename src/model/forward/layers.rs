@@ -1,6 +1,8 @@
 //! What a sweep computes: from the tokens through the layers to the logits.
 #![allow(unsafe_code)]
 
+use std::ptr;
+
 use super::{Model, Row};
 use crate::device::Device;
 use crate::device::cpu::{self, Activations, AttentionRow, KvRow, TileView};
@@ -80,6 +82,9 @@ impl Model {
         let matrix = self.plan.embed;
         let (qtype, dim) = (self.plan.matrices[matrix].qtype, self.config.dim);
         let (x, plain) = (&mut self.x, self.embed_row.as_mut_slice());
+        let on_device = &mut self.rows_on_device;
+        on_device.clear();
+        on_device.resize(self.tokens.len(), ptr::null());
         store.rows(matrix, &self.tokens, |index, row| {
             let bytes = match row {
                 RowBytes::Plain(bytes) => bytes,
@@ -87,11 +92,19 @@ impl Model {
                     cpu::unpack_row(qtype, strip, lane, plain);
                     &*plain
                 }
+                RowBytes::OnDevice(data) => {
+                    on_device[index] = data.as_ptr().cast_const();
+                    return;
+                }
             };
             quant::dequantize_row(qtype, bytes, &mut x[index * dim..][..dim]);
         })?;
         let x = &mut self.x[..self.tokens.len() * dim];
-        device.upload(x);
+        if self.rows_on_device.iter().any(|row| row.is_null()) {
+            device.upload(x);
+        }
+        // SAFETY: rows of `dim` values, whose tiles stay until the device has done what it is given here.
+        unsafe { device.embed(&self.rows_on_device, qtype, x) };
         if self.config.embed_scale != 1.0 {
             device.scale(x, self.config.embed_scale);
         }
