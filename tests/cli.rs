@@ -181,24 +181,29 @@ fn plan_inspect_and_bench_print_json() {
     );
 }
 
-/// `airstream plan --all-boards FILE | head -1` ends without a word about the pipe.
+/// `airstream plan --all-boards FILE | head -1` ends without a word about the pipe, and an answer with its summary.
 #[test]
 fn a_reader_that_leaves_early_is_no_error() {
     let Some(model) = models::smollm2() else {
         return;
     };
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_airstream"))
-        .args(["plan", "--all-boards"])
-        .arg(&model)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("the binary starts");
-    drop(child.stdout.take());
-    let done = child.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&done.stderr);
-    assert!(!said.contains("panicked"), "{said}");
-    assert_eq!(done.status.signal(), Some(13), "{said}");
+    let model = text(&model);
+    let report: &[_] = &["plan", "--all-boards", model];
+    let answer: &[_] = &["run", "--memory", "64MiB", "--model", model, "Say a word."];
+    for (args, signal) in [(report, Some(13)), (answer, None)] {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_airstream"))
+            .args(args)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        drop(child.stdout.take());
+        let done = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(!said.contains("panicked"), "{said}");
+        assert_eq!(done.status.signal(), signal, "{said}");
+        assert_eq!(said.contains("prefill"), signal.is_none(), "{said}");
+    }
 }
 
 #[test]

@@ -152,7 +152,8 @@ impl Run {
         match prompt {
             Some(prompt) => {
                 conversation.answer(prompt)?;
-                println!();
+                // Its reader may be gone, and the summary is to come.
+                let _ = writeln!(io::stdout());
             }
             None => conversation.chat()?,
         }
