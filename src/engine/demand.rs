@@ -215,6 +215,9 @@ impl Demand {
     }
 
     fn rank(&mut self) {
+        let busy = self.models.iter().filter(|model| model.share >= IDLE_SHARE);
+        // Memory that nobody else could use is not left to anybody.
+        let alone = busy.count() < 2;
         for (place, model) in self.models.iter_mut().enumerate() {
             let power = model.share.max(IDLE_SHARE).log(STEP);
             if (power - model.power).abs() > OFF_MOST {
@@ -223,7 +226,7 @@ impl Demand {
             self.rates[place] = if self.front == Some(place) {
                 Rate {
                     sweeps: FRONT_RATE,
-                    held: 1.0 - model.left,
+                    held: if alone { 1.0 } else { 1.0 - model.left },
                 }
             } else if model.share < IDLE_SHARE {
                 Rate::of_all(0.0)
@@ -339,6 +342,11 @@ mod tests {
         assert_eq!(holder(&demand), Some(0));
         // And what it can read in time is left to the other.
         assert_eq!(demand.rates()[0].held, 1.0 - 0.25);
+        // Nobody else is left.
+        (0..80).for_each(|_| {
+            demand.begin(0, None, MISSING);
+        });
+        assert_eq!(demand.rates()[0].held, 1.0);
     }
 
     #[test]
