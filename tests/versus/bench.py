@@ -2,16 +2,19 @@
 """Time llama.cpp and airstream in turns on the same models, and print a table with the ratios.
 
     bench.py [--airstream target/release/airstream] [--threads 2] [-p 512] [-n 128] [-r 5]
-             [--rounds 2] [--memory SIZE] [--only llama.cpp|airstream] NAME=MODEL...
+             [--rounds 2] [--memory SIZE] [--only llama.cpp|airstream] [--activations 12,8] NAME=MODEL...
 
-Each round times llama.cpp, then airstream (A B A B ...), each in a process of its own, so that both
-see the same weather on the machine; medians over all repetitions of all rounds. llama.cpp is called
+Each round times llama.cpp, then airstream with activations rounded to each number of bits (A B C A B
+C ...), each in a process of its own, so that all see the same weather on the machine; medians over all
+repetitions of all rounds. llama.cpp rounds activations to 8 bits, airstream to 12 by default, so the
+column of 8 bits compares at equal precision. llama.cpp is called
 through its C API (llama_decode): -p tokens as one batch of one ubatch, then -n tokens one at a time,
 after a warm-up, at its defaults (mmap, repacking, flash attention "auto"), without mlock. Run it with
 nothing else on the machine. What to install: see tests/reference/llama.py.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -60,9 +63,9 @@ def run_peer(a, model):
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def run_airstream(a, model):
+def run_airstream(a, model, bits):
     command = [a.airstream, "bench", model, "-p", str(a.p), "-n", str(a.n), "-r", str(a.r)]
-    command += ["--threads", str(a.threads), "--json"]
+    command += ["--threads", str(a.threads), "--activations", bits, "--json"]
     if a.memory:
         command += ["--memory", a.memory]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -92,28 +95,38 @@ def main():
     ap.add_argument("--rounds", type=int, default=2)
     ap.add_argument("--memory")
     ap.add_argument("--only", choices=["llama.cpp", "airstream"])
+    ap.add_argument("--activations", default="12,8")
     a = ap.parse_args()
 
+    runs = {"llama.cpp": run_peer}
+    for bits in a.activations.split(","):
+        runs[f"{bits} bits"] = functools.partial(run_airstream, bits=bits)
+    if a.only == "llama.cpp":
+        runs = {"llama.cpp": run_peer}
+    elif a.only:
+        del runs["llama.cpp"]
     print(f"{machine()}; {a.threads} threads\n")
-    print("| model | test | llama.cpp tok/s (spread) | airstream tok/s (spread) | ratio |")
-    print("|---|---|---|---|---|")
+    columns = [f"{who} tok/s (spread) |" + (" ratio |" if who != "llama.cpp" else "") for who in runs]
+    print("| model | test |", *columns)
+    print("|---" * (2 + sum(column.count("|") for column in columns)) + "|")
     for item in a.models:
         name, _, path = item.rpartition("=")
-        speeds = {"llama.cpp": {"pp": [], "tg": []}, "airstream": {"pp": [], "tg": []}}
+        speeds = {who: {"pp": [], "tg": []} for who in runs}
         for _ in range(a.rounds):
-            for who, measure in (("llama.cpp", run_peer), ("airstream", run_airstream)):
-                if a.only in (None, who):
-                    for kind, values in measure(a, path).items():
-                        speeds[who][kind] += values
+            for who, measure in runs.items():
+                for kind, values in measure(a, path).items():
+                    speeds[who][kind] += values
         for kind, count in (("pp", a.p), ("tg", a.n)):
             if count:
-                cells, medians = [], []
-                for who in speeds:
+                cells = []
+                for who in runs:
                     values = speeds[who][kind]
-                    medians.append(statistics.median(values) if values else None)
-                    cells.append(f"{medians[-1]:.1f} ({min(values):.1f} to {max(values):.1f})" if values else "-")
-                ratio = f"{medians[1] / medians[0]:.2f}" if None not in medians else "-"
-                print(f"| {name or pathlib.Path(path).name} | {kind}{count} | {cells[0]} | {cells[1]} | {ratio} |", flush=True)
+                    median = statistics.median(values)
+                    cells.append(f"{median:.1f} ({min(values):.1f} to {max(values):.1f})")
+                    if who != "llama.cpp":
+                        theirs = speeds.get("llama.cpp", {}).get(kind)
+                        cells.append(f"{median / statistics.median(theirs):.2f}" if theirs else "-")
+                print(f"| {name or pathlib.Path(path).name} | {kind}{count} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":
