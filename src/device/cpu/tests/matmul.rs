@@ -3,6 +3,7 @@
 
 use super::oracle::{self, Weights};
 use super::{Random, bits, devices};
+use crate::device::cpu::matmul::CHUNK_COLS;
 use crate::device::cpu::{Activations, Cpu, Kinds, Precision, TileView};
 use crate::format::quant::QuantType;
 
@@ -184,7 +185,7 @@ fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
         .flat_map(|qtype| Precision::ALL.map(|p| (qtype, p)));
     for (qtype, precision) in cases {
         // More columns than large batches take at once, and a strip that is not whole.
-        let (rows, cols) = (75, 1024 + 512);
+        let (rows, cols) = (35, CHUNK_COLS + 256);
         let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
         let x = hard_rows(20, cols, &mut random);
         let mut alone = Vec::new();
