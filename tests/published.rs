@@ -122,6 +122,7 @@ fn predict(case: &Case, device: Device) -> (f64, &'static str) {
     let sweep = machine.sweep(&Work {
         weight_bytes: (case.gb * 1e9) as u64,
         streamed_bytes: 0,
+        copied_bytes: 0,
         kv_bytes: 0,
         products_per_row: (case.weights * 1e9) as u64,
         rows: 1,

@@ -172,13 +172,15 @@ impl Bench {
         );
         let plan = engine.plan(ModelId::FIRST).clone();
         let gpu_rate = engine.device().gpu_read_rate()?;
+        let bus_rate = engine.device().gpu_copy_rate()?;
         // The measurement takes memory of its own, which under a limit is there only without the engine.
         drop(engine);
         let mut machine_after = self.machine.measure(&self.file, &plan, &options)?;
         if let Some(rate) = gpu_rate {
             // What the GPU can read is not what the processor can.
-            machine_before.dram_bytes_per_s = rate;
-            machine_after.dram_bytes_per_s = rate;
+            for machine in [&mut machine_before, &mut machine_after] {
+                (machine.dram_bytes_per_s, machine.bus_bytes_per_s) = (rate, bus_rate);
+            }
         }
         let mut machine = machine_before.mean(&machine_after);
         if let Some((rate, cpu_ms_per_gb)) = disk.mean() {
@@ -294,6 +296,13 @@ fn print(s: &Summary) {
                 100.0 * t.stalled_share
             );
         }
+    }
+    if let (Some(bus), Some(roofline)) = (s.machine.bus_bytes_per_s, &s.roofline) {
+        println!(
+            "\n{} go to the GPU for each token, over a bus of {:.1} GB/s",
+            report::bytes(roofline.copied_bytes),
+            bus / 1e9
+        );
     }
     if let Some(cost) = s.machine.nvme_cpu_ms_per_gb {
         println!("\nreading takes {cost:.1} ms of processor time per GB");

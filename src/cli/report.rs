@@ -104,6 +104,7 @@ impl MachineArgs {
         Ok(Machine {
             nvme_bytes_per_s,
             dram_bytes_per_s,
+            bus_bytes_per_s: None,
             nvme_cpu_ms_per_gb,
             compute: None,
         })

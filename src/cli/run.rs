@@ -347,6 +347,14 @@ impl Conversation<'_> {
                 100.0 * report::stalled_share(spent)
             );
         }
+        if plan.gpu_memory.is_some() && self.total.decode.sweeps > 0 {
+            let copied = self.total.decode.copied_bytes / self.total.decode.sweeps;
+            text += &format!(
+                "GPU       {} slots of its own, {} copied there in each sweep of decode\n",
+                plan.gpu_slots,
+                report::bytes(copied)
+            );
+        }
         text += &format!(
             "compute   {}; {}\n",
             engine.device().describe(),

@@ -322,6 +322,17 @@ impl Device {
         }
     }
 
+    /// Bytes per second that go into a GPU's own memory, as measured now; none if there is none.
+    ///
+    /// # Errors
+    /// The GPU fails.
+    pub fn gpu_copy_rate(&self) -> Result<Option<f64>> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            Device::Cuda(cuda) => cuda.copy_rate(),
+        }
+    }
+
     /// Whether tiles that stay are packed where they lie.
     pub fn packs(&self) -> bool {
         matches!(self, Device::Cpu(_))

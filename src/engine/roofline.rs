@@ -40,6 +40,9 @@ pub struct Machine {
     pub nvme_bytes_per_s: f64,
     /// Bytes per second from DRAM.
     pub dram_bytes_per_s: f64,
+    /// Bytes per second into a GPU's own memory; none if it computes in the processor's. With it, DRAM is the GPU's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bus_bytes_per_s: Option<f64>,
     /// Processor time that reading takes, in milliseconds per GB; none if it was not measured.
     pub nvme_cpu_ms_per_gb: Option<f64>,
     /// Products per second; none if that is not known, and then it bounds nothing.
@@ -63,6 +66,8 @@ pub struct Work {
     pub weight_bytes: u64,
     /// Bytes of them that stream from NVMe.
     pub streamed_bytes: u64,
+    /// Bytes of them that are copied into a GPU's own memory.
+    pub copied_bytes: u64,
     /// Bytes of the KV cache that it reads.
     pub kv_bytes: u64,
     /// Products of a weight and an activation for each row.
@@ -76,7 +81,9 @@ pub struct Work {
 pub struct Sweep {
     /// Bytes that stream from NVMe.
     pub streamed_bytes: u64,
-    /// Bytes that cross the DRAM interface: weights and KV once, streamed bytes once more on their way in.
+    /// Bytes that are copied into a GPU's own memory.
+    pub copied_bytes: u64,
+    /// Bytes that cross the DRAM interface: weights and KV once, what comes from elsewhere once more on its way in.
     pub dram_bytes: u64,
     /// The floor of the sweep's time.
     pub seconds: f64,
@@ -90,6 +97,7 @@ impl Machine {
         Machine {
             nvme_bytes_per_s: (self.nvme_bytes_per_s + other.nvme_bytes_per_s) / 2.0,
             dram_bytes_per_s: (self.dram_bytes_per_s + other.dram_bytes_per_s) / 2.0,
+            bus_bytes_per_s: self.bus_bytes_per_s,
             nvme_cpu_ms_per_gb: self
                 .nvme_cpu_ms_per_gb
                 .zip(other.nvme_cpu_ms_per_gb)
@@ -132,14 +140,23 @@ impl Machine {
         Some(Machine {
             nvme_bytes_per_s: board.nvme.gb_s? * 1e9,
             dram_bytes_per_s: dram_gb_s * 1e9 * share,
+            bus_bytes_per_s: None,
             nvme_cpu_ms_per_gb: None,
             compute: Some(compute),
         })
     }
 
-    /// The floor of a sweep: T = max(S/Bn, (W+S+K)/Bd, rows * P/C).
+    /// The floor of a sweep: T = max(S/Bn, C/Bb, (W+I+K)/Bd, rows * P/C), where I is what comes into the memory that
+    /// computes: S, or C over the bus.
     pub fn sweep(&self, work: &Work) -> Sweep {
-        let dram_bytes = work.weight_bytes + work.streamed_bytes + work.kv_bytes;
+        let incoming = match self.bus_bytes_per_s {
+            Some(_) => work.copied_bytes,
+            None => work.streamed_bytes,
+        };
+        let dram_bytes = work.weight_bytes + incoming + work.kv_bytes;
+        let bus_s = self
+            .bus_bytes_per_s
+            .map_or(0.0, |rate| work.copied_bytes as f64 / rate);
         let compute_s = self.compute.map_or(0.0, |compute| {
             let per_s = match work.rows {
                 1 => compute.decode_per_s,
@@ -149,15 +166,17 @@ impl Machine {
         });
         let limits = [
             (work.streamed_bytes as f64 / self.nvme_bytes_per_s, "NVMe"),
+            (bus_s, "bus"),
             (dram_bytes as f64 / self.dram_bytes_per_s, "DRAM"),
             (compute_s, "compute"),
         ];
         let (seconds, bound) = limits
             .into_iter()
             .max_by(|a, b| a.0.total_cmp(&b.0))
-            .expect("there are three limits");
+            .expect("there are some limits");
         Sweep {
             streamed_bytes: work.streamed_bytes,
+            copied_bytes: work.copied_bytes,
             dram_bytes,
             seconds,
             bound,
@@ -178,9 +197,11 @@ pub fn sweep(
         .iter()
         .map(|l| l.window.map_or(positions, |w| positions.min(w as usize)))
         .sum();
+    let pages = plan.pages_at(config, positions);
     machine.sweep(&Work {
         weight_bytes,
-        streamed_bytes: plan.streamed_bytes(plan.pages_at(config, positions)),
+        streamed_bytes: plan.streamed_bytes(pages),
+        copied_bytes: plan.copied_bytes(pages),
         kv_bytes: (seen * config.kv_dim() * 2 * 2) as u64,
         products_per_row: config.multiplications_per_row(),
         rows,
@@ -207,6 +228,7 @@ mod tests {
         let machine = Machine {
             nvme_bytes_per_s: 2e9,
             dram_bytes_per_s: 20e9,
+            bus_bytes_per_s: None,
             nvme_cpu_ms_per_gb: None,
             compute: Some(Compute {
                 decode_per_s: 10e9,
@@ -216,6 +238,7 @@ mod tests {
         let resident = Work {
             weight_bytes: 4_000_000_000,
             streamed_bytes: 0,
+            copied_bytes: 0,
             kv_bytes: 0,
             products_per_row: 1_000_000_000,
             rows: 1,
@@ -230,6 +253,22 @@ mod tests {
         assert_eq!(
             (nvme.bound, nvme.seconds, nvme.dram_bytes),
             ("NVMe", 0.5, 5_000_000_000)
+        );
+        // What a GPU's own memory does not hold comes over the bus, wherever it was.
+        let discrete = Machine {
+            bus_bytes_per_s: Some(10e9),
+            dram_bytes_per_s: 200e9,
+            ..machine
+        };
+        let copied = Work {
+            copied_bytes: 3_000_000_000,
+            products_per_row: 0,
+            ..resident
+        };
+        let bus = discrete.sweep(&copied);
+        assert_eq!(
+            (bus.bound, bus.seconds, bus.dram_bytes),
+            ("bus", 0.3, 7_000_000_000)
         );
         let heavy = Work {
             products_per_row: 8_000_000_000,

@@ -220,6 +220,7 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<&'static str> {
             changes.push(what);
         }
     };
+    differs("`gpu_memory`", old.gpu_memory != new.gpu_memory);
     differs("`threads`", old.threads != new.threads);
     differs("`verify`", old.verify != new.verify);
     differs(

@@ -221,6 +221,8 @@ fn without_a_budget_a_margin_stays_free_and_a_failure_ends_the_sweep() {
     let fake = fake.with_memory(1 << 30).that_fails(150);
     let engine = &mut on_gpu(&model, &options, fake);
     assert_eq!(engine.plan(ModelId::FIRST).gpu_memory, Some(768 << 20));
+    let bus = engine.device().gpu_copy_rate().expect("it copies");
+    assert!(bus.is_some_and(|rate| rate > 0.0), "{bus:?}");
     let error = logits(engine, 0, &tokens(30), 16).expect_err("it fails in a sweep");
     assert!(error.to_string().contains("remedy: start again"), "{error}");
     assert!(

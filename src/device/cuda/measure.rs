@@ -7,9 +7,12 @@ use crate::error::Result;
 /// Bytes that a block of `read_memory` takes at a time, and blocks at most: enough for every GPU.
 const READ_PIECE_BYTES: usize = 16 << 10;
 const READERS_MAX: usize = 1024;
-/// Bytes read at a time, more than caches hold, and how often: the fastest time counts.
+/// Bytes read at a time: more than caches hold.
 const READ_BYTES_MAX: usize = 256 << 20;
-const READ_TIMES: usize = 8;
+/// Copies in a measurement, each of 4 MiB at least.
+const COPIES: usize = 8;
+/// How often either is measured: the fastest time counts.
+const TIMES: usize = 8;
 
 impl Cuda {
     /// Bytes per second that the GPU reads of the largest piece of memory it sees, at best: the limit of products
@@ -18,12 +21,32 @@ impl Cuda {
     /// # Errors
     /// The device fails.
     pub fn read_rate(&self) -> Result<f64> {
-        let mut fastest = f64::INFINITY;
-        let mut bytes = 0;
-        for _ in 0..READ_TIMES {
+        self.rate(|| self.read(READ_BYTES_MAX))
+    }
+
+    /// Bytes per second that go into the GPU's own memory, at best: the limit of what streams; none if it has none.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn copy_rate(&self) -> Result<Option<f64>> {
+        if !self.is_staged() {
+            return Ok(None);
+        }
+        // What the splits of attention find is of no use between sweeps.
+        let copy = || {
+            (0..COPIES).for_each(|_| self.upload(&self.own.partial));
+            COPIES * self.own.partial.bytes()
+        };
+        self.rate(copy).map(Some)
+    }
+
+    /// Bytes per second of some work, which says how many it moves.
+    fn rate(&self, work: impl Fn() -> usize) -> Result<f64> {
+        let (mut fastest, mut bytes) = (f64::INFINITY, 0);
+        for _ in 0..TIMES {
             self.finish(&mut || ())?;
             let begun = std::time::Instant::now();
-            bytes = self.read(READ_BYTES_MAX);
+            bytes = work();
             self.finish(&mut || ())?;
             fastest = fastest.min(begun.elapsed().as_secs_f64());
         }
