@@ -25,6 +25,8 @@ const CONTEXT_LEAST: usize = 256;
 const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
 /// The buffers of a sweep may take this fraction of the budget.
 const BUFFERS_SHARE: u64 = 16;
+/// The same of the processor's memory where a GPU has the weights, or most of them, in its own.
+const BUFFERS_SHARE_BESIDE_GPU: u64 = 4;
 /// Slots the pool is divided into at least where the model's rows allow: fewer would make streaming coarse.
 pub(super) const SLOTS_LEAST: usize = 96;
 
@@ -328,9 +330,11 @@ impl Own {
         };
         let rows_allowed = |rows: usize| {
             let (_, buffers, _) = Model::carved_bytes(config, matrices, limits_of(rows));
-            let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
-            let memory = gpu_memory.unwrap_or(u64::MAX).min(request.memory);
-            buffers as u64 <= memory / BUFFERS_SHARE
+            let most = match request.gpu.and_then(Placement::gpu_memory) {
+                Some(own) => (own / BUFFERS_SHARE).min(request.memory / BUFFERS_SHARE_BESIDE_GPU),
+                None => request.memory / BUFFERS_SHARE,
+            };
+            buffers as u64 <= most
         };
         let rows = request
             .rows
