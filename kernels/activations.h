@@ -1,7 +1,7 @@
 // Quantized rows of activations: the one place that knows how many bits they have.
 //
 // A value is an integer of PARTS int8 parts, each worth 2^FINE_BITS of the next, times its block's
-// scale: as on the CPU (src/device/cpu/activations.rs says why there are two). Rows stand in panels
+// scale: as on the CPU (src/device/cpu/precision.rs says why there are two). Rows stand in panels
 // of 1 (a single row) or 8; a run of 32 columns of a panel is
 //     [part][row of the panel][32 bytes]
 // and the 32 bytes hold the values 0..4, 16..20, 4..8, 20..24, 8..12, 24..28, 12..16, 28..32: what
