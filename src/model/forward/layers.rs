@@ -213,9 +213,23 @@ impl Model {
 
         let kinds = self.plan.kinds(matrices.o..matrices.o + 1);
         device.quantize(out, q_dim, kinds, &mut self.activations);
+        self.add_product(matrices.o, (layer, 0), count, store, device)
+    }
+
+    /// x += matrix(activations), normed before it is added where the model has norms behind the parts of its layers:
+    /// here that of part `part` of `layer`.
+    fn add_product(
+        &mut self,
+        matrix: usize,
+        (layer, part): (usize, usize),
+        count: usize,
+        store: &mut Store,
+        device: &Device,
+    ) -> Result<()> {
+        let dim = self.config.dim;
         let y = &mut self.y[..count * dim];
         matmul(
-            matrices.o,
+            matrix,
             &[(y.as_mut_ptr(), dim)],
             &self.plan,
             &self.activations,
@@ -223,8 +237,8 @@ impl Model {
             store,
             device,
         )?;
-        if let Some(norms) = &vectors.post_norms {
-            device.rms_norm_in_place(y, &norms[0], config.norm_eps);
+        if let Some(norms) = &self.vectors.layers[layer].post_norms {
+            device.rms_norm_in_place(y, &norms[part], self.config.norm_eps);
         }
         device.add(&mut self.x[..count * dim], y);
         Ok(())
@@ -277,21 +291,7 @@ impl Model {
             self.plan.kinds(matrices.down..matrices.down + 1),
             &mut self.activations,
         );
-        let y = &mut self.y[..count * dim];
-        matmul(
-            matrices.down,
-            &[(y.as_mut_ptr(), dim)],
-            &self.plan,
-            &self.activations,
-            &mut self.tiles,
-            store,
-            device,
-        )?;
-        if let Some(norms) = &vectors.post_norms {
-            device.rms_norm_in_place(y, &norms[1], config.norm_eps);
-        }
-        device.add(&mut self.x[..count * dim], y);
-        Ok(())
+        self.add_product(matrices.down, (layer, 1), count, store, device)
     }
 
     /// logits = head(norm(x)) of the rows that want them.
