@@ -3,6 +3,8 @@
 
 #[path = "cuda/allocations.rs"]
 mod allocations;
+#[path = "support/counting_thread.rs"]
+mod counting_thread;
 #[path = "cuda/daemon.rs"]
 mod daemon;
 #[path = "support/fake_gpu.rs"]

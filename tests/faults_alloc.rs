@@ -1,6 +1,8 @@
 //! Nothing is allocated between two sweeps while the disk misbehaves in ways that the store mends.
 #![allow(unsafe_code)]
 
+#[path = "support/counting_thread.rs"]
+mod counting_thread;
 #[path = "support/random.rs"]
 mod random;
 #[path = "support/strips.rs"]
@@ -8,45 +10,17 @@ mod strips;
 #[path = "support/store.rs"]
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use airstream::format::tile;
 use airstream::io::sim::{Content, Fault, Faults, Options, Sim, Timing};
 use airstream::store::Store;
 use airstream::store::integrity::Integrity;
+use counting_thread::{allocations, counted};
 use random::Random;
 use support::{byte_at, matrices, slots};
-
-/// Counts every allocation of a thread while its `COUNTING` is set: all happens in one, and the test harness has others.
-struct Counting;
-
-thread_local! {
-    static COUNTING: Cell<bool> = const { Cell::new(false) };
-}
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if COUNTING.get() {
-            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const SLOT_BYTES: usize = 64 << 10;
 const SLOTS: usize = 20;
@@ -103,23 +77,23 @@ fn mending_faults_allocates_nothing() {
         sweep().expect("such faults are mended");
     }
     lies.store(true, Ordering::Relaxed);
-    let mut counted = 0;
+    let mut mended = 0;
     for _ in 0..60 {
-        ALLOCATIONS.store(0, Ordering::SeqCst);
-        COUNTING.set(true);
+        let before = allocations();
+        counted(true);
         drop(std::hint::black_box(Box::new(1)));
         let swept = sweep();
-        COUNTING.set(false);
+        counted(false);
         // Two wrong reads of one tile in a row are an error, and errors may allocate.
         if swept.is_ok() {
             // The one box shows that the counter counts.
-            assert_eq!(ALLOCATIONS.load(Ordering::SeqCst), 1);
-            counted += 1;
+            assert_eq!(allocations() - before, 1);
+            mended += 1;
         }
     }
     let doubted = store.counters().doubted;
     assert!(
-        counted > 20 && doubted > 30,
-        "{counted} sweeps, {doubted} tiles read again"
+        mended > 20 && doubted > 30,
+        "{mended} sweeps, {doubted} tiles read again"
     );
 }

@@ -1,15 +1,13 @@
 //! The daemon's engine thread allocates nothing while it answers: orders come and outboxes fill up in memory that is
 //! there already.
-#![allow(unsafe_code)]
 
+#[path = "support/counting_thread.rs"]
+mod counting_thread;
 #[path = "support/models.rs"]
 mod models;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use airstream::board::{Board, Monitor};
@@ -20,34 +18,7 @@ use airstream::serve::outbox::Outbox;
 use airstream::serve::status::Status;
 use airstream::serve::worker::{Order, Worker};
 use airstream::serve::{self, config::Config};
-
-/// Counts the allocations of threads that asked for it.
-struct Counting;
-
-thread_local! {
-    static COUNTED: Cell<bool> = const { Cell::new(false) };
-}
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that ends has no such variable any more.
-        if COUNTED.try_with(Cell::get).unwrap_or(false) {
-            ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        }
-        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use counting_thread::{allocations, counted};
 
 const REQUESTS: u32 = 12;
 
@@ -75,9 +46,9 @@ fn the_engines_thread_answers_without_an_allocation() {
             };
             let answering = Answering::open(Arc::new(config), setup, worker).expect("it opens");
             told.send(()).expect("the test waits");
-            COUNTED.set(true);
+            counted(true);
             answering.run().expect("it ends well");
-            COUNTED.set(false);
+            counted(false);
         })
     };
     opened.recv().expect("it opens");
@@ -88,11 +59,11 @@ fn the_engines_thread_answers_without_an_allocation() {
     // The first round finds out how much room everything needs; the pool of weights settles too.
     let mut fewest = usize::MAX;
     for round in 0..4 {
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let before = allocations();
         answer_all(&worker, &runtime, round);
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+        let in_round = allocations() - before;
         if round > 0 {
-            fewest = fewest.min(allocations);
+            fewest = fewest.min(in_round);
         }
     }
     worker.order_always(Order::Stop);

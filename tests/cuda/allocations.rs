@@ -1,7 +1,5 @@
 //! Between two tokens the engine's thread allocates nothing on a GPU with memory of its own either.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -9,41 +7,18 @@ use airstream::device::cuda::driver::{Args, Driver, Facts, KernelId, Stream};
 use airstream::engine::{Engine, ModelId, Options, Spent};
 use airstream::error::Result;
 
+use super::counting_thread::{allocations, counted};
 use super::fake_gpu::FakeGpu;
 use super::{larger, options, tokens, write};
-
-thread_local! {
-    /// How many allocations of this thread were counted; none while nothing counts.
-    static COUNTED: Cell<Option<u64>> = const { Cell::new(None) };
-}
-
-struct Counting;
-
-// SAFETY: everything is passed on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNTED.set(COUNTED.get().map(|counted| counted + 1));
-        // SAFETY: the caller keeps `GlobalAlloc`'s promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// The fake, whose own allocations do not count.
 struct Uncounted(FakeGpu);
 
 impl Uncounted {
     fn call<T>(&self, call: impl FnOnce(&FakeGpu) -> T) -> T {
-        let counted = COUNTED.replace(None);
+        let before = counted(false);
         let answer = call(&self.0);
-        COUNTED.set(counted);
+        counted(before);
         answer
     }
 }
@@ -121,10 +96,11 @@ fn tokens_without_an_allocation_while_tiles_pass_through_both_memories() {
     let engine = &mut Engine::new_on(&models, &options, Some(gpu)).expect("it opens");
     let (mut spent, next, prompt) = (Spent::default(), tokens(6), tokens(16));
     // So many that the context crosses into new pages.
-    let mut allocations = || {
-        COUNTED.set(Some(0));
+    let mut in_tokens = || {
+        let before = allocations();
+        counted(true);
         drop(std::hint::black_box(Box::new(1)));
-        assert_eq!(COUNTED.get(), Some(1), "the counter counts");
+        assert_eq!(allocations() - before, 1, "the counter counts");
         for &token in &next {
             engine
                 .decode(ModelId::FIRST, 0, token, &mut spent)
@@ -133,9 +109,10 @@ fn tokens_without_an_allocation_while_tiles_pass_through_both_memories() {
         engine
             .prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)
             .expect("a sweep");
-        COUNTED.take().map(|counted| counted - 1)
+        counted(false);
+        allocations() - before - 1
     };
-    allocations();
-    assert_eq!(allocations(), Some(0));
+    in_tokens();
+    assert_eq!(in_tokens(), 0);
     assert!(spent.copied_bytes > 0 && spent.read_bytes > 0, "{spent:?}");
 }
