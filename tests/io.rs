@@ -429,6 +429,13 @@ fn child_reads_with_what_it_gets() {
     let mut io = choose(&files, &[buffer.region()], 8, None).expect("a backend");
     println!("described as: {}", io.describe());
     check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 10);
+    let another = || choose(&files, &[buffer.region()], 8, None).expect("a backend");
+    println!("beside it: {}", another().describe());
+    io.register(&[]);
+    println!("in its place: {}", another().describe());
+    io.register(&[buffer.region()]);
+    println!("as before: {}", io.describe());
+    check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 12);
     drop(io);
     while storm && restrict::signals() < 500 {
         for backend in BOTH {
@@ -479,6 +486,21 @@ fn without_lockable_memory_buffers_stay_unregistered() {
     let said = run_child(restrict::forbid_locking, false);
     assert!(said.contains("unregistered buffers"), "{said}");
     assert!(said.contains("RLIMIT_MEMLOCK is 64 KiB"), "{said}");
+}
+
+#[test]
+fn a_ring_lets_go_of_its_buffers_for_another() {
+    // Enough for the buffer of one MiB once, with what old kernels count for the rings themselves.
+    let said = run_child(|| restrict::lock_at_most(3 << 19), false);
+    for (when, buffers) in [
+        ("described as", "registered"),
+        ("beside it", "unregistered"),
+        ("in its place", "registered"),
+        ("as before", "registered"),
+    ] {
+        let line = format!("{when}: io_uring, direct, {buffers} buffers");
+        assert!(said.contains(&line), "{line}: {said}");
+    }
 }
 
 #[test]

@@ -8,9 +8,10 @@ mod support;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use airstream::error::{Error, Kind, Result};
 use airstream::format::tile::{self, Matrix};
-use airstream::io::Io;
 use airstream::io::sim::{Content, Fault, Faults, Log, Options, Sim, Timing};
+use airstream::io::{Completion, Full, Io, Read, Region};
 use airstream::residency::Rate;
 use airstream::store::integrity::Integrity;
 use airstream::store::{ModelId, Store, Weights};
@@ -206,13 +207,7 @@ fn a_removal_that_fails_changes_nothing() {
     let (mut store, ids, _log) = store(&[0, 1], 30, 3);
     store.set_rates(&[1.0, 0.5].map(Rate::of_all));
     sweep(&mut store, ids[0], 0);
-    let refused = |_: &[airstream::io::Region]| {
-        Err(airstream::Error::new(
-            airstream::error::Kind::Io,
-            "no ring",
-            "none",
-        ))
-    };
+    let refused = |_: &[Region]| Err(Error::new(Kind::Io, "no ring", "none"));
     store
         .remove(ids[0], (28, WINDOW), refused)
         .expect_err("refused");
@@ -220,4 +215,84 @@ fn a_removal_that_fails_changes_nothing() {
     for (id, model) in [(ids[0], 0), (ids[1], 1)] {
         sweep(&mut store, id, model);
     }
+}
+
+/// Bytes that the kernel was asked to hold on to by each [`Io`] so far.
+type Held = Arc<Mutex<Vec<usize>>>;
+
+/// An [`Io`] that tells what it holds.
+struct Holder {
+    sim: Box<dyn Io>,
+    held: Held,
+    own: usize,
+}
+
+impl Holder {
+    fn boxed(regions: &[Region], held: &Held) -> Box<dyn Io> {
+        let own = held.lock().expect("nobody panicked with it").len();
+        held.lock().expect("nobody panicked with it").push(0);
+        let (sim, held) = (sim(&[0], 5).0, Arc::clone(held));
+        let mut holder = Holder { sim, held, own };
+        holder.register(regions);
+        Box::new(holder)
+    }
+}
+
+impl Io for Holder {
+    unsafe fn submit(&mut self, read: Read) -> std::result::Result<(), Full> {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { self.sim.submit(read) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.sim.flush()
+    }
+
+    fn reap(&mut self, done: &mut [Completion], wait: bool) -> Result<usize> {
+        self.sim.reap(done, wait)
+    }
+
+    fn depth(&self) -> usize {
+        self.sim.depth()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.sim.in_flight()
+    }
+
+    fn register(&mut self, regions: &[Region]) {
+        assert_eq!(self.in_flight(), 0);
+        let bytes = regions.iter().map(|region| region.len).sum();
+        self.held.lock().expect("nobody panicked with it")[self.own] = bytes;
+    }
+
+    fn describe(&self) -> &str {
+        "holder"
+    }
+}
+
+#[test]
+fn memory_is_never_held_twice_for_reads() {
+    let held = Held::default();
+    let now = || held.lock().expect("nobody panicked with it").clone();
+    let slots = support::slots(30, SLOT_BYTES);
+    let region = |(start, len)| Region { start, len };
+    let all: Vec<Region> = slots.regions(|_| true).into_iter().map(region).collect();
+    let mut store = Store::empty(slots, 30, Holder::boxed(&all, &held), WINDOW);
+    let id = store.add(weights(0));
+    store.set_rates(&[1.0].map(Rate::of_all));
+    sweep(&mut store, id, 0);
+    assert_eq!(now(), [30 * SLOT_BYTES]);
+
+    let reopen = |regions: &[Region]| {
+        assert_eq!(now(), [0], "the old ones are let go of first");
+        Ok(Holder::boxed(regions, &held))
+    };
+    store.resize(20, WINDOW, reopen).expect("there is room");
+    assert_eq!(now(), [0, 20 * SLOT_BYTES]);
+
+    let refused = |_: &[Region]| Err(Error::new(Kind::Io, "no ring", "none"));
+    store.resize(25, WINDOW, refused).expect_err("refused");
+    assert_eq!(now(), [0, 20 * SLOT_BYTES], "as before");
+    sweep(&mut store, id, 0);
 }

@@ -78,9 +78,9 @@ pub struct Full;
 
 /// A piece of memory that reads land in, for registration with the kernel.
 ///
-/// Registration pins the pages behind it for the life of the [`Io`]: memory
-/// given back with `madvise` would be lost to later reads, so keep the mapping
-/// as it is until the `Io` is dropped.
+/// Registration pins the pages behind it for the life of the [`Io`], or until it
+/// [registers](Io::register) others: memory given back with `madvise` would be
+/// lost to later reads, so keep the mapping as it is until then.
 #[derive(Clone, Copy, Debug)]
 pub struct Region {
     /// First byte, page-aligned.
@@ -114,6 +114,12 @@ pub trait Io: Send {
 
     /// Reads submitted and not yet reaped.
     fn in_flight(&self) -> usize;
+
+    /// Has the kernel hold on to the pages of these regions, and of no others, while nothing is in flight.
+    ///
+    /// What an `Io` holds counts against RLIMIT_MEMLOCK, so whoever replaces one has the old one hold nothing first. One
+    /// that registers nothing has nothing to do.
+    fn register(&mut self, _regions: &[Region]) {}
 
     /// What is at work, for the summary of a run: "io_uring, direct, registered buffers".
     fn describe(&self) -> &str;

@@ -79,19 +79,7 @@ impl Uring {
             }
         };
         let buffers = register_buffers(&ring, regions);
-        let description = format!(
-            "io_uring, {}, {} buffers",
-            if files.all_direct() {
-                "direct"
-            } else {
-                "buffered"
-            },
-            if buffers.is_empty() {
-                "unregistered"
-            } else {
-                "registered"
-            },
-        );
+        let description = description(files, &buffers);
         Ok(Uring {
             ring,
             files: files.clone(),
@@ -121,6 +109,20 @@ impl Uring {
             (None, true) => opcode::Read::new(fixed, into, len).offset(offset).build(),
             (None, false) => opcode::Read::new(plain, into, len).offset(offset).build(),
         }
+    }
+
+    /// Has the kernel let go of all buffers.
+    fn unregister(&mut self) {
+        if self.buffers.is_empty() {
+            return;
+        }
+        if let Err(e) = self.ring.submitter().unregister_buffers() {
+            log::warn!(
+                "io_uring: cannot unregister {} buffers ({e})",
+                self.buffers.len()
+            );
+        }
+        self.buffers.clear();
     }
 
     /// Moves what the kernel has finished into `done`; no system call.
@@ -219,20 +221,28 @@ impl Io for Uring {
         self.reads.len() - self.free.len()
     }
 
+    fn register(&mut self, regions: &[Region]) {
+        assert_eq!(self.in_flight(), 0, "reads are in flight");
+        self.unregister();
+        self.buffers = register_buffers(&self.ring, regions);
+        self.description = description(&self.files, &self.buffers);
+    }
+
     fn describe(&self) -> &str {
         &self.description
     }
 }
 
 impl Drop for Uring {
-    /// Waits for what the kernel was handed: it writes to memory that the owner frees next.
+    /// Waits for what the kernel was handed: it writes to memory that the owner frees next. Buffers go here and now, and
+    /// not when the kernel gets round to what is left of the ring.
     fn drop(&mut self) {
         let mut done = [Completion::NONE; 16];
         let unsent = self.ring.submission().len();
         loop {
             while self.take_finished(&mut done) > 0 {}
             if self.in_flight() <= unsent {
-                return;
+                break;
             }
             // SAFETY: no argument is passed. Nothing is submitted, so unsent reads never start.
             let waited = unsafe {
@@ -251,6 +261,7 @@ impl Drop for Uring {
                 }
             }
         }
+        self.unregister();
     }
 }
 
@@ -267,6 +278,19 @@ fn make_ring(entries: u32) -> std::io::Result<IoUring> {
         }
         result => result,
     }
+}
+
+/// What is at work.
+fn description(files: &Files, buffers: &[libc::iovec]) -> String {
+    let access = match files.all_direct() {
+        true => "direct",
+        false => "buffered",
+    };
+    let registered = match buffers.is_empty() {
+        true => "unregistered",
+        false => "registered",
+    };
+    format!("io_uring, {access}, {registered} buffers")
 }
 
 /// Registers the regions in pieces that the kernel takes, in order of address; none if it refuses.

@@ -59,6 +59,8 @@ impl Store {
             self.free.extend(self.withdrawn.drain(back..));
         }
         self.restart_ahead();
+        // What both held would count twice against RLIMIT_MEMLOCK.
+        self.io.register(&[]);
         match reopen(&self.regions()) {
             Ok(io) => self.io = io,
             Err(error) => {
@@ -71,6 +73,7 @@ impl Store {
                     let stay = self.free.len() - (slots - before) as usize;
                     self.withdrawn.extend(self.free.drain(stay..));
                 }
+                self.io.register(&self.regions());
                 return Err(error);
             }
         }

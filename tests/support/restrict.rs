@@ -55,10 +55,15 @@ pub fn forbid_io_uring() -> Result<()> {
 
 /// Leaves 64 KiB of memory that may be locked, as many systems have it.
 pub fn forbid_locking() -> Result<()> {
+    lock_at_most(64 << 10)
+}
+
+/// From here on (and after exec) no more than so many bytes of memory may be locked.
+pub fn lock_at_most(bytes: u64) -> Result<()> {
     const CAP_IPC_LOCK: libc::c_ulong = 14;
     let limit = libc::rlimit {
-        rlim_cur: 64 << 10,
-        rlim_max: 64 << 10,
+        rlim_cur: bytes,
+        rlim_max: bytes,
     };
     // SAFETY: plain values. Dropping the capability fails for users who lack it anyway.
     answer(unsafe {
