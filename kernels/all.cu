@@ -7,6 +7,7 @@
 #include "kv_append.cu"
 #include "matmul.cu"
 #include "matvec.cu"
+#include "norm_quantize.cu"
 #include "quantize.cu"
 #include "read.cu"
 #include "rms_norm.cu"

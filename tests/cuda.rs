@@ -9,6 +9,8 @@ mod counting_thread;
 mod daemon;
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
+#[path = "cuda/launches.rs"]
+mod launches;
 #[path = "support/shim.rs"]
 mod shim;
 #[path = "cuda/staged.rs"]

@@ -12,6 +12,10 @@ mod attention;
 mod launch;
 #[path = "kernels/products.rs"]
 mod products;
+#[path = "kernels/quantized.rs"]
+mod quantized;
+#[path = "kernels/row_ops.rs"]
+mod row_ops;
 #[path = "kernels/sanitizers.rs"]
 mod sanitizers;
 #[path = "support/shim.rs"]

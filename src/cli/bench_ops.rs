@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::report;
 use crate::arena::Reservation;
 use crate::device::cpu::{
-    Activations, AttentionRow, Cpu, Isa, Kinds, KvLayout, Precision, RopePairing, TileView, fastest,
+    Activations, Added, AttentionRow, Cpu, Isa, Kinds, KvLayout, Precision, Residual, RopePairing,
+    TileView, fastest,
 };
 use crate::engine::{Loaded, Options, threads};
 use crate::error::Result;
@@ -229,11 +230,6 @@ fn small_ops(cpu: &Cpu, loaded: &Loaded, precision: Precision) -> Vec<Op> {
         vec![0.5_f32; ff.max(q_dim).max(dim)],
         vec![0.25_f32; ff.max(dim)],
     );
-    let mut normed = vec![0.0_f32; dim];
-    time("rms_norm", 2 * layers + 1, &mut || {
-        cpu.rms_norm(&b[..dim], &b[..dim], 1e-5, &mut normed)
-    });
-    time("add", 2 * layers, &mut || cpu.add(&mut normed, &b[..dim]));
     time("silu_mul", layers, &mut || {
         cpu.silu_mul(&mut a[..ff], &b[..ff])
     });
@@ -253,22 +249,34 @@ fn small_ops(cpu: &Cpu, loaded: &Loaded, precision: Precision) -> Vec<Op> {
             );
         });
     }
-    for (name, cols, calls) in [
-        ("quantize dim", dim, 2 * layers + 1),
-        ("quantize q", q_dim, layers),
-        ("quantize ff", ff, layers),
-    ] {
+    let mut memory = Vec::new();
+    let mut activations = |cols: usize| {
         let kinds = if cols.is_multiple_of(256) {
             Kinds::BLOCKS_256
         } else {
             Kinds::BLOCKS_32
         };
-        let mut memory = vec![0_u64; Activations::bytes(1, cols, kinds, precision).div_ceil(8)];
-        // SAFETY: the memory lives longer than the view and is used by nothing else.
-        let mut x =
+        memory = vec![0_u64; Activations::bytes(1, cols, kinds, precision).div_ceil(8)];
+        // SAFETY: the memory stays until the next view is made, and is used by nothing else.
+        let view =
             unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8, precision) };
-        time(name, calls, &mut || {
-            cpu.quantize(&b[..cols], cols, kinds, &mut x)
+        (view, kinds)
+    };
+    let (mut into, kinds) = activations(dim);
+    time("add, norm, quantize dim", 2 * layers + 1, &mut || {
+        let (x, y) = (&mut a[..dim], &b[..dim]);
+        let residual = Residual {
+            x,
+            added: Some(Added { y, weight: None }),
+            weight: y,
+            eps: 1e-5,
+        };
+        cpu.norm_quantize(residual, kinds, &mut into);
+    });
+    for (name, cols) in [("quantize q", q_dim), ("quantize ff", ff)] {
+        let (mut into, kinds) = activations(cols);
+        time(name, layers, &mut || {
+            cpu.quantize(&b[..cols], cols, kinds, &mut into)
         });
     }
     let mut sampler = Sampler::new(SamplerOptions::default());

@@ -4,7 +4,10 @@
 pub mod cpu;
 pub mod cuda;
 
-use cpu::{Activations, AttentionRow, Cpu, Inspect, Kinds, KvLayout, KvRow, RopePairing, TileView};
+use cpu::{
+    Activations, AttentionRow, Cpu, Inspect, Kinds, KvLayout, KvRow, Residual, RopePairing,
+    TileView,
+};
 use cuda::Cuda;
 use cuda::driver::Driver;
 use std::str::FromStr;
@@ -110,9 +113,7 @@ macro_rules! ops {
 
 impl Device {
     ops! {
-        /// `out = x / rms(x) * weight` for each group of `weight.len()` values: a row, or a head of a row.
-        fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]);
-        /// [`Device::rms_norm`] in place.
+        /// `x = x / rms(x) * weight` for each group of `weight.len()` values: a head of a row.
         fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32);
         /// `x += y`; a shorter `y` is repeated (a bias for every row).
         fn add(x: &mut [f32], y: &[f32]);
@@ -183,12 +184,20 @@ impl Device {
         }
     }
 
-    /// Quantizes the rows of `x` (rows x `cols`) into `kinds`, for the products that follow. `x` stays as it is until
-    /// these are done.
+    /// Adds to the residual stream, norms it and quantizes what that gives into `kinds`, for the products that follow
+    /// ([`Cpu::norm_quantize`]).
+    pub fn norm_quantize(&self, residual: Residual<'_>, kinds: Kinds, into: &mut Activations) {
+        match self {
+            Device::Cpu(cpu) => cpu.norm_quantize(residual, kinds, into),
+            // It has memory of its own for them.
+            Device::Cuda(cuda) => cuda.norm_quantize(residual, kinds),
+        }
+    }
+
+    /// Quantizes the rows of `x` (rows x `cols`) into `kinds`, for the products that follow.
     pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds, into: &mut Activations) {
         match self {
             Device::Cpu(cpu) => cpu.quantize(x, cols, kinds, into),
-            // It has memory of its own for them.
             Device::Cuda(cuda) => cuda.quantize(x, cols, kinds),
         }
     }

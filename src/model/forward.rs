@@ -53,10 +53,10 @@ pub struct Model {
     frequencies: Vec<Vec<f32>>,
     /// rows x dim: the residual stream.
     x: Span<f32>,
-    /// rows x max(dim, q_dim): a normed row, or what attention gave.
-    h: Span<f32>,
-    /// rows x dim: what a part adds to the residual stream.
+    /// rows x dim: what a part has made, until the next norm adds it to the residual stream.
     y: Span<f32>,
+    /// rows x q_dim: what attention gave.
+    attended: Span<f32>,
     /// rows x q_dim, rows x kv_dim, rows x kv_dim.
     qkv: [Span<f32>; 3],
     /// rows x ff, twice.
@@ -102,8 +102,8 @@ impl Model {
         let rows = limits.rows;
         let mut floats = |len: usize| arena.carve::<f32>(len);
         let x = floats(rows * config.dim)?;
-        let h = floats(rows * config.dim.max(config.q_dim()))?;
         let y = floats(rows * config.dim)?;
+        let attended = floats(rows * config.q_dim())?;
         let qkv = [
             floats(rows * config.q_dim())?,
             floats(rows * config.kv_dim())?,
@@ -154,8 +154,8 @@ impl Model {
             limits,
             frequencies,
             x,
-            h,
             y,
+            attended,
             qkv,
             gate,
             up,
@@ -176,8 +176,7 @@ impl Model {
         let of = |len: usize| Reservation::carved_size::<f32>(len);
         let rows = limits.rows;
         let buffers = 2 * of(rows * config.dim)
-            + of(rows * config.dim.max(config.q_dim()))
-            + of(rows * config.q_dim())
+            + 2 * of(rows * config.q_dim())
             + 2 * of(rows * config.kv_dim())
             + 2 * of(rows * config.ff)
             + 2 * config.ropes.len() * of(rows * config.rope_dims / 2)

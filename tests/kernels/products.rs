@@ -1,6 +1,7 @@
 //! Quantization and products, for every type, width, alignment and batch.
 
 use super::launch::launch;
+use super::quantized::Quantized;
 use super::shim::Shim;
 use super::weights::{Rng, random_blocks};
 use super::{ORDERS, assert_same, cpu, floats};
@@ -15,15 +16,6 @@ struct Tile {
     out: *mut f32,
     rows: u32,
     stride: u32,
-}
-
-/// `Activations` of `kernels/activations.h`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Quantized {
-    q: *const i8,
-    scales: *const f32,
-    sums: *const u8,
 }
 
 /// Weights that begin `lead` bytes behind an address aligned to 16, and end where their last 16 bytes end.
@@ -124,22 +116,9 @@ fn on_gpu(
         launch!(shim, order, &name, grid, 32 * warps as u32; tiles.as_ptr(), cols as u32, x.as_ptr(), batch as u32);
         return out;
     }
-    let panel = if batch == 1 { 1 } else { 8 };
-    let padded = batch.next_multiple_of(panel);
-    let block = qtype.block_values();
-    let mut q = vec![0_u128; 2 * padded * cols / 16];
-    let mut scales = vec![f32::NAN; padded * cols / block];
-    let mut sums = vec![0_u32; padded * cols / 32];
-    let quantize = format!("quantize_{block}");
-    launch!(
-        shim, order, &quantize, [cols.div_ceil(4 * block) as u32, padded as u32, 1], 128;
-        x.as_ptr(), batch as u32, cols as u32, panel as u32, q.as_mut_ptr(), scales.as_mut_ptr(), sums.as_mut_ptr()
-    );
-    let x = Quantized {
-        q: q.as_ptr().cast(),
-        scales: scales.as_ptr(),
-        sums: sums.as_ptr().cast(),
-    };
+    let mut rows = Quantized::new(batch, cols, Kinds::of(qtype));
+    quantize(shim, order, x, &mut rows);
+    let x = rows.blocks(Kinds::of(qtype));
     if batch == 1 {
         let name = format!("matvec_{name}");
         launch!(shim, order, &name, grid(16, 1), 64; tiles.as_ptr(), cols as u32, x);
@@ -150,6 +129,12 @@ fn on_gpu(
         launch!(shim, order, &name, grid, threads; tiles.as_ptr(), cols as u32, x, batch as u32);
     }
     out
+}
+
+/// Has the kernel quantize rows.
+pub fn quantize(shim: &Shim, order: u64, x: &[f32], into: &mut Quantized) {
+    let grid = [(into.cols() as u32).div_ceil(256), into.padded(), 1];
+    launch!(shim, order, "quantize_rows", grid, 256; x.as_ptr(), into.argument());
 }
 
 /// Activations with blocks of zeros, ties and tiny values among random ones.

@@ -27,6 +27,8 @@ enum Work {
 pub struct Seen {
     /// Launches and copies.
     pub issued: u64,
+    /// Launches alone.
+    pub launches: u64,
     /// The most that were not done at a time.
     pub behind_max: u64,
     /// The device has let the processor's memory go, and given back all of its own.
@@ -322,6 +324,7 @@ impl Driver for FakeGpu {
         );
         let name = self.state().names[kernel.0 as usize].clone();
         let work = Work::Launch(name, grid, threads, Box::new(args.clone()));
+        self.look().launches += 1;
         self.issue(Stream::Compute, work)
     }
 

@@ -228,6 +228,17 @@ pub(super) fn panels(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     })
 }
 
+/// The panel that row `row` of `rows` rows is in.
+pub(super) fn panel_of(rows: usize, row: usize) -> (usize, usize) {
+    let whole = rows - rows % PANEL_ROWS;
+    if row < whole {
+        return (row - row % PANEL_ROWS, PANEL_ROWS);
+    }
+    let mut rest = panels(rows - whole).map(|(first, width)| (whole + first, width));
+    rest.find(|(first, width)| row < first + width)
+        .expect("a row within")
+}
+
 /// Rows of the next panel when `left` rows are left: 8, 4, 2, 1 or none.
 fn panel_width(left: usize) -> Option<usize> {
     match left {
@@ -248,6 +259,7 @@ mod tests {
             for (first, width) in panels(rows) {
                 assert_eq!(first, next);
                 assert!([1, 2, 4, 8].contains(&width));
+                assert!((first..first + width).all(|row| panel_of(rows, row) == (first, width)));
                 next += width;
             }
             assert_eq!(next, rows);

@@ -5,7 +5,7 @@ use super::attend::AttendFn;
 use super::measure::{DotsFn, ReadFn};
 use super::pack::PackFn;
 use super::quantize::QuantizeFn;
-use super::small_ops::{BinaryFn, KvFn, NormFn, RopeFn, UnaryFn};
+use super::small_ops::{BinaryFn, KvFn, NormFn, RopeFn, UnaryFn, WeighFn};
 use super::strip::StripFn;
 
 /// Functions compiled for one instruction set. To call one, the processor must have it.
@@ -18,6 +18,7 @@ pub(super) struct Kernels {
     /// By `Precision`.
     pub quantize_256: [QuantizeFn; 2],
     pub norm: NormFn,
+    pub weigh: WeighFn,
     pub add: BinaryFn,
     pub silu_mul: BinaryFn,
     pub gelu_tanh_mul: BinaryFn,
@@ -34,11 +35,11 @@ pub(super) struct Kernels {
 macro_rules! compiled {
     (
         $(#[$attribute:meta])*
-        fn $name:ident[$($generics:tt)*]($($arg:ident: $type:ty),*) = $body:expr
+        fn $name:ident[$($generics:tt)*]($($arg:ident: $type:ty),*) $(-> $result:ty)? = $body:expr
     ) => {
         // SAFETY: this function asks of its caller what the generic one asks.
         $(#[$attribute])*
-        unsafe fn $name<$($generics)*>($($arg: $type),*) {
+        unsafe fn $name<$($generics)*>($($arg: $type),*) $(-> $result)? {
             // SAFETY: as above.
             unsafe { $body($($arg),*) }
         }
@@ -123,20 +124,24 @@ macro_rules! kernels {
             compiled! {
                 $(#[$attribute])*
                 fn quantize_32[const BITS: u32](
-                    x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize
+                    x: *const f32, stride: usize, cols: usize, panel: *mut u8, rows: usize, row: usize
                 ) = quantize::quantize_32::<$vector, BITS>
             }
             compiled! {
                 $(#[$attribute])*
                 fn quantize_256[const BITS: u32](
-                    x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize
+                    x: *const f32, stride: usize, cols: usize, panel: *mut u8, rows: usize, row: usize
                 ) = quantize::quantize_256::<$vector, BITS>
             }
             compiled! {
                 $(#[$attribute])*
-                fn norm[](
-                    x: *const f32, weight: *const f32, out: *mut f32, n: usize, eps: f32
-                ) = small_ops::norm::<$vector>
+                fn norm[](x: *const f32, n: usize, eps: f32) -> f32 = small_ops::norm::<$vector>
+            }
+            compiled! {
+                $(#[$attribute])*
+                fn weigh[](
+                    x: *const f32, factor: f32, weight: *const f32, out: *mut f32, n: usize
+                ) = small_ops::weigh::<$vector>
             }
             compiled! {
                 $(#[$attribute])*
@@ -223,6 +228,7 @@ macro_rules! kernels {
                 quantize_32: [quantize_32::<BITS_8>, quantize_32::<BITS_12>],
                 quantize_256: [quantize_256::<BITS_8>, quantize_256::<BITS_12>],
                 norm,
+                weigh,
                 add,
                 silu_mul,
                 gelu_tanh_mul,

@@ -30,6 +30,7 @@ mod pool;
 mod portable;
 mod precision;
 mod quantize;
+mod row_ops;
 mod small_ops;
 mod strip;
 mod vector;
@@ -46,6 +47,7 @@ pub use measure::fastest;
 pub use ops::RopePairing;
 pub use pack::unpack_row;
 pub use precision::Precision;
+pub use row_ops::{Added, Residual};
 
 use crate::error::{Error, Kind, Result};
 use kernels::Kernels;

@@ -2,11 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::Cpu;
-use super::activations::{Activations, Kinds, panels};
 use super::attend::{self, QUERIES_MAX, Query};
 use super::kv::{AttentionRow, KvLayout, KvRow};
 use super::matmul::Shared;
-use super::quantize::copy_f32;
 use super::small_ops::{BinaryFn, UnaryFn};
 
 /// Which dimensions of a head rotate together.
@@ -24,7 +22,7 @@ const SPLIT_VALUES: usize = 8 << 10;
 impl Cpu {
     /// Calls `work(first, count)` for runs that cover `count` items of `values` f32s each; over the
     /// pool where that pays.
-    fn split(&self, count: usize, values: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+    pub(super) fn split(&self, count: usize, values: usize, work: &(dyn Fn(usize, usize) + Sync)) {
         let run = (SPLIT_VALUES / 4 / values.max(1)).max(1);
         if count * values < SPLIT_VALUES || count <= run {
             return work(0, count);
@@ -34,66 +32,20 @@ impl Cpu {
         });
     }
 
-    /// Quantizes the rows of `x` (rows x `cols`) into `kinds`.
-    pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds, into: &mut Activations) {
-        let kernels = self.kernels;
-        assert!(x.len().is_multiple_of(cols));
-        let rows = x.len() / cols;
-        into.shape(rows, cols, kinds);
-        let (into, precision) = (&*into, into.precision() as usize);
-        // Two rows at a time, which share a part of their integers; the last one may be single.
-        self.split(rows.div_ceil(2), 2 * cols, &|first, count| {
-            let (first, end) = (2 * first, rows.min(2 * (first + count)));
-            for (panel_row, width) in panels(rows) {
-                for row in (panel_row.max(first)..end.min(panel_row + width)).step_by(2) {
-                    let x = x[row * cols..].as_ptr();
-                    let put = |kind, quantize: super::quantize::QuantizeFn| {
-                        if kinds.contains(kind) {
-                            let panel = into.panel(kind, panel_row, width, 0);
-                            // SAFETY: `shape` made room for every panel; rows write their own parts.
-                            unsafe { quantize(x, cols, panel, width, row - panel_row) }
-                        }
-                    };
-                    put(Kinds::BLOCKS_32, kernels.quantize_32[precision]);
-                    put(Kinds::BLOCKS_256, kernels.quantize_256[precision]);
-                    put(Kinds::F32, copy_f32);
-                }
-            }
-        });
-    }
-
-    /// `out = x / rms(x) * weight` for each group of `weight.len()` values: a row, or a head of a row.
-    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        assert_eq!(x.len(), out.len());
-        // SAFETY: both have the same length.
-        unsafe { self.norm(x.as_ptr(), weight, eps, out) }
-    }
-
-    /// [`Cpu::rms_norm`] in place.
+    /// `x = x / rms(x) * weight` for each group of `weight.len()` values: a head of a row.
     pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
-        // SAFETY: the kernel reads a group before it writes it, element by element.
-        unsafe { self.norm(x.as_ptr(), weight, eps, x) }
-    }
-
-    /// # Safety
-    /// `x` is as long as `out`, and either is `out` or does not overlap it.
-    unsafe fn norm(&self, x: *const f32, weight: &[f32], eps: f32, out: &mut [f32]) {
         let kernels = self.kernels;
         let n = weight.len();
-        assert!(out.len().is_multiple_of(n));
-        let (x, out, groups) = (Shared(x), Shared(out.as_mut_ptr()), out.len() / n);
+        assert!(x.len().is_multiple_of(n));
+        let (x, groups) = (Shared(x.as_mut_ptr()), x.len() / n);
         self.split(groups, n, &|first, count| {
-            let (x, out) = (&x, &out);
+            let x = &x;
             for group in first..first + count {
-                // SAFETY: each group is within `x` and `out`, and its own.
+                // SAFETY: each group is within `x`, and its own.
                 unsafe {
-                    (kernels.norm)(
-                        x.0.add(group * n),
-                        weight.as_ptr(),
-                        out.0.add(group * n),
-                        n,
-                        eps,
-                    );
+                    let x = x.0.add(group * n);
+                    let factor = (kernels.norm)(x, n, eps);
+                    (kernels.weigh)(x, factor, weight.as_ptr(), x, n);
                 }
             }
         });

@@ -11,9 +11,9 @@ use super::activations::{MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run
 use super::precision::{BITS_8, FINE_BITS, SECOND, q_max, shape};
 use super::vector::{Vector, abs, lanes};
 
-/// Quantizes the one row of a panel, or two rows of a larger one: (values, cols, panel, rows in the
-/// panel, row within the panel, the first one of two).
-pub(super) type QuantizeFn = unsafe fn(*const f32, usize, *mut u8, usize, usize);
+/// Quantizes columns of the one row of a panel, or of two rows of a larger one: (values, from one row's to the next
+/// one's, columns, the panel from the first of these on, rows in the panel, row within the panel, the first one of two).
+pub(super) type QuantizeFn = unsafe fn(*const f32, usize, usize, *mut u8, usize, usize);
 
 /// 16 vectors of 16 lanes, as they are stored.
 type Square = [[i32; 16]; 16];
@@ -236,17 +236,18 @@ unsafe fn quantize_256_columns<V: Vector, const BITS: u32>(
 #[inline(always)]
 pub(super) unsafe fn quantize_32<V: Vector, const BITS: u32>(
     x: *const f32,
+    stride: usize,
     cols: usize,
     mut panel: *mut u8,
     rows: usize,
     row: usize,
 ) {
     for first in (0..cols).step_by(256) {
-        let (some, stride) = ((cols - first).min(256), block_32_bytes(rows, BITS));
-        let x = [x.add(first), x.wrapping_add(cols + first)];
-        let done = quantize_256_columns::<V, BITS>(x, some, 32, (panel, stride), (rows, row));
+        let (some, block_bytes) = ((cols - first).min(256), block_32_bytes(rows, BITS));
+        let x = [x.add(first), x.wrapping_add(stride + first)];
+        let done = quantize_256_columns::<V, BITS>(x, some, 32, (panel, block_bytes), (rows, row));
         for block in 0..some / 32 {
-            let meta = panel.add(block * stride + run_bytes(rows, BITS));
+            let meta = panel.add(block * block_bytes + run_bytes(rows, BITS));
             for r in 0..rows.min(2) {
                 let scale = done.scales[r][2 * block];
                 let sum =
@@ -265,7 +266,7 @@ pub(super) unsafe fn quantize_32<V: Vector, const BITS: u32>(
                     .write_unaligned(-MINUS_SUMS_OFFSET * sum);
             }
         }
-        panel = panel.add(some / 32 * stride);
+        panel = panel.add(some / 32 * block_bytes);
     }
 }
 
@@ -276,17 +277,18 @@ pub(super) unsafe fn quantize_32<V: Vector, const BITS: u32>(
 #[inline(always)]
 pub(super) unsafe fn quantize_256<V: Vector, const BITS: u32>(
     x: *const f32,
+    stride: usize,
     cols: usize,
     mut panel: *mut u8,
     rows: usize,
     row: usize,
 ) {
     for first in (0..cols).step_by(256) {
-        let stride = run_bytes(rows, BITS);
-        let x = [x.add(first), x.wrapping_add(cols + first)];
-        let done = quantize_256_columns::<V, BITS>(x, 256, 256, (panel, stride), (rows, row));
+        let run = run_bytes(rows, BITS);
+        let x = [x.add(first), x.wrapping_add(stride + first)];
+        let done = quantize_256_columns::<V, BITS>(x, 256, 256, (panel, run), (rows, row));
         for r in 0..rows.min(2) {
-            let meta = panel.add(8 * stride);
+            let meta = panel.add(8 * run);
             let scale = meta.cast::<f32>().add(row + r);
             let sums_32 = meta.add(4 * rows + 32 * (row + r)).cast::<i16>();
             let sums_16 = meta.add(36 * rows + 32 * (row + r)).cast::<i16>();
@@ -315,11 +317,18 @@ fn pair_order(i: usize) -> usize {
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
-pub(super) unsafe fn copy_f32(x: *const f32, cols: usize, panel: *mut u8, rows: usize, row: usize) {
+pub(super) unsafe fn copy_f32(
+    x: *const f32,
+    stride: usize,
+    cols: usize,
+    panel: *mut u8,
+    rows: usize,
+    row: usize,
+) {
     let panel = panel.cast::<f32>();
     for r in 0..rows.min(2) {
         for col in 0..cols {
-            let value = *x.add(r * cols + col);
+            let value = *x.add(r * stride + col);
             panel.add(col * rows + row + r).write_unaligned(value);
         }
     }

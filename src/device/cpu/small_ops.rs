@@ -5,8 +5,10 @@
 
 use super::vector::{Vector, exp, sum, tanh};
 
-/// `out = x / rms(x) * weight` over `n` values: (x, weight, out, n, eps). `out` may be `x`.
-pub(super) type NormFn = unsafe fn(*const f32, *const f32, *mut f32, usize, f32);
+/// 1 / rms(x) over `n` values: (x, n, eps).
+pub(super) type NormFn = unsafe fn(*const f32, usize, f32) -> f32;
+/// `out = x * factor * weight` over `n` values: (x, factor, weight, out, n). `out` may be `x`.
+pub(super) type WeighFn = unsafe fn(*const f32, f32, *const f32, *mut f32, usize);
 /// `x = f(x, y)` over `n` values: (x, y, n).
 pub(super) type BinaryFn = unsafe fn(*mut f32, *const f32, usize);
 /// `x = f(x, c)` over `n` values: (x, n, c).
@@ -44,19 +46,28 @@ unsafe fn store_some<V: Vector>(a: V::F, x: *mut f32, n: usize) {
 /// # Safety
 /// As for [`NormFn`].
 #[inline(always)]
-pub(super) unsafe fn norm<V: Vector>(
-    x: *const f32,
-    weight: *const f32,
-    out: *mut f32,
-    n: usize,
-    eps: f32,
-) {
+pub(super) unsafe fn norm<V: Vector>(x: *const f32, n: usize, eps: f32) -> f32 {
     let mut squares = V::splat_f(0.0);
     for i in (0..n).step_by(16) {
         let x = load_some::<V>(x.add(i), n - i);
         squares = V::fma(x, x, squares);
     }
-    let factor = V::splat_f(1.0 / (sum::<V>(squares) / n as f32 + eps).sqrt());
+    1.0 / (sum::<V>(squares) / n as f32 + eps).sqrt()
+}
+
+/// See [`WeighFn`].
+///
+/// # Safety
+/// As for [`NormFn`].
+#[inline(always)]
+pub(super) unsafe fn weigh<V: Vector>(
+    x: *const f32,
+    factor: f32,
+    weight: *const f32,
+    out: *mut f32,
+    n: usize,
+) {
+    let factor = V::splat_f(factor);
     for i in (0..n).step_by(16) {
         let x = load_some::<V>(x.add(i), n - i);
         let weight = load_some::<V>(weight.add(i), n - i);

@@ -102,24 +102,24 @@ const QUANTIZED: [(Kinds, usize); 2] = [
     (Kinds::of(QuantType::Q4_K), 256),
 ];
 
-/// Where in the memory for quantized rows what stands.
+/// Where in the memory for them rows stand that are quantized into blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part {
+struct Blocks {
     q: usize,
     scales: usize,
     sums: usize,
     end: usize,
 }
 
-impl Part {
+impl Blocks {
     /// For rows in blocks of `block` values, from byte `start` on.
-    const fn new(start: usize, rows: usize, cols: usize, block: usize) -> Part {
+    const fn new(start: usize, rows: usize, cols: usize, block: usize) -> Blocks {
         let rows = padded(rows);
         let q = start;
         let scales = q + (2 * rows * cols).next_multiple_of(64);
         let sums = scales + (4 * rows * (cols / block)).next_multiple_of(64);
         let end = sums + (4 * rows * (cols / 32)).next_multiple_of(64);
-        Part {
+        Blocks {
             q,
             scales,
             sums,
@@ -137,14 +137,42 @@ const fn padded(rows: usize) -> usize {
     }
 }
 
+/// What the last quantization made: so many rows, and where each kind stands that was wanted.
+#[derive(Debug, Clone, Copy, Default)]
+struct Quantized {
+    rows: usize,
+    cols: usize,
+    /// In the order of `QUANTIZED`.
+    blocks: [Option<Blocks>; 2],
+    /// Rows as they are.
+    plain: Option<usize>,
+    end: usize,
+}
+
+impl Quantized {
+    fn new(rows: usize, cols: usize, kinds: Kinds) -> Quantized {
+        let mut quantized = Quantized {
+            rows,
+            cols,
+            ..Quantized::default()
+        };
+        for (i, (kind, block)) in QUANTIZED.into_iter().enumerate() {
+            if kinds.contains(kind) {
+                let blocks = Blocks::new(quantized.end, rows, cols, block);
+                (quantized.blocks[i], quantized.end) = (Some(blocks), blocks.end);
+            }
+        }
+        if kinds.contains(Kinds::F32) {
+            quantized.plain = Some(quantized.end);
+            quantized.end += (4 * rows * cols).next_multiple_of(64);
+        }
+        quantized
+    }
+}
+
 impl Sizes {
     fn quantized_bytes(&self) -> usize {
-        let wanted = QUANTIZED
-            .iter()
-            .filter(|(kind, _)| self.kinds.contains(*kind));
-        wanted.fold(0, |end, &(_, block)| {
-            Part::new(end, self.rows, self.cols, block).end
-        })
+        Quantized::new(self.rows, self.cols, self.kinds).end
     }
 
     fn tables_bytes(&self) -> usize {
@@ -180,18 +208,6 @@ impl Sizes {
             + Reservation::carved_size::<u8>(self.tables_bytes())
             + Reservation::carved_size::<f32>(self.partial_values()).next_multiple_of(PAGE_BYTES)
     }
-}
-
-/// What the last quantization made.
-#[derive(Debug, Clone, Copy, Default)]
-struct Quantized {
-    rows: usize,
-    cols: usize,
-    kinds: Kinds,
-    /// The rows as they were, at an address of the GPU.
-    x: u64,
-    /// Where the parts of `QUANTIZED` stand.
-    parts: [Option<Part>; 2],
 }
 
 /// What the device has for itself.

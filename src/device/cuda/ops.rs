@@ -3,8 +3,8 @@
 
 use super::driver::{Arg, Args, Driver, KernelId, Stream};
 use super::queue::table_bytes;
-use super::{Cuda, PANEL_ROWS, Part, QUANTIZED, Quantized, TILES_MAX, padded};
-use crate::device::cpu::{Inspect, Kinds, RopePairing, TileView};
+use super::{Cuda, PANEL_ROWS, QUANTIZED, Quantized, TILES_MAX, padded};
+use crate::device::cpu::{Added, Inspect, Kinds, Residual, RopePairing, TileView};
 use crate::error::Result;
 use crate::format::quant::QuantType;
 use crate::format::tile::STRIP_ROWS;
@@ -24,16 +24,32 @@ struct Tile {
     stride: u32,
 }
 
-/// `Activations` of `activations.h`.
+/// `Activations` of `activations.h`, and `QuantizedBlocks` of `quantize.h`: addresses.
 #[repr(C)]
-#[derive(Clone, Copy)]
-struct Activations {
+#[derive(Clone, Copy, Default)]
+struct Blocks {
     q: u64,
     scales: u64,
     sums: u64,
 }
 // SAFETY: three pointers.
-unsafe impl Arg for Activations {}
+unsafe impl Arg for Blocks {}
+
+/// `QuantizedRows` of `quantize.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct QuantizedRows {
+    blocks: [Blocks; 2],
+    plain: u64,
+    rows: u64,
+    cols: u32,
+    panel: u32,
+}
+// SAFETY: as there, without padding.
+unsafe impl Arg for QuantizedRows {}
+
+/// Threads that quantize, and columns that they take at a time.
+const QUANTIZED_COLS: usize = 256;
 
 /// Bytes of the table of `tiles` tiles.
 pub(super) const fn tile_tables_bytes(tiles: usize) -> usize {
@@ -46,8 +62,8 @@ pub(super) struct Kernels {
     products: [[KernelId; 2]; QuantType::ALL.len()],
     /// For each type.
     embed: [KernelId; QuantType::ALL.len()],
-    /// In the order of `QUANTIZED`.
-    quantize: [KernelId; 2],
+    quantize_rows: KernelId,
+    norm_quantize: KernelId,
     rms_norm: KernelId,
     rope: KernelId,
     silu_mul: KernelId,
@@ -80,7 +96,8 @@ impl Kernels {
         Ok(Kernels {
             products,
             embed,
-            quantize: [kernel("quantize_32")?, kernel("quantize_256")?],
+            quantize_rows: kernel("quantize_rows")?,
+            norm_quantize: kernel("norm_quantize")?,
             rms_norm: kernel("rms_norm")?,
             rope: kernel("rope")?,
             silu_mul: kernel("silu_mul")?,
@@ -146,43 +163,76 @@ impl Cuda {
         });
     }
 
-    /// See [`Cpu::quantize`](crate::device::cpu::Cpu::quantize); the rows stay as they are until they were multiplied.
+    /// Where the blocks stand that were, or are about to be, quantized.
+    fn blocks(&self, blocks: super::Blocks) -> Blocks {
+        let memory = self.at(self.own.activations.as_ptr());
+        Blocks {
+            q: memory + blocks.q as u64,
+            scales: memory + blocks.scales as u64,
+            sums: memory + blocks.sums as u64,
+        }
+    }
+
+    /// Memory for rows that an op quantizes, which the next products take.
+    fn room_for(&self, (rows, cols): (usize, usize), kinds: Kinds) -> QuantizedRows {
+        let quantized = Quantized::new(rows, cols, kinds);
+        assert!(
+            quantized.end <= self.own.activations.len(),
+            "more rows than there is memory for"
+        );
+        self.quantized.set(quantized);
+        let of = |blocks: Option<_>| blocks.map_or(Blocks::default(), |b| self.blocks(b));
+        QuantizedRows {
+            blocks: quantized.blocks.map(of),
+            plain: self.plain(quantized).unwrap_or(0),
+            rows: rows as u64,
+            cols: cols as u32,
+            panel: if rows == 1 { 1 } else { PANEL_ROWS as u32 },
+        }
+    }
+
+    /// Where the rows stand as they are, if they do.
+    fn plain(&self, quantized: Quantized) -> Option<u64> {
+        let memory = self.own.activations.as_ptr();
+        quantized.plain.map(|at| self.at(memory) + at as u64)
+    }
+
+    /// See [`Cpu::quantize`](crate::device::cpu::Cpu::quantize).
     pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds) {
         assert!(x.len().is_multiple_of(cols));
         let rows = x.len() / cols;
-        let panel = if rows == 1 { 1 } else { PANEL_ROWS };
-        let (x, memory) = (self.at(x.as_ptr()), self.at(self.own.activations.as_ptr()));
-        let mut quantized = Quantized {
-            rows,
-            cols,
-            kinds,
-            x,
-            parts: [None; 2],
+        let args = Args::new()
+            .with(self.at(x.as_ptr()))
+            .with(self.room_for((rows, cols), kinds));
+        let grid = [cols.div_ceil(QUANTIZED_COLS), padded(rows), 1];
+        self.op(
+            self.kernels.quantize_rows,
+            grid,
+            QUANTIZED_COLS as u32,
+            args,
+        );
+    }
+
+    /// See [`Cpu::norm_quantize`](crate::device::cpu::Cpu::norm_quantize).
+    pub fn norm_quantize(&self, residual: Residual<'_>, kinds: Kinds) {
+        let (rows, dim) = residual.shape();
+        let (y, y_weight) = match residual.added {
+            None => (0, 0),
+            Some(Added { y, weight }) => (
+                self.at(y.as_ptr()),
+                weight.map_or(0, |weight| self.at(weight.as_ptr())),
+            ),
         };
-        let mut end = 0;
-        for (i, (kind, block)) in QUANTIZED.into_iter().enumerate() {
-            if !kinds.contains(kind) {
-                continue;
-            }
-            let part = Part::new(end, rows, cols, block);
-            assert!(
-                part.end <= self.own.activations.len(),
-                "more rows than there is memory for"
-            );
-            let args = Args::new()
-                .with(x)
-                .with(rows as u32)
-                .with(cols as u32)
-                .with(panel as u32)
-                .with(memory + part.q as u64)
-                .with(memory + part.scales as u64)
-                .with(memory + part.sums as u64);
-            let grid = [cols.div_ceil(4 * block), padded(rows), 1];
-            self.op(self.kernels.quantize[i], grid, 128, args);
-            quantized.parts[i] = Some(part);
-            end = part.end;
-        }
-        self.quantized.set(quantized);
+        let args = Args::new()
+            .with(self.at(residual.x.as_ptr()))
+            .with(y)
+            .with(y_weight)
+            .with(self.at(residual.weight.as_ptr()))
+            .with(residual.eps)
+            .with(self.room_for((rows, dim), kinds));
+        let threads = QUANTIZED_COLS * dim.div_ceil(QUANTIZED_COLS).clamp(1, 4);
+        let grid = [padded(rows), 1, 1];
+        self.op(self.kernels.norm_quantize, grid, threads as u32, args);
     }
 
     /// See [`Cpu::matmul`](crate::device::cpu::Cpu::matmul), with the rows that were quantized last. Tiles are never
@@ -252,11 +302,9 @@ impl Cuda {
         let args = Args::new().with(table).with(x.cols as u32);
         let kernels = self.kernels.products[qtype as usize];
         let kind = Kinds::of(qtype);
-        assert!(
-            x.kinds.contains(kind),
-            "the rows were not quantized for this weight type"
-        );
+        const UNFIT: &str = "the rows were quantized for this weight type";
         if kind == Kinds::F32 {
+            let plain = self.plain(x).expect(UNFIT);
             let warps = x.rows.div_ceil(FLOATS_ROWS).min(GROUPS_MAX);
             let grid = [
                 rows_max.div_ceil(32),
@@ -267,19 +315,12 @@ impl Cuda {
                 kernels[0],
                 grid,
                 32 * warps as u32,
-                args.with(x.x).with(x.rows as u32),
+                args.with(plain).with(x.rows as u32),
             );
         }
         let place = QUANTIZED.iter().position(|&(of, _)| of == kind);
-        let part = place
-            .and_then(|i| x.parts[i])
-            .expect("its kind was quantized");
-        let memory = self.at(self.own.activations.as_ptr());
-        let args = args.with(Activations {
-            q: memory + part.q as u64,
-            scales: memory + part.scales as u64,
-            sums: memory + part.sums as u64,
-        });
+        let blocks = place.and_then(|i| x.blocks[i]).expect(UNFIT);
+        let args = args.with(self.blocks(blocks));
         if x.rows == 1 {
             return self.launch(kernels[0], [rows_max.div_ceil(16), count, 1], 64, args);
         }
@@ -297,27 +338,16 @@ impl Cuda {
         )
     }
 
-    /// `out = x / rms(x) * weight` for each group of `weight.len()` values.
-    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        assert_eq!(x.len(), out.len());
-        self.norm(x.as_ptr(), weight, eps, out);
-    }
-
-    /// [`Cuda::rms_norm`] in place.
+    /// `x = x / rms(x) * weight` for each group of `weight.len()` values.
     pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
-        self.norm(x.as_ptr(), weight, eps, x);
-    }
-
-    fn norm(&self, x: *const f32, weight: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len();
-        assert!(out.len().is_multiple_of(n));
+        assert!(x.len().is_multiple_of(n));
         let args = Args::new()
-            .with(self.at(x))
+            .with(self.at(x.as_ptr()))
             .with(self.at(weight.as_ptr()))
-            .with(self.at(out.as_ptr()))
             .with(n as u32)
             .with(eps);
-        self.op(self.kernels.rms_norm, [out.len() / n, 1, 1], 128, args);
+        self.op(self.kernels.rms_norm, [x.len() / n, 1, 1], 128, args);
     }
 
     /// `x += y`; a shorter `y` is repeated.

@@ -5,13 +5,13 @@ use std::ptr;
 
 use super::{Model, Row};
 use crate::device::Device;
-use crate::device::cpu::{self, Activations, AttentionRow, KvRow, TileView};
+use crate::device::cpu::{self, Activations, Added, AttentionRow, KvRow, Residual, TileView};
 use crate::error::Result;
 use crate::format::quant;
 use crate::model::config::Activation;
 use crate::model::kv::{self, Session};
 use crate::model::rope;
-use crate::model::weights::MatrixPlan;
+use crate::model::weights::{MatrixPlan, Vectors};
 use crate::store::{RowBytes, Store};
 use crate::trace::What;
 
@@ -111,7 +111,7 @@ impl Model {
         Ok(())
     }
 
-    /// x += attention(norm(x)).
+    /// y = attention(norm(x += y)).
     fn attend(
         &mut self,
         layer: usize,
@@ -133,15 +133,15 @@ impl Model {
             &mut v[..count * kv_dim],
         );
 
-        let h = &mut self.h[..count * dim];
-        device.rms_norm(
-            &self.x[..count * dim],
-            &vectors.attn_norm,
-            config.norm_eps,
-            h,
-        );
+        let before = layer.checked_sub(1);
+        let residual = Residual {
+            x: &mut self.x[..count * dim],
+            added: before.map(|layer| added(&self.y, &self.vectors, (layer, 1), count * dim)),
+            weight: &vectors.attn_norm,
+            eps: config.norm_eps,
+        };
         let kinds = self.plan.kinds(matrices.q..matrices.q + 3);
-        device.quantize(h, dim, kinds, &mut self.activations);
+        device.norm_quantize(residual, kinds, &mut self.activations);
         let outs = [
             (q.as_mut_ptr(), q_dim),
             (k.as_mut_ptr(), kv_dim),
@@ -174,7 +174,7 @@ impl Model {
         device.rope(k, count, head_dim, cos, sin, config.pairing);
 
         let begun = store.trace().begin();
-        let out = &mut self.h[..count * q_dim];
+        let out = &mut self.attended[..count * q_dim];
         self.kv_rows.clear();
         self.attention_rows.clear();
         for (index, (row, &position)) in rows.iter().zip(&self.positions).enumerate() {
@@ -213,38 +213,23 @@ impl Model {
 
         let kinds = self.plan.kinds(matrices.o..matrices.o + 1);
         device.quantize(out, q_dim, kinds, &mut self.activations);
-        self.add_product(matrices.o, (layer, 0), count, store, device)
+        self.product(matrices.o, store, device)
     }
 
-    /// x += matrix(activations), normed before it is added where the model has norms behind the parts of its layers:
-    /// here that of part `part` of `layer`.
-    fn add_product(
-        &mut self,
-        matrix: usize,
-        (layer, part): (usize, usize),
-        count: usize,
-        store: &mut Store,
-        device: &Device,
-    ) -> Result<()> {
-        let dim = self.config.dim;
-        let y = &mut self.y[..count * dim];
+    /// y = matrix(activations): what is added to x before the next norm.
+    fn product(&mut self, matrix: usize, store: &mut Store, device: &Device) -> Result<()> {
         matmul(
             matrix,
-            &[(y.as_mut_ptr(), dim)],
+            &[(self.y.as_mut_ptr(), self.config.dim)],
             &self.plan,
             &self.activations,
             &mut self.tiles,
             store,
             device,
-        )?;
-        if let Some(norms) = &self.vectors.layers[layer].post_norms {
-            device.rms_norm_in_place(y, &norms[part], self.config.norm_eps);
-        }
-        device.add(&mut self.x[..count * dim], y);
-        Ok(())
+        )
     }
 
-    /// x += down(act(gate(norm(x))) * up(norm(x))).
+    /// y = down(act(gate(h)) * up(h)) of h = norm(x += y).
     fn feed_forward(
         &mut self,
         layer: usize,
@@ -258,19 +243,14 @@ impl Model {
         let vectors = &self.vectors.layers[layer];
         let (gate, up) = (&mut self.gate[..count * ff], &mut self.up[..count * ff]);
 
-        let h = &mut self.h[..count * dim];
-        device.rms_norm(
-            &self.x[..count * dim],
-            &vectors.ffn_norm,
-            config.norm_eps,
-            h,
-        );
-        device.quantize(
-            h,
-            dim,
-            self.plan.kinds(matrices.gate..matrices.gate + 2),
-            &mut self.activations,
-        );
+        let residual = Residual {
+            x: &mut self.x[..count * dim],
+            added: Some(added(&self.y, &self.vectors, (layer, 0), count * dim)),
+            weight: &vectors.ffn_norm,
+            eps: config.norm_eps,
+        };
+        let kinds = self.plan.kinds(matrices.gate..matrices.gate + 2);
+        device.norm_quantize(residual, kinds, &mut self.activations);
         let outs = [(gate.as_mut_ptr(), ff), (up.as_mut_ptr(), ff)];
         matmul(
             matrices.gate,
@@ -291,35 +271,36 @@ impl Model {
             self.plan.kinds(matrices.down..matrices.down + 1),
             &mut self.activations,
         );
-        self.add_product(matrices.down, (layer, 1), count, store, device)
+        self.product(matrices.down, store, device)
     }
 
-    /// logits = head(norm(x)) of the rows that want them.
+    /// logits = head(norm(x += y)) of the rows that want them.
     fn head(&mut self, rows: &[Row], store: &mut Store, device: &Device) -> Result<()> {
         let (dim, vocab) = (self.config.dim, self.config.vocab);
         let mut count = 0;
         for (index, _) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
-            let from = &self.x[index * dim..][..dim];
-            device.copy(from, &mut self.y[count * dim..][..dim]);
+            // Nobody needs the others any more.
+            if index != count {
+                for all in [&mut self.x, &mut self.y] {
+                    let (to, from) = all.split_at_mut(index * dim);
+                    device.copy(&from[..dim], &mut to[count * dim..][..dim]);
+                }
+            }
             count += 1;
         }
         assert!(count <= self.limits.logits_rows, "{count} rows want logits");
         if count == 0 {
             return Ok(());
         }
-        let h = &mut self.h[..count * dim];
-        device.rms_norm(
-            &self.y[..count * dim],
-            &self.vectors.output_norm,
-            self.config.norm_eps,
-            h,
-        );
-        device.quantize(
-            h,
-            dim,
-            self.plan.kinds(self.plan.head..self.plan.head + 1),
-            &mut self.activations,
-        );
+        let last = self.config.layers.len().checked_sub(1);
+        let residual = Residual {
+            x: &mut self.x[..count * dim],
+            added: last.map(|layer| added(&self.y, &self.vectors, (layer, 1), count * dim)),
+            weight: &self.vectors.output_norm,
+            eps: self.config.norm_eps,
+        };
+        let kinds = self.plan.kinds(self.plan.head..self.plan.head + 1);
+        device.norm_quantize(residual, kinds, &mut self.activations);
         let logits = &mut self.logits[..count * vocab];
         let outs = [(logits.as_mut_ptr(), vocab)];
         matmul(
@@ -336,6 +317,20 @@ impl Model {
         }
         device.download(logits);
         Ok(())
+    }
+}
+
+/// The product `y`, of `len` values, that ended part `part` of `layer` and is not yet in the stream; some models norm it.
+fn added<'a>(
+    y: &'a [f32],
+    vectors: &'a Vectors,
+    (layer, part): (usize, usize),
+    len: usize,
+) -> Added<'a> {
+    let norms = vectors.layers[layer].post_norms.as_ref();
+    Added {
+        y: &y[..len],
+        weight: norms.map(|norms| &*norms[part]),
     }
 }
 

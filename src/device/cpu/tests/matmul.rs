@@ -2,24 +2,10 @@
 #![allow(unsafe_code)]
 
 use super::oracle::{self, Weights};
-use super::{Random, bits, devices};
+use super::{Random, activations, bits, devices};
 use crate::device::cpu::matmul::CHUNK_COLS;
 use crate::device::cpu::{Activations, Cpu, Kinds, Precision, TileView};
 use crate::format::quant::QuantType;
-
-/// Memory for activations, and the view of it.
-fn activations(
-    rows: usize,
-    cols: usize,
-    kinds: Kinds,
-    precision: Precision,
-) -> (Vec<u64>, Activations) {
-    let bytes = Activations::bytes(rows, cols, kinds, precision);
-    let mut memory = vec![0_u64; bytes.div_ceil(8)];
-    // SAFETY: the memory lives as long as the view and nothing else uses it.
-    let view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8, precision) };
-    (memory, view)
-}
 
 /// A device of each instruction set, at each precision.
 fn devices_and_precisions(threads: usize) -> impl Iterator<Item = (Cpu, Precision)> {

@@ -1,11 +1,13 @@
 //! Every kernel of every instruction set at hand against plain scalar code.
+#![allow(unsafe_code)]
 
 mod attention;
 mod matmul;
 mod oracle;
+mod row_ops;
 mod small_ops;
 
-use super::{Cpu, Isa};
+use super::{Activations, Cpu, Isa, Kinds, Precision};
 
 /// Row bytes that any test needs.
 const ROW_BYTES_MAX: usize = 64 << 10;
@@ -14,6 +16,45 @@ const ROW_BYTES_MAX: usize = 64 << 10;
 fn devices(threads: usize) -> impl Iterator<Item = Cpu> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.available());
     isas.map(move |isa| Cpu::new(threads, isa, ROW_BYTES_MAX).expect("the processor has it"))
+}
+
+/// Memory for activations, and the view of it.
+fn activations(
+    rows: usize,
+    cols: usize,
+    kinds: Kinds,
+    precision: Precision,
+) -> (Vec<u64>, Activations) {
+    let bytes = Activations::bytes(rows, cols, kinds, precision);
+    let mut memory = vec![0_u64; bytes.div_ceil(8)];
+    // SAFETY: the memory lives as long as the view and nothing else uses it.
+    let view = unsafe { Activations::new(memory.as_mut_ptr().cast(), memory.len() * 8, precision) };
+    (memory, view)
+}
+
+/// Runs `op` on every device; all results must have the same bits. Returns one.
+fn everywhere(op: impl Fn(&Cpu) -> Vec<f32>) -> Vec<f32> {
+    let mut first = None;
+    for threads in [1, 2] {
+        for cpu in devices(threads) {
+            let out = op(&cpu);
+            let first = first.get_or_insert_with(|| out.clone());
+            assert!(
+                bits(first) == bits(&out),
+                "{} with {threads} threads",
+                cpu.isa()
+            );
+        }
+    }
+    first.expect("plain Rust is always there")
+}
+
+/// Each result is within `tolerance` (of its size, or of 1) of the exact one.
+fn close(got: &[f32], exact: impl Iterator<Item = f64>, tolerance: f64) {
+    for (i, (got, exact)) in got.iter().zip(exact).enumerate() {
+        let error = (f64::from(*got) - exact).abs() / exact.abs().max(1.0);
+        assert!(error < tolerance, "value {i}: {got}, not {exact}");
+    }
 }
 
 /// Seeded random numbers: xorshift64*.

@@ -1,0 +1,41 @@
+//! How many launches a layer takes in decode, so that the number does not grow unseen.
+
+use airstream::format::quant::QuantType;
+
+use super::fake_gpu::FakeGpu;
+use super::support::synth::{Arch, SynthSpec, write};
+use super::{few, logits, on_gpu, options};
+
+/// Launches of a sweep of one row behind `context` others, of a model with so many layers.
+fn launches(arch: Arch, layers: u32, context: usize) -> Option<u64> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model.gguf");
+    let spec = SynthSpec {
+        layers,
+        ffn: 64,
+        vocab: 64,
+        ..SynthSpec::new(arch, QuantType::Q8_0, 6)
+    };
+    write(&spec, &model).expect("the folder can be written");
+    let gpu = FakeGpu::new(1)?;
+    let seen = gpu.seen();
+    let engine = &mut on_gpu(&model, &options(64, 512), gpu);
+    logits(engine, 0, &few(context), 64).expect("a sweep");
+    let issued = || seen.lock().expect("nobody panics with it").launches;
+    let before = issued();
+    logits(engine, 0, &few(1), 1).expect("a sweep");
+    Some(issued() - before)
+}
+
+#[test]
+fn a_layer_takes_few_launches() {
+    for (arch, per_layer) in [(Arch::Llama, 13), (Arch::Qwen2, 16), (Arch::Gemma3, 15)] {
+        let of = |layers| launches(arch, layers, 3);
+        let (Some(two), Some(three)) = (of(2), of(3)) else {
+            return;
+        };
+        assert_eq!(three - two, per_layer, "{arch:?}");
+        // The embedding's scale, the last norm and the head.
+        assert!(two - 2 * per_layer <= 3, "{arch:?}: {two} in all");
+    }
+}

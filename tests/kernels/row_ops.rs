@@ -1,0 +1,88 @@
+//! The ops that end in quantized rows: the CPU's values, rounded as the kernel does that has only them to round. (That
+//! this is the CPU's rounding is for the products to show.)
+
+use super::launch::launch;
+use super::products::quantize;
+use super::quantized::Quantized;
+use super::shim::Shim;
+use super::weights::Rng;
+use super::{ORDERS, assert_same, cpu, floats};
+use airstream::device::cpu::{Activations, Added, Cpu, Kinds, Precision, Residual};
+
+/// Rows, columns, and what they are quantized into.
+fn shapes() -> [(usize, usize, Kinds); 7] {
+    [
+        (1, 256, Kinds::ALL),
+        (1, 2304, Kinds::F32 | Kinds::BLOCKS_256),
+        (1, 576, Kinds::F32 | Kinds::BLOCKS_32),
+        (1, 77, Kinds::F32),
+        (3, 288, Kinds::F32 | Kinds::BLOCKS_32),
+        (9, 1280, Kinds::ALL),
+        (2, 2100, Kinds::F32),
+    ]
+}
+
+/// The one row that the CPU quantizes into plain floats.
+fn plain_row(cols: usize, op: impl FnOnce(&Cpu, &mut Activations)) -> Vec<f32> {
+    let mut row = vec![f32::NAN; cols + 16];
+    // SAFETY: the memory outlives the view and nothing else uses it.
+    let mut view =
+        unsafe { Activations::new(row.as_mut_ptr().cast(), 4 * row.len(), Precision::Bits12) };
+    op(&cpu(), &mut view);
+    row.truncate(cols);
+    row
+}
+
+/// Whether a kernel has rounded what it should have, and has made of it what the other kernel makes of the same values.
+fn assert_rounded(shim: &Shim, got: &Quantized, kinds: Kinds, expected: &[f32], what: &str) {
+    assert_same(&got.plain, expected, what);
+    let mut alone = Quantized::new(expected.len() / got.cols(), got.cols(), kinds);
+    quantize(shim, 0, expected, &mut alone);
+    assert!(*got == alone, "{what}: otherwise rounded");
+}
+
+#[test]
+fn sums_and_norms_are_the_cpus() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(1);
+    for (case, (rows, dim, kinds)) in shapes().into_iter().enumerate() {
+        for added in 0..3 {
+            let x = floats(&mut random, rows * dim);
+            let (y, weights) = (
+                floats(&mut random, rows * dim),
+                floats(&mut random, 2 * dim),
+            );
+            let (weight, y_weight) = weights.split_at(dim);
+            let (mut stream, mut expected) = (x.clone(), Vec::new());
+            for (x, y) in stream.chunks_mut(dim).zip(y.chunks(dim)) {
+                let weight_of = [None, None, Some(y_weight)][added];
+                let residual = Residual {
+                    x,
+                    added: (added > 0).then_some(Added {
+                        y,
+                        weight: weight_of,
+                    }),
+                    weight,
+                    eps: 1e-5,
+                };
+                expected.extend(plain_row(dim, |cpu, into| {
+                    cpu.norm_quantize(residual, Kinds::F32, into);
+                }));
+            }
+            let (mut got, mut got_stream) = (Quantized::new(rows, dim, kinds), x);
+            let pointer = |wanted: bool, values: &[f32]| match wanted {
+                true => values.as_ptr(),
+                false => std::ptr::null(),
+            };
+            let threads = 256 * dim.div_ceil(256).clamp(1, 4) as u32;
+            launch!(
+                shim, ORDERS[case % 3], "norm_quantize", [got.padded(), 1, 1], threads;
+                got_stream.as_mut_ptr(), pointer(added > 0, &y), pointer(added > 1, y_weight), weight.as_ptr(),
+                1e-5_f32, got.argument()
+            );
+            let what = format!("{rows} x {dim}, {added} added");
+            assert_same(&got_stream, &stream, &what);
+            assert_rounded(shim, &got, kinds, &expected, &what);
+        }
+    }
+}
