@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -245,7 +245,13 @@ fn a_token_is_asked_for_and_a_unix_socket_served() {
     };
     // Open to whatever watches it; 503 while the model is being loaded.
     assert!([200, 503].contains(&send("GET /health HTTP/1.1").status));
-    assert_eq!(send("GET /v1/models HTTP/1.1").status, 401);
+    let refused = send("GET /v1/models HTTP/1.1");
+    assert_eq!(refused.status, 401);
+    assert!(
+        refused.head.contains("connection: close"),
+        "{}",
+        refused.head
+    );
     assert_eq!(
         send("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer open-sesam").status,
         401
@@ -256,19 +262,64 @@ fn a_token_is_asked_for_and_a_unix_socket_served() {
     );
 }
 
+/// The address that a daemon of [`start`] listens on.
+fn address(daemon: &Daemon) -> String {
+    let config = std::fs::read_to_string(daemon.path("airstream.toml")).expect("its configuration");
+    let address = config
+        .rsplit_once("listen = \"")
+        .and_then(|(_, rest)| rest.split('"').next());
+    address.expect("an address").to_owned()
+}
+
+#[test]
+fn a_client_that_reads_nothing_does_not_keep_its_connection() {
+    let Some((daemon, _)) = start("[limits]\nclients = 2\nstalled_s = 1\n") else {
+        return;
+    };
+    let address = address(&daemon);
+    let asks = "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    let deaf: Vec<TcpStream> = (0..2)
+        .map(|_| {
+            let mut deaf = TcpStream::connect(&address).expect("it listens");
+            deaf.set_nonblocking(true).expect("a socket");
+            // More than all buffers on the way hold; the daemon stops reading when it cannot write.
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(300) {
+                if deaf.write(asks.as_bytes()).is_err() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            deaf
+        })
+        .collect();
+    let begun = Instant::now();
+    loop {
+        let mut stream = TcpStream::connect(&address).expect("it listens");
+        let ask = "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let mut reply = Vec::new();
+        // A connection that is refused breaks off.
+        let _ = stream.write_all(ask.as_bytes()).and_then(|()| {
+            stream.read_to_end(&mut reply)?;
+            Ok(())
+        });
+        if reply.starts_with(b"HTTP/1.1 200") {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "still refused");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(deaf);
+}
+
 #[test]
 fn a_client_that_hangs_up_ends_its_answer() {
     let Some((daemon, _)) = start("") else { return };
-    let config = std::fs::read_to_string(daemon.path("airstream.toml")).expect("its configuration");
-    let port = config
-        .rsplit_once("127.0.0.1:")
-        .and_then(|(_, rest)| rest.split('"').next())
-        .expect("a port");
+    let address = address(&daemon);
     for stream in [false, true] {
         let body = chat(&json!({ "max_tokens": 480, "stream": stream, "messages": [
             { "role": "user", "content": "Tell me a very long story about the sea." }
         ]}));
-        let mut connection = TcpStream::connect(format!("127.0.0.1:{port}")).expect("it listens");
+        let mut connection = TcpStream::connect(&address).expect("it listens");
         let head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
             body.len()
@@ -286,7 +337,7 @@ fn a_client_that_hangs_up_ends_its_answer() {
             std::thread::sleep(Duration::from_millis(5));
         }
         drop(connection);
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         while running(&mut client) != 0 {
             assert!(
                 begun.elapsed() < Duration::from_secs(1),

@@ -3,6 +3,7 @@
 mod answer;
 mod metrics;
 mod openai;
+mod patient;
 
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, ORIGIN};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
 use self::openai::{Asked, Interface, error};
+use self::patient::Patient;
 use super::front::Front;
 use super::unix::listen::Listening;
 
@@ -124,6 +126,7 @@ where
         return log::warn!("{name}: refused, there are too many HTTP connections");
     }
     let server = Rc::clone(server);
+    let stream = Patient::new(stream, server.front.limits().stalled());
     tokio::task::spawn_local(async move {
         let service = service_fn(|request| {
             let (front, name, token) =
@@ -150,17 +153,13 @@ async fn route(
     let path = request.uri().path().to_owned();
     if path != "/health" && !token.is_shown(request.headers().get(AUTHORIZATION)) {
         let what = "the token is missing or wrong: send `Authorization: Bearer TOKEN`";
-        return json_reply(
-            StatusCode::UNAUTHORIZED,
-            &error(what, "invalid_request_error", None, Some("invalid_api_key")),
-        );
+        let what = error(what, "invalid_request_error", None, Some("invalid_api_key"));
+        return last_reply(json_reply(StatusCode::UNAUTHORIZED, &what));
     }
     if token.0.is_none() && request.headers().contains_key(ORIGIN) {
         let what = "requests of web pages need a token: set `token_file` under [http]";
-        return json_reply(
-            StatusCode::FORBIDDEN,
-            &error(what, "invalid_request_error", None, None),
-        );
+        let what = error(what, "invalid_request_error", None, None);
+        return last_reply(json_reply(StatusCode::FORBIDDEN, &what));
     }
     let get = request.method() == Method::GET;
     let post = request.method() == Method::POST;
@@ -267,6 +266,13 @@ async fn complete(
 
 fn json_reply(status: StatusCode, value: &Value) -> Response<Body> {
     reply(status, "application/json", value.to_string().into())
+}
+
+/// A reply after which the connection is closed: who may not ask need not hold it.
+fn last_reply(mut reply: Response<Body>) -> Response<Body> {
+    let close = HeaderValue::from_static("close");
+    reply.headers_mut().insert(CONNECTION, close);
+    reply
 }
 
 fn reply(status: StatusCode, content_type: &'static str, body: Bytes) -> Response<Body> {
