@@ -41,7 +41,7 @@ pub struct EngineArgs {
     /// first read, and kept in the cache folder for later runs.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
     verify: bool,
-    /// Instruction set to use (scalar, avx2, avx512, neon), for tests.
+    /// Instruction set to use (scalar, avx2, avx512, neon, i8mm), for tests.
     #[arg(long, hide = true, value_name = "ISA")]
     cpu: Option<Isa>,
     /// How to read (uring, pread), for tests.

@@ -12,9 +12,9 @@ const CPU_DRAM_SHARE: f64 = 0.78;
 /// Weights that a core of Orin multiplies in a cycle when it decodes: our Q4_0 kernel takes 4.3 bytes of weights a
 /// cycle by llvm-mca's model of the Cortex-A78, at 0.5625 bytes a weight.
 const CPU_WEIGHTS_PER_CYCLE: f64 = 7.6;
-/// Products that it makes in a cycle in sweeps of many rows: two SDOT of 16 int8 products (Arm's Cortex-A78 Software
-/// Optimization Guide), halved because activations have two parts, of which `bench --ops` reached 72% (on x86-64).
-const CPU_PRODUCTS_PER_CYCLE: f64 = 32.0 / 2.0 * 0.72;
+/// Products that it makes in a cycle in sweeps of many rows: our kernels for 8 rows take 12 for Q4_0 and 11.5 for Q4_K,
+/// by llvm-mca's model of the Neoverse N1, whose vector pipes are much like the Cortex-A78's.
+const CPU_PRODUCTS_PER_CYCLE: f64 = 11.5;
 /// Weights that a CUDA core multiplies in a cycle when it decodes. Assumed: one instruction a weight, unpacking included.
 const GPU_WEIGHTS_PER_CYCLE: f64 = 1.0;
 /// Products of 16-bit floats that the tensor cores make in a cycle, for each CUDA core beside them: Orin's 1024 for the

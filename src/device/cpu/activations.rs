@@ -13,6 +13,8 @@
 //!
 //! A value is an integer `q` of 8 or almost 12 bits times the block's scale; the integers stand in parts of
 //! a byte each (`precision` says why and how). A run is 32 columns of them: `[group of rows][part][32] i8`.
+//! For instruction sets that take two parts at a time (`weights_first`), each two parts stand side by side
+//! instead: 8 columns of one and 8 of the other take turns. The last part of an odd number stays as it is.
 //! A row's integers, and so its results, do not depend on the rows beside it.
 //!
 //! The minus sums of a 32-block are what a dot product with a part begins at, for weights that are

@@ -78,6 +78,19 @@ unsafe fn field<V: Vector>(x: V::I, shift: usize, mask: i32) -> V::I {
     V::field(x, shift as u32, mask)
 }
 
+/// What is at bit `from`, at bit `to` instead.
+///
+/// # Safety
+/// As for [`Codec256`].
+#[inline(always)]
+unsafe fn moved<V: Vector>(x: V::I, from: usize, to: usize) -> V::I {
+    if from < to {
+        V::shl(x, (to - from) as u32)
+    } else {
+        V::shr(x, (from - to) as u32)
+    }
+}
+
 /// Four bytes in a dword, taken off `offset`, as 16 bit pairs: (0, 2), (1, 3).
 ///
 /// # Safety
@@ -186,8 +199,8 @@ impl<V: Vector> Codec256<V> for Q3K {
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I {
         let p = p.add(32);
         let low = field::<V>(dword::<V>(p, 8 + 8 * outer + j), 2 * inner, 0x0303_0303);
-        let high = V::shr(V::shr(dword::<V>(p, j), 4 * outer as u32), inner as u32);
-        V::or(low, V::shl(V::and(high, V::splat(0x0101_0101)), 2))
+        let high = V::shr(dword::<V>(p, j), 4 * outer as u32);
+        V::insert(low, moved::<V>(high, inner, 2), 0x0404_0404)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
@@ -240,8 +253,8 @@ impl<V: Vector> Codec256<V> for Q5K {
     #[inline(always)]
     unsafe fn weights(p: *const u8, outer: usize, inner: usize, j: usize) -> V::I {
         let low = field::<V>(dword::<V>(p, 12 + 8 * outer + j), 4 * inner, 0x0f0f_0f0f);
-        let high = V::shr(V::shr(dword::<V>(p, 4 + j), 2 * outer as u32), inner as u32);
-        V::or(low, V::shl(V::and(high, V::splat(0x0101_0101)), 4))
+        let high = V::shr(dword::<V>(p, 4 + j), 2 * outer as u32);
+        V::insert(low, moved::<V>(high, inner, 4), 0x1010_1010)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {
@@ -280,8 +293,8 @@ impl<V: Vector> Codec256<V> for Q6K {
         let p = p.add(32);
         let low = dword::<V>(p, 16 * outer + 8 * (inner % 2) + j);
         let low = field::<V>(low, 4 * (inner / 2), 0x0f0f_0f0f);
-        let high = field::<V>(dword::<V>(p, 32 + 8 * outer + j), 2 * inner, 0x0303_0303);
-        V::or(low, V::shl(high, 4))
+        let high = moved::<V>(dword::<V>(p, 32 + 8 * outer + j), 2 * inner, 4);
+        V::insert(low, high, 0x3030_3030)
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> V::F {

@@ -68,10 +68,9 @@ unsafe fn nibbles<V: Vector>(p: *const u8, j: usize) -> (V::I, V::I) {
 unsafe fn five_bits<V: Vector>(p: *const u8, high: *const u8, j: usize) -> (V::I, V::I) {
     let (low, up) = nibbles::<V>(p, j);
     let high = V::load(high);
-    let fifth = V::splat(0x1010_1010);
     (
-        V::or(low, V::and(V::shl(high, 4 - j as u32), fifth)),
-        V::or(up, V::and(V::shr(high, j as u32), fifth)),
+        V::insert(low, V::shl(high, 4 - j as u32), 0x1010_1010),
+        V::insert(up, V::shr(high, j as u32), 0x1010_1010),
     )
 }
 

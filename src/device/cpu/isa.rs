@@ -16,11 +16,13 @@ pub enum Isa {
     Avx512,
     /// aarch64 with NEON and dot products of bytes.
     Neon,
+    /// The same with products of matrices of bytes.
+    I8mm,
 }
 
 impl Isa {
     /// Every instruction set, fastest last.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Neon, Isa::I8mm];
 
     /// Whether this processor has it.
     pub fn available(self) -> bool {
@@ -34,8 +36,10 @@ impl Isa {
             Isa::Avx2 | Isa::Avx512 => false,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => super::aarch64::neon_available(),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => super::aarch64::i8mm_available(),
             #[cfg(not(target_arch = "aarch64"))]
-            Isa::Neon => false,
+            Isa::Neon | Isa::I8mm => false,
         }
     }
 
@@ -60,8 +64,10 @@ impl Isa {
             Isa::Avx2 | Isa::Avx512 => None,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => self.available().then_some(&super::aarch64::NEON),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => self.available().then_some(&super::aarch64::I8MM),
             #[cfg(not(target_arch = "aarch64"))]
-            Isa::Neon => None,
+            Isa::Neon | Isa::I8mm => None,
         }
     }
 
@@ -72,6 +78,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
+            Isa::I8mm => "i8mm",
         }
     }
 }

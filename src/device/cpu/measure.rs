@@ -9,7 +9,7 @@ use super::strip::prefetch;
 use super::vector::Vector;
 
 /// Chains of dot products that run side by side: as many as hide the latency of one.
-const CHAINS: usize = 8;
+pub(super) const CHAINS: usize = 8;
 /// Dot products of each chain in one unit of work.
 const ROUNDS: usize = 1 << 16;
 /// Bytes that one unit of reading takes.
@@ -17,13 +17,13 @@ const UNIT_BYTES: usize = 64 << 10;
 /// The best of so many runs counts.
 const RUNS: usize = 5;
 
-/// Keeps the units for integer dot products busy: (rounds, 4 activations, where the sums go).
+/// Keeps the units for integer dot products busy: (rounds, 32 activations, where the sums go).
 pub(super) type DotsFn = unsafe fn(usize, *const i8, *mut u8);
 
 /// `rounds` dot products in each of [`CHAINS`] chains.
 ///
 /// # Safety
-/// `a` is valid for 4 bytes, `out` for 64, and the caller is compiled for `V`.
+/// `a` is valid for 32 bytes, `out` for 64, and the caller is compiled for `V`.
 #[inline(always)]
 pub(super) unsafe fn dots<V: Vector>(rounds: usize, a: *const i8, out: *mut u8) {
     // SAFETY: as the caller vouches.
@@ -88,7 +88,7 @@ impl Cpu {
             self.pool.run(units, &|_, _| {
                 let mut out = [0; 64];
                 // SAFETY: the arrays are as large as the kernel asks, and the processor has its instruction set.
-                unsafe { (self.kernels.dots)(ROUNDS, [1, 2, 3, 4].as_ptr(), out.as_mut_ptr()) };
+                unsafe { (self.kernels.dots)(ROUNDS, [1; 32].as_ptr(), out.as_mut_ptr()) };
                 black_box(out);
             });
         });

@@ -8,8 +8,9 @@
 //! rows: a tile that stays is packed in its slot the first time it is used, a
 //! streamed one into scratch each time. A kernel (`strip`) takes one packed
 //! strip and up to 8 activation rows through the whole width of the matrix,
-//! reading the weights through a codec (`codec_32`, `codec_256`). Threads
-//! (`pool`) share out runs of strips (`matmul`).
+//! reading the weights through a codec (`codec_32`, `codec_256`); on aarch64 the
+//! dot products are taken in another order (`weights_first`). Threads (`pool`)
+//! share out runs of strips (`matmul`).
 //!
 //! Kernels are written once over the trait in `vector`; `portable`,
 //! `x86_64` and `aarch64` implement it, and the results of all are the same bit for bit.
@@ -34,6 +35,7 @@ mod row_ops;
 mod small_ops;
 mod strip;
 mod vector;
+mod weights_first;
 mod x86_64;
 
 #[cfg(test)]

@@ -8,8 +8,9 @@
 #![allow(clippy::needless_range_loop)] // Blocks run through several arrays and spans.
 
 use super::activations::{MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes};
-use super::precision::{BITS_8, FINE_BITS, SECOND, q_max, shape};
+use super::precision::{BITS_8, FINE_BITS, SECOND, parts, q_max, shape};
 use super::vector::{Vector, abs, lanes};
+use super::weights_first;
 
 /// Quantizes columns of the one row of a panel, or of two rows of a larger one: (values, from one row's to the next
 /// one's, columns, the panel from the first of these on, rows in the panel, row within the panel, the first one of two).
@@ -89,47 +90,46 @@ unsafe fn rest<V: Vector>(q: V::I, by: i32) -> V::I {
 /// What a coarse unit is worth in fine ones.
 const FIRST: i32 = 1 << FINE_BITS;
 
-/// 16 integers of a single row in two parts, the second one 32 bytes behind the first; the parts.
+/// 16 integers of a single row as two parts.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-unsafe fn put_single<V: Vector>(q: V::I, to: *mut u8) -> [V::I; 3] {
+unsafe fn parts_of_single<V: Vector>(q: V::I) -> [V::I; 3] {
     let coarse = divide::<V>(q, FIRST);
     let fine = V::sub_i(q, V::shl(coarse, FINE_BITS));
-    V::store_bytes(coarse, to.cast());
-    V::store_bytes(fine, to.add(32).cast());
     [coarse, fine, V::splat(0)]
 }
 
-/// 16 integers of each of the panel's first `rows` rows of 8 bits, 32 bytes apart.
+/// 16 integers of each of two rows as three parts.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-unsafe fn put_bytes<V: Vector>(a: V::I, b: V::I, rows: usize, to: *mut u8) -> [V::I; 3] {
-    V::store_bytes(a, to.cast());
-    if rows > 1 {
-        V::store_bytes(b, to.add(32).cast());
-    }
-    [a, b, V::splat(0)]
-}
-
-/// 16 integers of each of two rows in three parts, 32 bytes apart; the parts.
-///
-/// # Safety
-/// As for [`QuantizeFn`].
-#[inline(always)]
-unsafe fn put_pair<V: Vector>(a: V::I, b: V::I, to: *mut u8) -> [V::I; 3] {
+unsafe fn parts_of_pair<V: Vector>(a: V::I, b: V::I) -> [V::I; 3] {
     // a + 16 k leaves the rest of a when divided by 16, and that of a + k when divided by 15.
     let k = rest::<V>(V::sub_i(b, a), SECOND);
     let z = rest::<V>(V::add_i(a, V::shl(k, FINE_BITS)), FIRST * SECOND);
     let x = divide::<V>(V::sub_i(a, z), FIRST);
     let y = divide::<V>(V::sub_i(b, z), SECOND);
-    V::store_bytes(x, to.cast());
-    V::store_bytes(y, to.add(32).cast());
-    V::store_bytes(z, to.add(64).cast());
     [x, y, z]
+}
+
+/// 16 columns of a part of a run of `parts` parts, from column 16 `half` on.
+///
+/// # Safety
+/// As for [`QuantizeFn`].
+#[inline(always)]
+unsafe fn put<V: Vector>(q: V::I, run: *mut u8, parts: usize, part: usize, half: usize) {
+    if !V::WEIGHTS_FIRST || weights_first::alone(parts, part) {
+        return V::store_bytes(q, run.add(32 * part + 16 * half).cast());
+    }
+    let mut columns = [0_i8; 16];
+    V::store_bytes(q, columns.as_mut_ptr());
+    for eight in 0..2 {
+        let to = run.add(weights_first::columns_at(part, 2 * half + eight));
+        to.copy_from_nonoverlapping(columns.as_ptr().add(8 * eight).cast(), 8);
+    }
 }
 
 /// Blocks of nothing larger than this count as zero: the factor of smaller ones would not be finite.
@@ -206,19 +206,23 @@ unsafe fn quantize_256_columns<V: Vector, const BITS: u32>(
         }
     }
     for i in 0..count {
-        let to = panel.add(i / 2 * run_stride + 16 * (i % 2) + first_part(rows, row, BITS) * 32);
+        let run = panel.add(i / 2 * run_stride);
         let a = integers::<V>(x[0].add(16 * i), factors[0][i]);
         let b = match rows {
             1 => V::splat(0),
             _ => integers::<V>(x[1].add(16 * i), factors[1][i]),
         };
-        let parts = match (BITS, rows) {
-            (BITS_8, _) => put_bytes::<V>(a, b, rows, to),
-            (_, 1) => put_single::<V>(a, to),
-            _ => put_pair::<V>(a, b, to),
+        let values = match (BITS, rows) {
+            (BITS_8, _) => [a, b, V::splat(0)],
+            (_, 1) => parts_of_single::<V>(a),
+            _ => parts_of_pair::<V>(a, b),
         };
+        for part in 0..parts(rows.min(2), BITS) {
+            let at = first_part(rows, row, BITS) + part;
+            put::<V>(values[part], run, parts(rows, BITS), at, i % 2);
+        }
         for part in 0..3 {
-            V::store(parts[part], squares[part][i].as_mut_ptr().cast());
+            V::store(values[part], squares[part][i].as_mut_ptr().cast());
         }
     }
     let mut sums = [[0; 16]; 3];
@@ -258,8 +262,7 @@ pub(super) unsafe fn quantize_32<V: Vector, const BITS: u32>(
             }
             let minus_sums = meta.add(8 * rows).cast::<i32>();
             let minus_sums = minus_sums.add(first_part(rows, row, BITS));
-            let (groups, parts_each) = shape(rows.min(2), BITS);
-            for part in 0..groups * parts_each {
+            for part in 0..parts(rows.min(2), BITS) {
                 let sum = done.sums[part][2 * block] + done.sums[part][2 * block + 1];
                 minus_sums
                     .add(part)

@@ -14,8 +14,9 @@
 use super::activations::{MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes};
 use super::codec_32::Codec32;
 use super::codec_256::Codec256;
-use super::precision::{BITS_8, FINE_BITS, shape};
+use super::precision::{BITS_8, FINE_BITS, SECOND, shape};
 use super::vector::Vector;
+use super::weights_first;
 
 /// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's output to the next,
 /// rows in the strip, whether the outputs hold the sums of the columns before).
@@ -112,14 +113,16 @@ pub(super) unsafe fn prefetch<V: Vector>(p: *const u8, bytes: usize) {
 
 /// Dot products with the parts of R rows: the only one of each row, or coarse and fine of a single row,
 /// or x, y and z of each two rows. Groups and parts that a panel does not have are not used.
-type Parts<V, const R: usize> = [[<V as Vector>::I; 3]; R];
+pub(super) type Parts<V, const R: usize> = [[<V as Vector>::I; 3]; R];
 
 /// The dot products of R rows from those of their parts.
 ///
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn whole<V: Vector, const R: usize, const BITS: u32>(parts: &Parts<V, R>) -> [V::I; R] {
+pub(super) unsafe fn whole<V: Vector, const R: usize, const BITS: u32>(
+    parts: &Parts<V, R>,
+) -> [V::I; R] {
     let mut dots = [V::splat(0); R];
     if BITS == BITS_8 {
         for r in 0..R {
@@ -133,11 +136,28 @@ unsafe fn whole<V: Vector, const R: usize, const BITS: u32>(parts: &Parts<V, R>)
     }
     for pair in 0..R / 2 {
         let [x, y, z] = parts[pair];
+        if V::WEIGHTS_FIRST {
+            dots[2 * pair] = V::add_product(z, x, V::splat(1 << FINE_BITS));
+            dots[2 * pair + 1] = V::add_product(z, y, V::splat(SECOND));
+            continue;
+        }
         dots[2 * pair] = V::add_i(V::shl(x, FINE_BITS), z);
         // 15 y + z.
         dots[2 * pair + 1] = V::add_i(V::shl(y, FINE_BITS), V::sub_i(z, y));
     }
     dots
+}
+
+/// What minus sums come to for weights that are too large by `offset`, a power of two.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+pub(super) unsafe fn of_offset<V: Vector>(minus_sums: V::I, offset: i32) -> V::I {
+    match offset / MINUS_SUMS_OFFSET {
+        1 => minus_sums,
+        times => V::shl(minus_sums, times.ilog2()),
+    }
 }
 
 /// What the dot products with the parts of a 32-block begin at, for weights that are too large by
@@ -160,11 +180,7 @@ unsafe fn first_parts<V: Vector, const R: usize, const BITS: u32>(
         for part in 0..parts_each {
             let minus_sum = minus_sums.add(group * parts_each + part);
             let first = V::splat(minus_sum.read_unaligned());
-            parts[group][part] = if offset == MINUS_SUMS_OFFSET {
-                first
-            } else {
-                V::shl(first, (offset / MINUS_SUMS_OFFSET).ilog2())
-            };
+            parts[group][part] = of_offset::<V>(first, offset);
         }
     }
     parts
@@ -203,31 +219,20 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize, const B
     sums: &mut Sums<R>,
 ) -> Place {
     let mut acc = vectors::<V, R>(sums);
-    let (groups, parts_each) = shape(R, BITS);
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
-        let q = panel.cast::<i8>();
-        let mut parts = first_parts::<V, R, BITS>(panel, C::OFFSET);
-        if V::WEIGHTS_FIRST {
-            let (mut low, mut high) = ([V::splat(0); 4], [V::splat(0); 4]);
-            for j in 0..4 {
-                (low[j], high[j]) = C::weights(p, j);
-            }
-            for group in 0..groups {
-                for part in 0..parts_each {
-                    let q = q.add(32 * (group * parts_each + part));
-                    let dot = V::dot_16(parts[group][part], low, q);
-                    parts[group][part] = V::dot_16(dot, high, q.add(16));
-                }
-            }
+        let dots = if V::WEIGHTS_FIRST {
+            weights_first::dots_of_32::<V, C, R, BITS>(p, panel)
         } else {
+            let q = panel.cast::<i8>();
+            let mut dots = first_parts::<V, R, BITS>(panel, C::OFFSET);
             // Written out, for the compiler to do so too.
-            dwords_of_32::<V, C, R, BITS>(p, q, 0, &mut parts);
-            dwords_of_32::<V, C, R, BITS>(p, q, 1, &mut parts);
-            dwords_of_32::<V, C, R, BITS>(p, q, 2, &mut parts);
-            dwords_of_32::<V, C, R, BITS>(p, q, 3, &mut parts);
-        }
-        let dots = whole::<V, R, BITS>(&parts);
+            dwords_of_32::<V, C, R, BITS>(p, q, 0, &mut dots);
+            dwords_of_32::<V, C, R, BITS>(p, q, 1, &mut dots);
+            dwords_of_32::<V, C, R, BITS>(p, q, 2, &mut dots);
+            dwords_of_32::<V, C, R, BITS>(p, q, 3, &mut dots);
+            whole::<V, R, BITS>(&dots)
+        };
         let act_scales = panel.add(run_bytes(R, BITS)).cast::<f32>();
         let scaled_sums = panel.add(run_bytes(R, BITS) + 4 * R).cast::<f32>();
         let (scale, min) = (C::scale(p), C::min(p));
@@ -270,11 +275,8 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const
         let min_scale = C::min_scale(p);
         let mut dots = [V::splat(0); R];
         for r in 0..R {
-            let mut from_sums = V::splat(0);
-            for i in 0..times * pairs {
-                let pair = act_sums.add(32 * r + 4 * i).cast::<i16>();
-                from_sums = V::dot_pairs(from_sums, integers.pairs[i % pairs], pair);
-            }
+            let act_sums = act_sums.add(32 * r).cast::<i16>();
+            let from_sums = V::dot_sums(&integers.pairs, pairs, times, act_sums);
             if C::OFFSET == 0 {
                 let minus = V::splat_f(-act_scales.add(r).read_unaligned());
                 acc[r] = V::fma(V::to_f(from_sums), V::mul(min_scale, minus), acc[r]);
@@ -282,15 +284,22 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const
                 dots[r] = V::sub_i(dots[r], V::shl(from_sums, C::OFFSET.ilog2()));
             }
         }
-        for outer in 0..8 / C::INNER {
-            let share = C::BYTES / (8 / C::INNER);
-            prefetch::<V>(p.add(outer * share), share);
-            let q = q.add(outer * C::INNER * run_bytes(R, BITS));
-            run::<V, C, R, BITS>(p, &integers.scales, q, outer, 0, &mut dots);
-            run::<V, C, R, BITS>(p, &integers.scales, q, outer, 1, &mut dots);
-            if C::INNER == 4 {
-                run::<V, C, R, BITS>(p, &integers.scales, q, outer, 2, &mut dots);
-                run::<V, C, R, BITS>(p, &integers.scales, q, outer, 3, &mut dots);
+        if V::WEIGHTS_FIRST {
+            let of_runs = weights_first::dots_of_256::<V, C, R, BITS>(p, &integers.scales, q);
+            for r in 0..R {
+                dots[r] = V::add_i(dots[r], of_runs[r]);
+            }
+        } else {
+            for outer in 0..8 / C::INNER {
+                let share = C::BYTES / (8 / C::INNER);
+                prefetch::<V>(p.add(outer * share), share);
+                let q = q.add(outer * C::INNER * run_bytes(R, BITS));
+                run::<V, C, R, BITS>(p, &integers.scales, q, outer, 0, &mut dots);
+                run::<V, C, R, BITS>(p, &integers.scales, q, outer, 1, &mut dots);
+                if C::INNER == 4 {
+                    run::<V, C, R, BITS>(p, &integers.scales, q, outer, 2, &mut dots);
+                    run::<V, C, R, BITS>(p, &integers.scales, q, outer, 3, &mut dots);
+                }
             }
         }
         let scale = C::scale(p);
@@ -330,38 +339,18 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
     dots: &mut [V::I; R],
 ) {
     let q = q.add(inner * run_bytes(R, BITS));
-    let p = if R > 2 && !V::WEIGHTS_FIRST {
-        forget(p)
-    } else {
-        p
-    };
+    let p = if R > 2 { forget(p) } else { p };
     let dwords = C::SUB_VALUES / 4;
     let (groups, parts_each) = shape(R, BITS);
     for sub in 0..32 / C::SUB_VALUES {
         let dwords = sub * dwords..(sub + 1) * dwords;
         let mut parts: Parts<V, R> = [[V::splat(0); 3]; R];
-        if V::WEIGHTS_FIRST {
-            let mut weights = [[V::splat(0); 4]; 2];
-            for i in 0..dwords.len() {
-                weights[i / 4][i % 4] = C::weights(p, outer, inner, dwords.start + i);
-            }
+        for j in dwords {
+            let weights = C::weights(p, outer, inner, j);
             for group in 0..groups {
                 for part in 0..parts_each {
-                    let q = q.add(32 * (group * parts_each + part) + 4 * dwords.start);
-                    for i in 0..dwords.len() / 4 {
-                        let dot = V::dot_16(parts[group][part], weights[i], q.add(16 * i));
-                        parts[group][part] = dot;
-                    }
-                }
-            }
-        } else {
-            for j in dwords {
-                let weights = C::weights(p, outer, inner, j);
-                for group in 0..groups {
-                    for part in 0..parts_each {
-                        let q = q.add(32 * (group * parts_each + part) + 4 * j);
-                        parts[group][part] = V::dot(parts[group][part], weights, q);
-                    }
+                    let q = q.add(32 * (group * parts_each + part) + 4 * j);
+                    parts[group][part] = V::dot(parts[group][part], weights, q);
                 }
             }
         }

@@ -35,9 +35,9 @@ pub(super) trait Vector: Copy + 'static {
     /// What [`Vector::signed`] adds to each weight byte; the caller takes it off again.
     const SIGNED_OFFSET: i32;
 
-    /// Whether 8 vectors of weights fit registers beside what they are multiplied with. Then each
-    /// activation row goes through all of them in turn ([`Vector::dot_16`], which asks for a
-    /// `SIGNED_OFFSET` of 0), else each vector of weights through all rows.
+    /// Whether 8 vectors of weights fit registers beside what they are multiplied with. Then each two
+    /// parts of the activations go through all of them in turn (`weights_first`), else each vector of
+    /// weights through all parts.
     const WEIGHTS_FIRST: bool = false;
 
     methods! {
@@ -130,16 +130,107 @@ pub(super) trait Vector: Copy + 'static {
         Self::and(Self::shr(a, n), Self::splat(mask))
     }
 
-    /// Four [`Vector::dot_signed`], with the 16 bytes at `a`.
+    /// `a`, which has zeros where `mask` has ones, with what `bits` has there.
     ///
     /// # Safety
     /// As for the others.
     #[inline(always)]
-    unsafe fn dot_16(acc: Self::I, weights: [Self::I; 4], a: *const i8) -> Self::I {
-        let acc = Self::dot_signed(acc, weights[0], a);
-        let acc = Self::dot_signed(acc, weights[1], a.add(4));
-        let acc = Self::dot_signed(acc, weights[2], a.add(8));
-        Self::dot_signed(acc, weights[3], a.add(12))
+    unsafe fn insert(a: Self::I, bits: Self::I, mask: i32) -> Self::I {
+        Self::or(a, Self::and(bits, Self::splat(mask)))
+    }
+
+    /// `acc + a * b`.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn add_product(acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        Self::add_i(acc, Self::mul_i(a, b))
+    }
+
+    /// The dot product of each lane's halves in the first `pairs` of `weights` with the halves at `a`,
+    /// `times` over with the next halves.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn dot_sums(
+        weights: &[Self::I; 8],
+        pairs: usize,
+        times: usize,
+        a: *const i16,
+    ) -> Self::I {
+        let mut sum = Self::splat(0);
+        for i in 0..times * pairs {
+            sum = Self::dot_pairs(sum, weights[i % pairs], a.add(2 * i));
+        }
+        sum
+    }
+
+    /// Dwords of 16 columns as [`Vector::dot_two`] wants them.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn of_16(weights: [Self::I; 4]) -> [Self::I; 4] {
+        weights
+    }
+
+    /// `acc` + the dot products of 16 columns of signed weight bytes ([`Vector::of_16`]) with the two
+    /// parts at `a`, of which 8 columns take turns. How they stand in the two vectors, only
+    /// [`Vector::of_two`], [`Vector::for_two`] and [`Vector::apart`] know.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn dot_two(acc: [Self::I; 2], weights: [Self::I; 4], a: *const i8) -> [Self::I; 2] {
+        let mut acc = acc;
+        for i in 0..4 {
+            let a = a.add(16 * (i / 2) + 4 * (i % 2));
+            acc[0] = Self::dot_signed(acc[0], weights[i], a);
+            acc[1] = Self::dot_signed(acc[1], weights[i], a.add(8));
+        }
+        acc
+    }
+
+    /// As [`Vector::dot_two`] with a single part, whose 16 columns are one behind the other.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn dot_one(acc: Self::I, weights: [Self::I; 4], a: *const i8) -> Self::I {
+        let mut acc = acc;
+        for i in 0..4 {
+            acc = Self::dot_signed(acc, weights[i], a.add(4 * i));
+        }
+        acc
+    }
+
+    /// `a[0]` in every lane's dot product with the first of two parts, `a[1]` in those with the second.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn of_two(a: *const i32) -> [Self::I; 2] {
+        [a, a.add(1)].map(|a| Self::splat(a.read_unaligned()))
+    }
+
+    /// What multiplies the dot products of each lane with two parts by that lane of `a`.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn for_two(a: Self::I) -> [Self::I; 2] {
+        [a, a]
+    }
+
+    /// The dot products with the first of two parts, and those with the second.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn apart(dots: [Self::I; 2]) -> [Self::I; 2] {
+        dots
     }
 }
 

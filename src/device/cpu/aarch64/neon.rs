@@ -43,6 +43,7 @@ impl Vector for Neon {
     type F = Floats;
 
     const SIGNED_OFFSET: i32 = Quarter::<0>::SIGNED_OFFSET;
+    const WEIGHTS_FIRST: bool = Quarter::<0>::WEIGHTS_FIRST;
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {

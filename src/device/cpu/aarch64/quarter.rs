@@ -11,10 +11,13 @@ use std::arch::asm;
 /// and leaves the others alone.
 ///
 /// 32 registers hold what a kernel needs of a quarter for 8 rows; of all 16 lanes they do not.
+///
+/// With `MATRICES`, two parts of activations are multiplied as the columns of a matrix by `smmla`: a vector of
+/// weights is 2 rows of 8 columns then, and a vector of dot products those of 2 rows with the 2 parts.
 #[derive(Clone, Copy)]
-pub(super) struct Quarter<const Q: usize>;
+pub(super) struct Quarter<const Q: usize, const MATRICES: bool = false>;
 
-impl<const Q: usize> Vector for Quarter<Q> {
+impl<const Q: usize, const MATRICES: bool> Vector for Quarter<Q, MATRICES> {
     type I = int32x4_t;
     type F = float32x4_t;
 
@@ -103,6 +106,19 @@ impl<const Q: usize> Vector for Quarter<Q> {
         vmulq_s32(a, b)
     }
     #[inline(always)]
+    unsafe fn insert(a: int32x4_t, bits: int32x4_t, mask: i32) -> int32x4_t {
+        vbslq_s32(vdupq_n_u32(mask as u32), bits, a)
+    }
+    #[inline(always)]
+    unsafe fn add_product(mut acc: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        asm!(
+            "mla {acc:v}.4s, {a:v}.4s, {b:v}.4s",
+            acc = inout(vreg) acc, a = in(vreg) a, b = in(vreg) b,
+            options(nomem, nostack, preserves_flags),
+        );
+        acc
+    }
+    #[inline(always)]
     unsafe fn add_pairs(a: int32x4_t, b: int32x4_t) -> int32x4_t {
         vreinterpretq_s32_s16(vaddq_s16(
             vreinterpretq_s16_s32(a),
@@ -121,12 +137,71 @@ impl<const Q: usize> Vector for Quarter<Q> {
         acc
     }
     #[inline(always)]
-    unsafe fn dot_16(acc: int32x4_t, weights: [int32x4_t; 4], a: *const i8) -> int32x4_t {
+    unsafe fn dot_one(acc: int32x4_t, weights: [int32x4_t; 4], a: *const i8) -> int32x4_t {
         let a = vld1q_s8(a);
         let acc = dot_lane::<0>(acc, weights[0], a);
         let acc = dot_lane::<1>(acc, weights[1], a);
         let acc = dot_lane::<2>(acc, weights[2], a);
         dot_lane::<3>(acc, weights[3], a)
+    }
+    #[inline(always)]
+    unsafe fn of_16(weights: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        if !MATRICES {
+            return weights;
+        }
+        let [a, b, c, d] = weights;
+        [
+            vzip1q_s32(a, b),
+            vzip2q_s32(a, b),
+            vzip1q_s32(c, d),
+            vzip2q_s32(c, d),
+        ]
+    }
+    #[inline(always)]
+    unsafe fn dot_two(
+        acc: [int32x4_t; 2],
+        weights: [int32x4_t; 4],
+        a: *const i8,
+    ) -> [int32x4_t; 2] {
+        let (first, second) = (vld1q_s8(a), vld1q_s8(a.add(16)));
+        let [mut a, mut b] = acc;
+        if MATRICES {
+            a = dot_matrix(a, weights[0], first);
+            b = dot_matrix(b, weights[1], first);
+            a = dot_matrix(a, weights[2], second);
+            b = dot_matrix(b, weights[3], second);
+            return [a, b];
+        }
+        a = dot_lane::<0>(a, weights[0], first);
+        b = dot_lane::<2>(b, weights[0], first);
+        a = dot_lane::<1>(a, weights[1], first);
+        b = dot_lane::<3>(b, weights[1], first);
+        a = dot_lane::<0>(a, weights[2], second);
+        b = dot_lane::<2>(b, weights[2], second);
+        a = dot_lane::<1>(a, weights[3], second);
+        b = dot_lane::<3>(b, weights[3], second);
+        [a, b]
+    }
+    #[inline(always)]
+    unsafe fn of_two(a: *const i32) -> [int32x4_t; 2] {
+        if MATRICES {
+            return [vreinterpretq_s32_s64(vld1q_dup_s64(a.cast())); 2];
+        }
+        [vld1q_dup_s32(a), vld1q_dup_s32(a.add(1))]
+    }
+    #[inline(always)]
+    unsafe fn for_two(a: int32x4_t) -> [int32x4_t; 2] {
+        if MATRICES {
+            return [vzip1q_s32(a, a), vzip2q_s32(a, a)];
+        }
+        [a, a]
+    }
+    #[inline(always)]
+    unsafe fn apart(dots: [int32x4_t; 2]) -> [int32x4_t; 2] {
+        if MATRICES {
+            return [vuzp1q_s32(dots[0], dots[1]), vuzp2q_s32(dots[0], dots[1])];
+        }
+        dots
     }
     #[inline(always)]
     unsafe fn signed(weights: int32x4_t) -> int32x4_t {
@@ -143,6 +218,46 @@ impl<const Q: usize> Vector for Quarter<Q> {
         let low = vmull_s16(vget_low_s16(weights), vget_low_s16(a));
         let high = vmull_high_s16(weights, a);
         vaddq_s32(acc, vpaddq_s32(low, high))
+    }
+    #[inline(always)]
+    unsafe fn dot_sums(
+        weights: &[int32x4_t; 8],
+        pairs: usize,
+        times: usize,
+        a: *const i16,
+    ) -> int32x4_t {
+        // Two sums, so that one row's products wait less for each other.
+        let mut sums = [vdupq_n_s32(0); 2];
+        for i in 0..pairs / 4 {
+            let (w, a) = (&weights[4 * i..], a.add(8 * i));
+            if times == 2 {
+                // The same weights go with both times' halves, so that these can be added up first.
+                let (a, b) = (vld1q_s16(a), vld1q_s16(a.add(2 * pairs)));
+                let low = vaddl_s16(vget_low_s16(a), vget_low_s16(b));
+                let high = vaddl_high_s16(a, b);
+                sums[0] = vmlaq_laneq_s32::<0>(sums[0], low_halves_of(w[0]), low);
+                sums[1] = vmlaq_laneq_s32::<1>(sums[1], vshrq_n_s32::<16>(w[0]), low);
+                sums[0] = vmlaq_laneq_s32::<2>(sums[0], low_halves_of(w[1]), low);
+                sums[1] = vmlaq_laneq_s32::<3>(sums[1], vshrq_n_s32::<16>(w[1]), low);
+                sums[0] = vmlaq_laneq_s32::<0>(sums[0], low_halves_of(w[2]), high);
+                sums[1] = vmlaq_laneq_s32::<1>(sums[1], vshrq_n_s32::<16>(w[2]), high);
+                sums[0] = vmlaq_laneq_s32::<2>(sums[0], low_halves_of(w[3]), high);
+                sums[1] = vmlaq_laneq_s32::<3>(sums[1], vshrq_n_s32::<16>(w[3]), high);
+            } else {
+                let a = vld1q_s16(a);
+                let (even, odd) = halves_of(w[0], w[1]);
+                sums[0] = vmlal_laneq_s16::<0>(sums[0], vget_low_s16(even), a);
+                sums[1] = vmlal_laneq_s16::<1>(sums[1], vget_low_s16(odd), a);
+                sums[0] = vmlal_high_laneq_s16::<2>(sums[0], even, a);
+                sums[1] = vmlal_high_laneq_s16::<3>(sums[1], odd, a);
+                let (even, odd) = halves_of(w[2], w[3]);
+                sums[0] = vmlal_laneq_s16::<4>(sums[0], vget_low_s16(even), a);
+                sums[1] = vmlal_laneq_s16::<5>(sums[1], vget_low_s16(odd), a);
+                sums[0] = vmlal_high_laneq_s16::<6>(sums[0], even, a);
+                sums[1] = vmlal_high_laneq_s16::<7>(sums[1], odd, a);
+            }
+        }
+        vaddq_s32(sums[0], sums[1])
     }
     #[inline(always)]
     unsafe fn store_bytes(a: int32x4_t, p: *mut i8) {
@@ -261,9 +376,42 @@ unsafe fn dot_lane<const LANE: usize>(
     asm!(
         "sdot {acc:v}.4s, {weights:v}.16b, {a:v}.4b[{lane}]",
         acc = inout(vreg) acc, weights = in(vreg) weights, a = in(vreg) a, lane = const LANE,
-        options(pure, nomem, nostack, preserves_flags),
+        options(nomem, nostack, preserves_flags),
     );
     acc
+}
+
+/// `acc` + the dot products of 2 rows of 8 signed bytes with 2 more: first with each, then second with each.
+///
+/// # Safety
+/// As for [`Vector`], with `i8mm`.
+#[inline(always)]
+unsafe fn dot_matrix(mut acc: int32x4_t, weights: int32x4_t, a: int8x16_t) -> int32x4_t {
+    asm!(
+        "smmla {acc:v}.4s, {weights:v}.16b, {a:v}.16b",
+        acc = inout(vreg) acc, weights = in(vreg) weights, a = in(vreg) a,
+        options(nomem, nostack, preserves_flags),
+    );
+    acc
+}
+
+/// Each lane's low half, with its sign.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+unsafe fn low_halves_of(a: int32x4_t) -> int32x4_t {
+    vshrq_n_s32::<16>(vshlq_n_s32::<16>(a))
+}
+
+/// The low halves of the lanes of `a` and then `b`, and the high halves.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline(always)]
+unsafe fn halves_of(a: int32x4_t, b: int32x4_t) -> (int16x8_t, int16x8_t) {
+    let (a, b) = (vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b));
+    (vuzp1q_s16(a, b), vuzp2q_s16(a, b))
 }
 
 /// Four f16 as floats.
