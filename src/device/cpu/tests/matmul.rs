@@ -13,6 +13,12 @@ fn devices_and_precisions(threads: usize) -> impl Iterator<Item = (Cpu, Precisio
     precisions.flat_map(move |precision| devices(threads).map(move |cpu| (cpu, precision)))
 }
 
+/// Every weight type, at each precision.
+fn types_and_precisions() -> impl Iterator<Item = (QuantType, Precision)> {
+    let types = QuantType::ALL.into_iter();
+    types.flat_map(|qtype| Precision::ALL.map(|precision| (qtype, precision)))
+}
+
 /// A matrix in memory, cut into tiles of `tile_rows` rows; `data` starts `offset` bytes in.
 struct Matrix {
     qtype: QuantType,
@@ -76,9 +82,14 @@ impl Matrix {
     }
 }
 
-/// What the products of `weights` with `x` are, which stand at the precision of `view`.
-fn expected(qtype: QuantType, weights: &[u8], view: &Activations, x: &[f32]) -> Vec<f32> {
-    let (cols, precision) = (view.cols(), view.precision());
+/// What the products of `weights` with rows of `cols` values are, which are rounded to `precision`.
+fn expected(
+    qtype: QuantType,
+    weights: &[u8],
+    precision: Precision,
+    cols: usize,
+    x: &[f32],
+) -> Vec<f32> {
     let rows = weights.chunks_exact(qtype.row_bytes(cols));
     let of = |x| {
         rows.clone()
@@ -106,22 +117,23 @@ fn hard_rows(rows: usize, cols: usize, random: &mut Random) -> Vec<f32> {
 #[test]
 fn products_are_the_oracles_bit_for_bit_on_every_instruction_set() {
     let mut random = Random(7);
-    for (cpu, precision) in devices_and_precisions(2) {
-        for qtype in QuantType::ALL {
-            let step = if qtype.block_values() == 256 { 256 } else { 32 };
-            for (case, rows) in [1, 15, 16, 17, 50, 96].into_iter().enumerate() {
-                let cols = step * (1 + case % 3);
-                let kind = [Weights::Random, Weights::Random, Weights::ZeroScales][case % 3];
-                let weights = oracle::weights(qtype, rows, cols, kind, &mut random);
-                let batch = [1, 2, 3, 8, 13, 20][case];
-                let x = hard_rows(batch, cols, &mut random);
-                let (_memory, mut view) = activations(batch, cols, Kinds::ALL, precision);
+    let cpus: Vec<Cpu> = devices(2).collect();
+    for (qtype, precision) in types_and_precisions() {
+        let step = if qtype.block_values() == 256 { 256 } else { 32 };
+        for (case, rows) in [1, 15, 16, 17, 50, 96].into_iter().enumerate() {
+            let cols = step * (1 + case % 3);
+            let kind = [Weights::Random, Weights::Random, Weights::ZeroScales][case % 3];
+            let weights = oracle::weights(qtype, rows, cols, kind, &mut random);
+            let batch = [1, 2, 3, 8, 13, 20][case];
+            let x = hard_rows(batch, cols, &mut random);
+            let (_memory, mut view) = activations(batch, cols, Kinds::ALL, precision);
+            let expected = expected(qtype, &weights, precision, cols, &x);
+            let offset = [0, 32, 2, 7][case % 4];
+            for cpu in &cpus {
                 cpu.quantize(&x, cols, Kinds::of(qtype), &mut view);
-                let expected = expected(qtype, &weights, &view, &x);
-                let offset = [0, 32, 2, 7][case % 4];
                 let mut matrix = Matrix::new(qtype, rows, cols, 32, offset, &weights);
                 for (packed, keep) in [(false, false), (false, true), (true, true), (true, false)] {
-                    let got = matrix.multiply(&cpu, &view, packed, keep);
+                    let got = matrix.multiply(cpu, &view, packed, keep);
                     assert!(
                         bits(&got) == bits(&expected),
                         "{} {} {precision} bits rows {rows} cols {cols} batch {batch} packed {packed} keep {keep}:\n{:?}\n{:?}",
@@ -144,13 +156,15 @@ fn extreme_weights_and_activations_overflow_nothing() {
             for kind in [Weights::Ones, Weights::Zeros, Weights::Lowest] {
                 let (rows, cols) = (16, 512);
                 let weights = oracle::weights(qtype, rows, cols, kind, &mut random);
-                let mut x = vec![1e4; cols];
-                x.extend(vec![-1e4; cols]);
-                let (_memory, mut view) = activations(2, cols, Kinds::ALL, precision);
+                // Panels of 8, 4 and 2 rows, of which each two are as far apart as they can be.
+                let batch = 14;
+                let signs = [1e4, -1e4].into_iter().cycle().take(batch);
+                let x: Vec<f32> = signs.flat_map(|x| vec![x; cols]).collect();
+                let (_memory, mut view) = activations(batch, cols, Kinds::ALL, precision);
                 cpu.quantize(&x, cols, Kinds::ALL, &mut view);
                 let got = Matrix::new(qtype, rows, cols, 16, 0, &weights)
                     .multiply(&cpu, &view, false, false);
-                let expected = expected(qtype, &weights, &view, &x);
+                let expected = expected(qtype, &weights, precision, cols, &x);
                 assert_eq!(
                     bits(&got),
                     bits(&expected),
@@ -166,12 +180,9 @@ fn extreme_weights_and_activations_overflow_nothing() {
 #[test]
 fn a_row_is_the_same_in_every_batch_and_with_any_number_of_threads() {
     let mut random = Random(11);
-    let cases = QuantType::ALL
-        .into_iter()
-        .flat_map(|qtype| Precision::ALL.map(|p| (qtype, p)));
-    for (qtype, precision) in cases {
+    for (qtype, precision) in types_and_precisions() {
         // More columns than large batches take at once, and a strip that is not whole.
-        let (rows, cols) = (35, CHUNK_COLS + 256);
+        let (rows, cols) = (19, CHUNK_COLS + 256);
         let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
         let x = hard_rows(20, cols, &mut random);
         let mut alone = Vec::new();
@@ -266,7 +277,10 @@ fn a_group_of_tiles_of_several_types_is_multiplied_at_once_and_polled() {
     unsafe { cpu.matmul(&tiles, &view, &|_, _, _| (), &mut || polls += 1) };
     assert!(polls > 0);
     for ((qtype, _, weights), out) in data.iter().zip(outs) {
-        assert_eq!(bits(&out), bits(&expected(*qtype, weights, &view, &x)));
+        assert_eq!(
+            bits(&out),
+            bits(&expected(*qtype, weights, view.precision(), cols, &x))
+        );
     }
 }
 
