@@ -9,12 +9,16 @@ mod counting_thread;
 mod daemon;
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
+#[path = "cuda/kept.rs"]
+mod kept;
 #[path = "cuda/launches.rs"]
 mod launches;
 #[path = "support/shim.rs"]
 mod shim;
 #[path = "cuda/staged.rs"]
 mod staged;
+#[path = "support/store.rs"]
+mod store_support;
 #[path = "support/mod.rs"]
 mod support;
 

@@ -91,9 +91,13 @@ impl Engine {
         let io = io::choose(&files, &regions, pool.depth(), options.backend)?;
         let mut store = Store::empty(slots, in_use, io, pool.window);
         store.set_plain(!device.packs());
-        if let (Some(gpu), Device::Cuda(cuda)) = (&pool.gpu, &mut device) {
-            let (slots, copies) = cuda.take_slots(pool.slot_bytes, gpu.slots as u32)?;
-            store.set_device(slots, gpu.window, copies);
+        match (&pool.gpu, &mut device) {
+            (Some(gpu), Device::Cuda(cuda)) => {
+                let (slots, copies) = cuda.take_slots(pool.slot_bytes, gpu.slots as u32)?;
+                store.set_device(slots, gpu.window, copies);
+            }
+            (None, Device::Cuda(cuda)) => store.set_fence(cuda.fence()),
+            (_, Device::Cpu(_)) => {}
         }
         let mut engine = Engine {
             hosted: Vec::new(),

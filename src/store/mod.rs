@@ -53,6 +53,9 @@ use rows::{ROWS_MAX, RowRead};
 use staging::Staging;
 pub use staging::{COPIES_MAX, Copies, MARKS_MAX};
 
+/// Waits for a device that computes in the store's slots, and is behind.
+pub type Fence = Box<dyn FnMut() -> Result<()> + Send>;
+
 /// Completions reaped at a time.
 const REAP_MAX: usize = 32;
 
@@ -159,6 +162,8 @@ pub struct Store {
     reads_max: usize,
     /// The device does not pack kept tiles.
     plain: bool,
+    /// Waits until the device has read all tiles that it was given, if it reads kept ones later than they are released.
+    fence: Option<Fence>,
     pass: u32,
     row_reads: [RowRead; ROWS_MAX],
     rows_pending: usize,
@@ -203,6 +208,7 @@ impl Store {
             order: Order::default(),
             reads_max: usize::MAX,
             plain: false,
+            fence: None,
             pass: 0,
             row_reads: [RowRead::default(); ROWS_MAX],
             rows_pending: 0,
@@ -248,6 +254,17 @@ impl Store {
     /// Whether the device leaves kept tiles as the file has them; said before any is handed out.
     pub fn set_plain(&mut self, plain: bool) {
         self.plain = plain;
+    }
+
+    /// Has the store wait with `fence` before a slot that the device may still read is read into again. Tiles that do not
+    /// stay are done with when they are released; those that stay may be read until the sweep ends.
+    pub fn set_fence(&mut self, fence: Fence) {
+        self.fence = Some(fence);
+    }
+
+    /// Waits until no kept tile is read any more.
+    fn wait_for_readers(&mut self) -> Result<()> {
+        self.fence.as_mut().map_or(Ok(()), |fence| fence())
     }
 
     /// Bytes of the tables that a store keeps for matrices cut into `tiles` tiles.

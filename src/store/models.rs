@@ -221,7 +221,7 @@ impl Store {
             self.acquired.is_empty(),
             "files are looked at between passes"
         );
-        if let Err(error) = self.drain() {
+        if let Err(error) = self.drain().and(self.wait_for_readers()) {
             log::debug!("while all tiles are forgotten: {error}");
         }
         for tile in self.models[self.sweeping].tiles.clone() {

@@ -117,7 +117,7 @@ impl Store {
             .clone()
             .find(|t| missing(self, t))
             .expect("a tile that is waited for is absent, in flight or ready");
-        if self.free.is_empty() && !self.give_up_furthest() && !self.give_up_kept() {
+        if self.free.is_empty() && !self.give_up_furthest() && !self.give_up_kept()? {
             return Err(Error::new(
                 Kind::Budget,
                 "no slot is left to read a tile into",
@@ -129,17 +129,19 @@ impl Store {
         self.io.flush()
     }
 
-    /// Drops an idle tile that the plan would keep: the last resort when the plan shrank while slots were in use.
-    fn give_up_kept(&mut self) -> bool {
+    /// Drops an idle tile that the plan would keep: the last resort when the plan shrank while slots were in use. False if
+    /// there is none.
+    fn give_up_kept(&mut self) -> Result<bool> {
         let outside = |s: &Self, t: &u32| {
             s.states[*t as usize].phase == Phase::Ready && !s.current.contains(t)
         };
         let Some(tile) = (0..self.tiles.len() as u32).find(|t| outside(self, t)) else {
-            return false;
+            return Ok(false);
         };
+        self.wait_for_readers()?;
         self.give_up(tile);
         self.restart_ahead();
-        true
+        Ok(true)
     }
 
     /// Submits the first read of a tile into a slot that is its own from now on.

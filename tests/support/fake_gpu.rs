@@ -1,7 +1,8 @@
 //! A GPU that is none: kernels compiled for the processor, run as late as CUDA allows.
 //!
 //! What is given to a stream waits there. Each time the device is asked whether something is done, some of it runs, a
-//! random number and from either stream; so a slot, a table or a buffer that is written too early changes results.
+//! random number and from either stream; so a slot, a table or a buffer that is written too early changes results. Tiles
+//! that a product reads where they were read into must be the same when it runs as when it was given.
 //! Memory of its own holds no numbers at first, and can be touched by what runs alone.
 
 use std::collections::VecDeque;
@@ -12,12 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use airstream::device::cuda::driver::{Args, Driver, EVENTS, Facts, KernelId, Stream};
 use airstream::error::{Error, Kind, Result};
+use airstream::format::quant::QuantType;
 
 use super::shim::Shim;
 use super::support::weights::Rng;
 
 enum Work {
-    Launch(String, [u32; 3], u32, Box<Args>),
+    /// The kernel, the grid, threads, arguments, and what its tiles were when it was given, if that must not change.
+    Launch(String, [u32; 3], u32, Box<Args>, Option<u64>),
     /// To, from, bytes, and what they were when the copy was given, if that must not change.
     Copy(u64, u64, usize, Option<u64>),
 }
@@ -131,7 +134,8 @@ impl FakeGpu {
     }
 
     fn check(&self) -> Result<()> {
-        match self.state().failed {
+        // What a failed test has left is never done.
+        match self.state().failed || std::thread::panicking() {
             true => Err(fault()),
             false => Ok(()),
         }
@@ -168,7 +172,11 @@ impl FakeGpu {
             work
         };
         match work {
-            Work::Launch(name, grid, threads, args) => {
+            Work::Launch(name, grid, threads, args, sum) => {
+                if let Some(sum) = sum {
+                    let now = sum_of_tiles(&name, grid, &args);
+                    assert_eq!(now, Some(sum), "a slot was written before {name} read it");
+                }
                 let order = self.state().random.next() % 3;
                 // SAFETY: the device gives each kernel what it takes.
                 unsafe {
@@ -179,7 +187,7 @@ impl FakeGpu {
             Work::Copy(to, from, bytes, sum) => {
                 if let Some(sum) = sum {
                     assert_eq!(
-                        sum_of(from, bytes),
+                        sum_of(from, bytes as u64),
                         sum,
                         "a slot was written before its copy"
                     );
@@ -192,7 +200,7 @@ impl FakeGpu {
     }
 
     fn is_idle(&self) -> bool {
-        self.state().queues.iter().all(|q| q.waiting.is_empty())
+        std::thread::panicking() || self.state().queues.iter().all(|q| q.waiting.is_empty())
     }
 }
 
@@ -200,14 +208,47 @@ fn at(address: u64) -> *mut u8 {
     ptr::with_exposed_provenance_mut(address as usize)
 }
 
-fn sum_of(from: u64, bytes: usize) -> u64 {
+fn sum_of(from: u64, bytes: u64) -> u64 {
     // SAFETY: the device vouches for the range.
-    let bytes = unsafe { std::slice::from_raw_parts(at(from), bytes) };
+    let bytes = unsafe { std::slice::from_raw_parts(at(from), bytes as usize) };
     bytes.chunks(8).fold(0, |sum: u64, word| {
         let mut padded = [0; 8];
         padded[..word.len()].copy_from_slice(word);
         sum.rotate_left(5) ^ u64::from_le_bytes(padded)
     })
+}
+
+/// What the tiles are that a product reads; none if the kernel is not one.
+fn sum_of_tiles(name: &str, grid: [u32; 3], args: &Args) -> Option<u64> {
+    /// `Tile` of `kernels/weights.h`.
+    #[repr(C)]
+    struct Tile {
+        data: u64,
+        out: u64,
+        rows: u32,
+        stride: u32,
+    }
+    let (kind, qtype) = name.split_once('_')?;
+    if !["matvec", "matmul", "floats"].contains(&kind) {
+        return None;
+    }
+    let qtype = QuantType::ALL
+        .iter()
+        .find(|t| t.name().eq_ignore_ascii_case(qtype));
+    let pointers = args.pointers();
+    // SAFETY: a product takes a table of as many tiles as its grid is high, and their width, before all else.
+    let (tiles, cols) = unsafe {
+        let table = at(pointers[0].cast::<u64>().read()).cast::<Tile>();
+        let tiles = std::slice::from_raw_parts(table, grid[1] as usize);
+        (tiles, pointers[1].cast::<u32>().read() as usize)
+    };
+    let row_bytes = qtype.expect("a product is of a type").row_bytes(cols);
+    let sum = |tile: &Tile| sum_of(tile.data, u64::from(tile.rows) * row_bytes as u64);
+    Some(
+        tiles
+            .iter()
+            .fold(0, |all: u64, tile| all.rotate_left(7) ^ sum(tile)),
+    )
 }
 
 /// Says who may touch memory of the GPU's own.
@@ -323,7 +364,12 @@ impl Driver for FakeGpu {
             "{grid:?}"
         );
         let name = self.state().names[kernel.0 as usize].clone();
-        let work = Work::Launch(name, grid, threads, Box::new(args.clone()));
+        // Of its own memory copies alone see to.
+        let sum = match self.facts.integrated {
+            true => sum_of_tiles(&name, grid, args),
+            false => None,
+        };
+        let work = Work::Launch(name, grid, threads, Box::new(args.clone()), sum);
         self.look().launches += 1;
         self.issue(Stream::Compute, work)
     }
@@ -348,7 +394,7 @@ impl Driver for FakeGpu {
             Stream::Tiles => {
                 assert!(to_own && !from_own, "tiles go into the GPU's memory");
                 self.look().tile_bytes += bytes as u64;
-                Some(sum_of(from, bytes))
+                Some(sum_of(from, bytes as u64))
             }
         };
         self.issue(stream, Work::Copy(to, from, bytes, sum))

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::driver::{Driver, QUEUE_EVENTS, Stream};
-use super::queue::finish_tiles;
+use super::queue::finish;
 use crate::error::Result;
 use crate::store::{COPIES_MAX, Copies, MARKS_MAX};
 
@@ -89,7 +89,7 @@ impl Copies for TileCopies {
 
 impl Drop for TileCopies {
     fn drop(&mut self) {
-        if let Err(error) = finish_tiles(self.driver.as_ref()) {
+        if let Err(error) = finish(self.driver.as_ref(), Stream::Tiles) {
             log::debug!("ending copies: {error}");
         }
     }

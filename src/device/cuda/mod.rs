@@ -10,7 +10,8 @@
 //!
 //! Ops return when they are launched. The processor may touch what they use only after
 //! [`Cuda::finish`]. Products are different where tiles stream: [`Cuda::matmul`] comes back only when the
-//! kernels have read them, so that their slots may be read into again. (Slots of the GPU's own are the store's to
+//! kernels have read them, so that their slots may be read into again. Tiles that stay are read later, and the store
+//! waits ([`Cuda::fence`]) should it give one up in the middle of a sweep all the same. (Slots of the GPU's own are the store's to
 //! fence: it sets marks.) `queue` bounds how far ahead the processor runs.
 //!
 //! # Errors
@@ -44,7 +45,7 @@ use crate::arena::{PAGE_BYTES, Plain, Reservation, Slots, Span};
 use crate::device::cpu::Kinds;
 use crate::error::{Error, Result};
 use crate::format::quant::QuantType;
-use crate::store::Copies;
+use crate::store::{Copies, Fence};
 use copies::TileCopies;
 use driver::{Args, Driver, Facts, KernelId, Stream};
 use memory::{Allocation, Registered, Seen};
@@ -304,6 +305,12 @@ impl Cuda {
         Ok((slots, Box::new(TileCopies::new(&self.driver))))
     }
 
+    /// Waits for all that the device was given to do, for a store in whose slots it computes.
+    pub fn fence(&self) -> Fence {
+        let driver = Arc::clone(&self.driver);
+        Box::new(move || queue::finish(driver.as_ref(), Stream::Compute))
+    }
+
     /// Makes the device's own memory large enough for `sizes`, and has it see `buffers` and the slots that reads land
     /// in, and nothing else of the processor's memory. An error is told by the next [`finish`](Self::finish). Allocates.
     ///
@@ -317,7 +324,7 @@ impl Cuda {
         slots: Vec<(NonNull<u8>, usize)>,
     ) {
         // Nothing runs while memory comes and goes.
-        self.attempt(|| queue::finish_tiles(self.driver.as_ref()));
+        self.attempt(|| queue::finish(self.driver.as_ref(), Stream::Tiles));
         if self.finish(&mut || ()).is_err() {
             return;
         }
@@ -492,7 +499,7 @@ impl Cuda {
 
 impl Drop for Cuda {
     fn drop(&mut self) {
-        self.attempt(|| queue::finish_tiles(self.driver.as_ref()));
+        self.attempt(|| queue::finish(self.driver.as_ref(), Stream::Tiles));
         if let Err(error) = self.finish(&mut || ()) {
             log::debug!("closing the device: {error}");
         }

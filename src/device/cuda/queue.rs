@@ -12,10 +12,10 @@ use crate::error::Result;
 
 /// Ops of one half at most.
 const OPS_MAX: u32 = 64;
-/// The event that [`Queue::finish`] waits for; the halves have the ones before it.
+/// The event that the end of all launches is known by; the halves have the ones before it.
 const FINISH: usize = 2;
-/// The event that [`finish_tiles`] waits for.
-const FINISH_TILES: usize = 3;
+/// The events that [`finish`] waits for, in the order of `Stream`.
+const FINISHED: [usize; 2] = [FINISH, 3];
 /// Tables begin at a multiple of this.
 const ALIGNMENT: usize = 16;
 
@@ -111,13 +111,14 @@ impl Queue {
     }
 }
 
-/// Waits until all copies of tiles are done.
+/// Waits until all is done that a stream was given.
 ///
 /// # Errors
 /// Something failed.
-pub(super) fn finish_tiles(driver: &dyn Driver) -> Result<()> {
-    driver.record(Stream::Tiles, FINISH_TILES)?;
-    wait(driver, FINISH_TILES, &mut || ())
+pub(super) fn finish(driver: &dyn Driver, stream: Stream) -> Result<()> {
+    let event = FINISHED[stream as usize];
+    driver.record(stream, event)?;
+    wait(driver, event, &mut || ())
 }
 
 fn wait(driver: &dyn Driver, event: usize, poll: &mut dyn FnMut()) -> Result<()> {
