@@ -251,11 +251,23 @@ impl Slots {
 
     /// The slots that are `live` as few long regions, none longer than io_uring takes as one buffer.
     pub fn regions(&self, live: impl Fn(SlotId) -> bool) -> Vec<(NonNull<u8>, usize)> {
-        let per_region = (REGION_BYTES_MAX / self.slot_bytes).max(1);
+        self.pieces(REGION_BYTES_MAX, live)
+    }
+
+    /// The same as pieces of whole slots, of at most `bytes_max` unless a slot is larger. Where one ends does not depend
+    /// on which slots are live before it.
+    pub fn pieces(
+        &self,
+        bytes_max: usize,
+        live: impl Fn(SlotId) -> bool,
+    ) -> Vec<(NonNull<u8>, usize)> {
+        let per_region = (bytes_max / self.slot_bytes).max(1) as u32;
         let mut regions: Vec<(SlotId, usize)> = Vec::new();
         for slot in (0..self.count).filter(|&slot| live(slot)) {
             match regions.last_mut() {
-                Some((first, len)) if *first + *len as u32 == slot && *len < per_region => {
+                Some((first, len))
+                    if *first + *len as u32 == slot && !slot.is_multiple_of(per_region) =>
+                {
                     *len += 1
                 }
                 _ => regions.push((slot, 1)),
@@ -288,6 +300,13 @@ mod tests {
         assert_eq!(slots.regions(|_| true), [(slots.ptr(0), 7 * 8192)]);
         let split = slots.regions(|slot| slot != 2);
         assert_eq!(split, [(slots.ptr(0), 2 * 8192), (slots.ptr(3), 4 * 8192)]);
+        let pieces = slots.pieces(3 * 8192 + 1, |slot| slot != 1);
+        let expected = [(0, 1), (2, 1), (3, 3), (6, 1)];
+        assert_eq!(
+            pieces,
+            expected.map(|(slot, n)| (slots.ptr(slot), n * 8192))
+        );
+        assert_eq!(slots.pieces(1, |_| true).len(), 7, "a slot is never cut");
         assert_eq!(a[99], 1.0);
     }
 

@@ -17,7 +17,7 @@ use crate::arena::Reservation;
 use crate::device::Device;
 use crate::device::cpu::{Cpu, Isa};
 use crate::device::cuda::driver::Driver;
-use crate::device::cuda::{Cuda, Sizes};
+use crate::device::cuda::{self, Cuda, Sizes};
 use crate::error::Result;
 use crate::io::{self, Access, Files, Io, Region};
 use crate::model::kv;
@@ -221,17 +221,17 @@ impl Engine {
         }
         match &mut self.device {
             Device::Cpu(cpu) => cpu.set_row_bytes_max(pool.row_bytes_max()),
-            Device::Cuda(cuda) => {
+            Device::Cuda(gpu) => {
                 let sizes = self.hosted.iter().filter_map(|hosted| hosted.plan.gpu);
                 let own = self.hosted.iter().map(|hosted| hosted.model.memory());
-                let slots = self.store.regions().into_iter().map(|r| (r.start, r.len));
+                let slots = self.store.pieces(cuda::PIECE_BYTES_MAX);
                 // SAFETY: the memory is the models' and the store's, which call this whenever it changes, and goes
                 // after the device, or after the next call.
                 unsafe {
-                    cuda.fit(
+                    gpu.fit(
                         sizes.fold(Sizes::default(), Sizes::max),
                         own.collect(),
-                        slots.collect(),
+                        slots,
                     )
                 };
             }

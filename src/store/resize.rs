@@ -1,5 +1,7 @@
 //! Slots that leave the pool and come back: the budget changes while the engine runs.
 
+use std::ptr::NonNull;
+
 use super::{Phase, Store};
 use crate::error::{Error, Kind, Result};
 use crate::io::{Io, Region};
@@ -107,13 +109,25 @@ impl Store {
         Ok(())
     }
 
-    /// The slots in use, as regions to register.
+    /// The slots in use, as regions to register for reads.
     pub fn regions(&self) -> Vec<Region> {
+        let live = self.live();
+        let regions = self.slots.regions(|slot| live[slot as usize]).into_iter();
+        regions.map(|(start, len)| Region { start, len }).collect()
+    }
+
+    /// The same in pieces of at most `bytes_max`, none of which ends within a slot.
+    pub fn pieces(&self, bytes_max: usize) -> Vec<(NonNull<u8>, usize)> {
+        let live = self.live();
+        self.slots.pieces(bytes_max, |slot| live[slot as usize])
+    }
+
+    /// Whether each slot is in use.
+    fn live(&self) -> Vec<bool> {
         let mut live = vec![true; self.slots.count() as usize];
         for &slot in &self.withdrawn {
             live[slot as usize] = false;
         }
-        let regions = self.slots.regions(|slot| live[slot as usize]).into_iter();
-        regions.map(|(start, len)| Region { start, len }).collect()
+        live
     }
 }

@@ -77,9 +77,10 @@ fn a_kept_tile_is_given_up_only_when_the_gpu_has_read_it() {
     };
     let mut cuda = Cuda::new(Arc::new(gpu)).expect("it opens");
     store.set_fence(cuda.fence());
-    let slots = store.regions().into_iter().map(|r| (r.start, r.len));
+    let slots = store.pieces(2 * SLOT_BYTES);
+    assert!(slots.len() > 2, "products take tiles of several pieces");
     // SAFETY: the slots, and the memory behind `x` and `y`, are there for longer than the device.
-    unsafe { cuda.fit(sizes, vec![x.mapping()], slots.collect()) };
+    unsafe { cuda.fit(sizes, vec![x.mapping()], slots) };
     let device = Device::Cuda(Box::new(cuda));
     // SAFETY: no bytes, which nobody looks at.
     let mut unused = unsafe { Activations::new(std::ptr::dangling_mut(), 0, Precision::default()) };

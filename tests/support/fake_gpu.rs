@@ -329,6 +329,10 @@ impl Driver for FakeGpu {
         let apart =
             |&(other, length): &(usize, usize)| start + bytes <= other || other + length <= start;
         assert!(registered.iter().all(apart), "memory is registered twice");
+        assert!(
+            bytes <= 64 << 20,
+            "a Jetson may refuse {bytes} bytes at a time"
+        );
         registered.push((start, bytes));
         Ok(base.as_ptr().expose_provenance() as u64)
     }

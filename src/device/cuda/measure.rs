@@ -2,6 +2,7 @@
 
 use super::Cuda;
 use super::driver::Args;
+use super::memory::Seen;
 use crate::error::Result;
 
 /// Bytes that a block of `read_memory` takes at a time, and blocks at most: enough for every GPU.
@@ -15,7 +16,7 @@ const COPIES: usize = 8;
 const TIMES: usize = 8;
 
 impl Cuda {
-    /// Bytes per second that the GPU reads of the largest piece of memory it sees, at best: the limit of products
+    /// Bytes per second that the GPU reads of the largest pieces of memory it sees, at best: the limit of products
     /// with one row.
     ///
     /// # Errors
@@ -53,15 +54,23 @@ impl Cuda {
         Ok(bytes as f64 / fastest)
     }
 
-    /// Reads up to `bytes_max` bytes of the largest piece of memory, and answers how many.
+    /// Reads up to `bytes_max` bytes of the largest pieces of memory, which slots are in, and answers how many.
     pub(super) fn read(&self, bytes_max: usize) -> usize {
-        let Some(largest) = self.seen.iter().max_by_key(|seen| seen.bytes) else {
+        let largest = self.seen.iter().map(|seen| seen.bytes).max();
+        let pieces = self.seen.iter().filter(|seen| Some(seen.bytes) == largest);
+        pieces.fold(0, |read, piece| {
+            read + self.read_piece(piece, bytes_max - read)
+        })
+    }
+
+    fn read_piece(&self, piece: &Seen, bytes_max: usize) -> usize {
+        let bytes = piece.bytes.min(bytes_max) / 16 * 16;
+        if bytes == 0 {
             return 0;
-        };
-        let bytes = largest.bytes.min(bytes_max) / 16 * 16;
+        }
         let blocks = (bytes / READ_PIECE_BYTES).clamp(1, READERS_MAX);
         let args = Args::new()
-            .with(largest.address)
+            .with(piece.address)
             .with(bytes as u64 / 16)
             .with(blocks as u32)
             .with(self.at(self.own.partial.as_ptr()));

@@ -97,6 +97,11 @@ const SPLIT: usize = 256;
 /// Positions of a page at least.
 const PAGE_POSITIONS_MIN: usize = 16;
 
+/// Slots are registered with the driver in pieces of at most so many bytes. On a Jetson the driver refuses one that is
+/// larger than what is free at the moment, even if its pages are there already; and slots whose pages are there leave
+/// little free.
+pub const PIECE_BYTES_MAX: usize = 64 << 20;
+
 /// The kinds for blocks of 32 and of 256, and the values in a block.
 const QUANTIZED: [(Kinds, usize); 2] = [
     (Kinds::of(QuantType::Q4_0), 32),
