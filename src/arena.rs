@@ -20,7 +20,8 @@ use crate::error::{Error, Kind, Result};
 pub const PAGE_BYTES: usize = 4096;
 /// Spans begin on a cache line, so that vectors do not straddle two and threads do not share one.
 const LINE_BYTES: usize = 64;
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// What the system may have a mapping take beyond what of it was touched.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// io_uring registers at most this much as one buffer.
 const REGION_BYTES_MAX: usize = 1 << 30;
 

@@ -143,6 +143,14 @@ fn logits_are_the_cpus_bit_for_bit_for_every_architecture_and_weight_type() {
     }
 }
 
+/// The number of MiB that the remedy of a refusal names behind `flag`.
+fn named(message: &str, flag: &str) -> u64 {
+    let rest = message.split(flag).nth(1);
+    let mib = rest.and_then(|rest| rest.split("MiB").next());
+    let mib = mib.and_then(|mib| mib.trim().parse().ok());
+    mib.unwrap_or_else(|| panic!("no {flag} in {message}"))
+}
+
 /// A model of several slots, so that some of it streams in a small budget.
 fn larger() -> SynthSpec {
     SynthSpec {
@@ -167,29 +175,27 @@ fn neither_a_small_budget_nor_chunks_change_the_logits() {
         let mut options = options(16, 128);
         if least {
             options.memory = Some(1);
-            let message = Engine::open(&model, &options)
-                .err()
-                .expect("too little")
-                .to_string();
-            let mib = message
-                .split("--memory ")
-                .nth(1)
-                .and_then(|rest| rest.split("MiB").next());
-            let mib: u64 = mib
-                .expect("the remedy names the least")
-                .parse()
-                .expect("a number");
-            // What the GPU needs besides is not the CPU's minimum.
-            options.memory = Some((mib + 6) << 20);
+            let fake = FakeGpu::new(0).expect("there was one before");
+            let models = [(model.clone(), options.model.clone())];
+            let refused = Engine::new_on(&models, &options, Some(Arc::new(fake)));
+            let message = refused.err().expect("too little").to_string();
+            options.memory = Some(named(&message, "--memory ") << 20);
         }
-        let engine = &mut on_gpu(&model, &options, gpu);
-        let streams = engine.plan(ModelId::FIRST).residency.given_up() > 0;
-        assert_eq!(streams, least, "{bytes} bytes in {:?}", options.memory);
-        assert_same(
-            &logits(engine, 0, &tokens(20), chunk).expect("a sweep"),
-            &expected,
-            &format!("chunks of {chunk}"),
-        );
+        let seen = gpu.seen();
+        {
+            let engine = &mut on_gpu(&model, &options, gpu);
+            let streams = engine.plan(ModelId::FIRST).residency.given_up() > 0;
+            assert_eq!(streams, least, "{bytes} bytes in {:?}", options.memory);
+            assert_same(
+                &logits(engine, 0, &tokens(20), chunk).expect("a sweep"),
+                &expected,
+                &format!("chunks of {chunk}"),
+            );
+        }
+        // The processor's memory and the GPU's are the same DRAM.
+        let taken = seen.lock().expect("nobody panics with it").taken_max as u64;
+        let memory = options.memory.unwrap_or(u64::MAX);
+        assert!(taken > 0 && taken <= memory, "{taken} of {memory} bytes");
     }
 }
 

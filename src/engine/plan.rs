@@ -1,9 +1,9 @@
 //! How a memory budget is divided for a model: a pure function from its shape and the budget to every line.
 
-use crate::arena::PAGE_BYTES;
+use crate::arena::{HUGE_PAGE_BYTES, PAGE_BYTES};
 use crate::device::Placement;
 use crate::device::cpu::{Kinds, KvLayout, Precision};
-use crate::device::cuda::Sizes;
+use crate::device::cuda::{self, Sizes};
 use crate::error::{Error, Kind, Result};
 use crate::format::tile::{self, Tile};
 use crate::io::advice::Advice;
@@ -112,6 +112,9 @@ pub struct Plan {
     /// The policy, with an empty context and no other model.
     pub residency: Residency,
 }
+
+/// Which of a model's lines is that of the buffers.
+const BUFFERS_LINE: usize = 2;
 
 /// What a model takes whatever the pool is.
 struct Own {
@@ -380,16 +383,30 @@ impl Own {
         let gpu = request
             .gpu
             .map(|_| gpu_sizes(config, matrices, limits, request.sessions, context_wanted));
-        let rows_and_tables = gpu.map(|sizes| line("GPU's rows and tables", sizes.bytes()));
-        lines.extend(rows_and_tables.clone());
         let mut gpu_lines = Vec::new();
-        if let Some(Placement::Staged { .. }) = request.gpu {
-            lines.push(line(
-                "tables of what the GPU has",
-                Store::device_table_bytes(tiles_most),
-            ));
-            gpu_lines.push(line("norms, buffers, logits", fixed_bytes));
-            gpu_lines.extend(rows_and_tables);
+        if let (Some(placement), Some(sizes)) = (request.gpu, gpu) {
+            // Buffers that only the GPU touches take addresses here, and no memory.
+            let (all, front) = Model::memory_bytes(config, matrices, limits);
+            let spared = fixed_bytes.saturating_sub(front + HUGE_PAGE_BYTES);
+            lines[BUFFERS_LINE].bytes -= spared as u64;
+            lines.push(line("tables for the GPU", sizes.tables_bytes()));
+            let of_gpu = [
+                line("norms, buffers, logits on the GPU", cuda::allocated(all)),
+                line(
+                    "quantized rows and attention on the GPU",
+                    sizes.device_bytes(),
+                ),
+            ];
+            match placement {
+                Placement::Direct => lines.extend(of_gpu),
+                Placement::Staged { .. } => {
+                    lines.push(line(
+                        "tables of what the GPU has",
+                        Store::device_table_bytes(tiles_most),
+                    ));
+                    gpu_lines.extend(of_gpu);
+                }
+            }
         }
         Own {
             limits,

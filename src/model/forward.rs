@@ -6,11 +6,10 @@
 
 mod layers;
 
-use std::ptr::NonNull;
-
 use crate::arena::{Reservation, Span};
 use crate::device::Device;
 use crate::device::cpu::{Activations, AttentionRow, KvLayout, KvRow, Precision, TileView};
+use crate::device::cuda::Buffers;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::model::config::Config;
@@ -101,15 +100,8 @@ impl Model {
         let vectors = Vectors::load(gguf, &config, arena)?;
         let rows = limits.rows;
         let mut floats = |len: usize| arena.carve::<f32>(len);
+        // First what the processor touches whatever the device.
         let x = floats(rows * config.dim)?;
-        let y = floats(rows * config.dim)?;
-        let attended = floats(rows * config.q_dim())?;
-        let qkv = [
-            floats(rows * config.q_dim())?,
-            floats(rows * config.kv_dim())?,
-            floats(rows * config.kv_dim())?,
-        ];
-        let (gate, up) = (floats(rows * config.ff)?, floats(rows * config.ff)?);
         let pairs = config.rope_dims / 2;
         let mut angles = || {
             config
@@ -120,6 +112,14 @@ impl Model {
         };
         let (cos, sin) = (angles()?, angles()?);
         let logits = floats(limits.logits_rows * config.vocab)?;
+        let y = floats(rows * config.dim)?;
+        let attended = floats(rows * config.q_dim())?;
+        let qkv = [
+            floats(rows * config.q_dim())?,
+            floats(rows * config.kv_dim())?,
+            floats(rows * config.kv_dim())?,
+        ];
+        let (gate, up) = (floats(rows * config.ff)?, floats(rows * config.ff)?);
         let mut quantized =
             arena.carve::<u8>(plan.activation_bytes(&config, rows, limits.activations))?;
         // SAFETY: the span is moved into the model with the view, nobody else has it, and spans are aligned to 64.
@@ -202,9 +202,29 @@ impl Model {
         &self.plan
     }
 
-    /// The memory that everything of it is in but weights and pages.
-    pub fn memory(&self) -> (NonNull<u8>, usize) {
-        self.x.mapping()
+    /// The memory that everything of it is in that a GPU works on, but weights and pages.
+    pub fn memory(&self) -> Buffers {
+        let (base, _) = self.x.mapping();
+        let start = |address: usize| address - base.addr().get();
+        Buffers {
+            base,
+            bytes: start(self._quantized.as_ptr().addr()),
+            front: start(self.y.as_ptr().addr()),
+        }
+    }
+
+    /// Bytes of [`memory`](Self::memory): of all, and at the front.
+    pub fn memory_bytes(config: &Config, plan: &MatrixPlan, limits: BatchLimits) -> (usize, usize) {
+        let of = |len: usize| Reservation::carved_size::<f32>(len);
+        let (vectors, buffers, logits) = Model::carved_bytes(config, plan, limits);
+        let quantized = plan.activation_bytes(config, limits.rows, limits.activations);
+        let rows = limits.rows;
+        let front = vectors
+            + of(rows * config.dim)
+            + 2 * config.ropes.len() * of(rows * config.rope_dims / 2)
+            + logits;
+        let quantized = Reservation::carved_size::<u8>(quantized);
+        (vectors + buffers + logits - quantized, front)
     }
 
     /// The largest batch.

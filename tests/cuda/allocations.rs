@@ -4,12 +4,13 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use airstream::device::cuda::driver::{Args, Driver, Facts, KernelId, Stream};
-use airstream::engine::{Engine, ModelId, Options, Spent};
+use airstream::engine::{Engine, ModelId, Spent};
 use airstream::error::Result;
 
 use super::counting_thread::{allocations, counted};
 use super::fake_gpu::FakeGpu;
-use super::{larger, options, tokens, write};
+use super::staged::{Budget, with_budgets};
+use super::{larger, tokens, write};
 
 /// The fake, whose own allocations do not count.
 struct Uncounted(FakeGpu);
@@ -86,12 +87,9 @@ fn tokens_without_an_allocation_while_tiles_pass_through_both_memories() {
     let model = folder.path().join("model.gguf");
     write(&larger(), &model).expect("the folder can be written");
     let Some(fake) = FakeGpu::new(4) else { return };
-    let options = Options {
-        memory: Some(7 << 20),
-        gpu_memory: Some(6 << 20),
-        ..options(16, 128)
-    };
-    let gpu = Arc::new(Uncounted(fake.with_memory(6 << 20)));
+    let options = with_budgets(&model, Budget::Some, Budget::Some);
+    let gpu_memory = options.gpu_memory.expect("given") as usize;
+    let gpu = Arc::new(Uncounted(fake.with_memory(gpu_memory)));
     let models = [(model, options.model.clone())];
     let engine = &mut Engine::new_on(&models, &options, Some(gpu)).expect("it opens");
     let (mut spent, next, prompt) = (Spent::default(), tokens(6), tokens(16));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use airstream::arena::Reservation;
 use airstream::device::Device;
 use airstream::device::cpu::{Activations, Kinds, Precision, TileView};
-use airstream::device::cuda::{Cuda, Sizes};
+use airstream::device::cuda::{Buffers, Cuda, Sizes};
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Use};
 use airstream::io::sim::{Content, Faults, Options, Sim, Timing};
@@ -77,10 +77,16 @@ fn a_kept_tile_is_given_up_only_when_the_gpu_has_read_it() {
     };
     let mut cuda = Cuda::new(Arc::new(gpu)).expect("it opens");
     store.set_fence(cuda.fence());
+    let (base, bytes) = x.mapping();
+    let buffers = Buffers {
+        base,
+        bytes,
+        front: bytes,
+    };
     let slots = store.pieces(2 * SLOT_BYTES);
     assert!(slots.len() > 2, "products take tiles of several pieces");
     // SAFETY: the slots, and the memory behind `x` and `y`, are there for longer than the device.
-    unsafe { cuda.fit(sizes, vec![x.mapping()], slots) };
+    unsafe { cuda.fit(sizes, vec![buffers], slots) };
     let device = Device::Cuda(Box::new(cuda));
     // SAFETY: no bytes, which nobody looks at.
     let mut unused = unsafe { Activations::new(std::ptr::dangling_mut(), 0, Precision::default()) };

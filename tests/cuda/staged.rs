@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use airstream::engine::{Engine, ModelId, Options, Spent};
 
 use super::fake_gpu::FakeGpu;
-use super::{assert_same, larger, logits, on_cpu, on_gpu, options, tokens};
+use super::{assert_same, larger, logits, named, on_cpu, on_gpu, options, tokens};
 
 /// More than any of these models needs.
 const PLENTY: u64 = 64 << 20;
 
 /// How much of each memory there is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Budget {
+pub enum Budget {
     Least,
     Some,
     Plenty,
@@ -24,14 +24,6 @@ fn model(folder: &tempfile::TempDir) -> PathBuf {
     model
 }
 
-/// The number of MiB that the remedy of a refusal names behind `flag`.
-fn named(message: &str, flag: &str) -> u64 {
-    let rest = message.split(flag).nth(1);
-    let mib = rest.and_then(|rest| rest.split("MiB").next());
-    let mib = mib.and_then(|mib| mib.trim().parse().ok());
-    mib.unwrap_or_else(|| panic!("no {flag} in {message}"))
-}
-
 fn refused(model: &Path, options: &Options) -> String {
     let gpu = FakeGpu::new(0).expect("there was one before");
     let gpu = gpu.with_memory(options.gpu_memory.unwrap_or(0) as usize);
@@ -41,7 +33,7 @@ fn refused(model: &Path, options: &Options) -> String {
 }
 
 /// Options with these budgets; the least ones are those that the refusals name.
-fn with_budgets(model: &Path, host: Budget, gpu: Budget) -> Options {
+pub fn with_budgets(model: &Path, host: Budget, gpu: Budget) -> Options {
     let mut options = Options {
         memory: Some(PLENTY),
         gpu_memory: Some(1),

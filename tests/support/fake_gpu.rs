@@ -36,8 +36,9 @@ pub struct Seen {
     pub behind_max: u64,
     /// The device has let the processor's memory go, and given back all of its own.
     pub unregistered: bool,
-    /// Bytes of its own that were taken, at most.
+    /// Bytes of its own that were taken, at most; and together with the processor's that it was shown.
     pub allocated_max: usize,
+    pub taken_max: usize,
     /// Bytes of tiles that were copied there.
     pub tile_bytes: u64,
     /// Copies of tiles that ran while launches waited that were given earlier, and launches of which the opposite is true.
@@ -63,6 +64,13 @@ struct State {
     failed: bool,
 }
 
+impl State {
+    fn taken(&self) -> usize {
+        let all = self.registered.iter().chain(&self.allocated);
+        all.map(|(_, bytes)| bytes).sum()
+    }
+}
+
 /// The fake.
 pub struct FakeGpu {
     facts: Facts,
@@ -86,7 +94,7 @@ impl FakeGpu {
                 capability: (8, 7),
                 integrated: true,
             },
-            memory: 0,
+            memory: usize::MAX,
             shim: Shim::get()?,
             state: Mutex::new(State {
                 random: Rng(seed),
@@ -280,7 +288,6 @@ impl Driver for FakeGpu {
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.check()?;
-        assert!(!self.facts.integrated, "it has no memory of its own");
         // SAFETY: a new anonymous mapping.
         let start = unsafe {
             let (how, kind) = (
@@ -299,6 +306,7 @@ impl Driver for FakeGpu {
         let taken: usize = state.allocated.iter().map(|(_, bytes)| bytes).sum();
         let mut seen = self.look();
         seen.allocated_max = seen.allocated_max.max(taken);
+        seen.taken_max = seen.taken_max.max(state.taken());
         match taken <= self.memory {
             true => Ok(place.0 as u64),
             false => Err(Error::new(
@@ -325,7 +333,8 @@ impl Driver for FakeGpu {
     }
 
     unsafe fn register(&self, base: NonNull<u8>, bytes: usize) -> Result<u64> {
-        let (start, registered) = (base.addr().get(), &mut self.state().registered);
+        let mut state = self.state();
+        let (start, registered) = (base.addr().get(), &mut state.registered);
         let apart =
             |&(other, length): &(usize, usize)| start + bytes <= other || other + length <= start;
         assert!(registered.iter().all(apart), "memory is registered twice");
@@ -334,6 +343,8 @@ impl Driver for FakeGpu {
             "a Jetson may refuse {bytes} bytes at a time"
         );
         registered.push((start, bytes));
+        let mut seen = self.look();
+        seen.taken_max = seen.taken_max.max(state.taken());
         Ok(base.as_ptr().expose_provenance() as u64)
     }
 

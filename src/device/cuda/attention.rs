@@ -140,7 +140,7 @@ impl Cuda {
         let row_values = heads * splits_max * (layout.head_dim + 2);
         let at_once = match splits_max {
             1 => rows.len(),
-            _ => (self.own.partial.len() / row_values).max(1),
+            _ => (self.own.sizes.partial_values() / row_values).max(1),
         };
         for some in rows.chunks(at_once) {
             self.attempt(|| self.attend(some, layout, shape));
@@ -205,7 +205,7 @@ impl Cuda {
             .unwrap_or(1);
         let parts = (shape.heads / shape.layout.kv_heads).div_ceil(shape.unit_heads);
         let out = self.at(rows[0].out);
-        let partial = self.at(self.own.partial.as_ptr());
+        let partial = self.own.partial();
         let args = Args::new()
             .with(shape)
             .with(unit_table)

@@ -1,7 +1,8 @@
 //! What the GPU's memory delivers.
+#![allow(unsafe_code)]
 
 use super::Cuda;
-use super::driver::Args;
+use super::driver::{Args, Stream};
 use super::memory::Seen;
 use crate::error::Result;
 
@@ -10,7 +11,7 @@ const READ_PIECE_BYTES: usize = 16 << 10;
 const READERS_MAX: usize = 1024;
 /// Bytes read at a time: more than caches hold.
 const READ_BYTES_MAX: usize = 256 << 20;
-/// Copies in a measurement, each of 4 MiB at least.
+/// Copies in a measurement, each of 4 MiB where slots have so much in one piece.
 const COPIES: usize = 8;
 /// How often either is measured: the fastest time counts.
 const TIMES: usize = 8;
@@ -30,13 +31,22 @@ impl Cuda {
     /// # Errors
     /// The device fails.
     pub fn copy_rate(&self) -> Result<Option<f64>> {
-        if !self.is_staged() {
+        let Some(slots) = self.pinned.iter().max_by_key(|slots| slots.bytes) else {
             return Ok(None);
-        }
+        };
         // What the splits of attention find is of no use between sweeps.
+        let bytes = slots.bytes.min(4 * self.own.sizes.partial_values());
+        let from = slots.base.as_ptr().expose_provenance() as u64;
         let copy = || {
-            (0..COPIES).for_each(|_| self.upload(&self.own.partial));
-            COPIES * self.own.partial.bytes()
+            for _ in 0..COPIES {
+                // SAFETY: there is as much of either, for as long as the device has not finished.
+                let copy = || unsafe {
+                    let to = self.own.partial();
+                    self.driver.copy(Stream::Compute, to, from, bytes)
+                };
+                self.attempt(copy);
+            }
+            COPIES * bytes
         };
         self.rate(copy).map(Some)
     }
@@ -56,8 +66,9 @@ impl Cuda {
 
     /// Reads up to `bytes_max` bytes of the largest pieces of memory, which slots are in, and answers how many.
     pub(super) fn read(&self, bytes_max: usize) -> usize {
-        let largest = self.seen.iter().map(|seen| seen.bytes).max();
-        let pieces = self.seen.iter().filter(|seen| Some(seen.bytes) == largest);
+        let slots = || self.seen.iter().filter(|seen| !seen.is_image());
+        let largest = slots().map(|seen| seen.bytes).max();
+        let pieces = slots().filter(|seen| Some(seen.bytes) == largest);
         pieces.fold(0, |read, piece| {
             read + self.read_piece(piece, bytes_max - read)
         })
@@ -73,7 +84,7 @@ impl Cuda {
             .with(piece.address)
             .with(bytes as u64 / 16)
             .with(blocks as u32)
-            .with(self.at(self.own.partial.as_ptr()));
+            .with(self.own.partial());
         self.op(self.kernels.read, [blocks, 1, 1], 256, args);
         bytes
     }

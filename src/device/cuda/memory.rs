@@ -10,7 +10,7 @@ use crate::error::Result;
 /// A piece of the GPU's own memory.
 pub(super) struct Allocation {
     driver: Arc<dyn Driver>,
-    address: u64,
+    pub(super) address: u64,
 }
 
 impl Allocation {
@@ -68,6 +68,18 @@ impl Drop for Registered {
     }
 }
 
+/// Buffers that ops name by addresses here, and that lie in the GPU's memory: the processor only touches the front.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffers {
+    /// Where they begin here.
+    pub base: NonNull<u8>,
+    /// Bytes of all.
+    pub bytes: usize,
+    /// Bytes at the front that go to the GPU and back: as they are at first, and whenever a part is uploaded or
+    /// downloaded. What lies behind them is never touched here, so it takes addresses alone.
+    pub front: usize,
+}
+
 /// Memory that ops name by its address here, and kernels by the GPU's.
 pub(super) struct Seen {
     pub(super) base: NonNull<u8>,
@@ -75,34 +87,41 @@ pub(super) struct Seen {
     /// Where it begins for kernels.
     pub(super) address: u64,
     /// What was taken for it.
-    _image: Option<Allocation>,
+    image: Option<Allocation>,
+    registered: Option<Registered>,
 }
 
 impl Seen {
     /// Registered memory, for kernels to work on where it lies.
-    pub(super) fn shared(memory: &Registered) -> Seen {
+    pub(super) fn shared(memory: Registered) -> Seen {
         Seen {
             base: memory.base,
             bytes: memory.bytes,
             address: memory.address,
-            _image: None,
+            image: None,
+            registered: Some(memory),
         }
     }
 
-    /// An image of registered memory in the GPU's own, with what is in it now.
-    pub(super) fn image(memory: &Registered) -> Result<Seen> {
-        let image = Allocation::new(&memory.driver, memory.bytes)?;
+    /// Buffers in the GPU's memory, with what is in their front now.
+    ///
+    /// # Safety
+    /// The front stays mapped until this is dropped.
+    pub(super) unsafe fn image(driver: &Arc<dyn Driver>, buffers: &Buffers) -> Result<Seen> {
+        let image = Allocation::new(driver, buffers.bytes)?;
+        // SAFETY: the caller vouches for it.
+        let front = unsafe { Registered::new(driver, (buffers.base, buffers.front))? };
         // SAFETY: as many bytes of either, which both stay until the device is finished.
         unsafe {
-            let from = memory.base.as_ptr().expose_provenance() as u64;
-            let driver = &memory.driver;
-            driver.copy(Stream::Compute, image.address, from, memory.bytes)?;
+            let from = buffers.base.as_ptr().expose_provenance() as u64;
+            driver.copy(Stream::Compute, image.address, from, buffers.front)?;
         }
         Ok(Seen {
-            base: memory.base,
-            bytes: memory.bytes,
+            base: buffers.base,
+            bytes: buffers.bytes,
             address: image.address,
-            _image: Some(image),
+            image: Some(image),
+            registered: Some(front),
         })
     }
 
@@ -112,7 +131,18 @@ impl Seen {
             base: memory.base(),
             bytes,
             address: memory.address,
-            _image: None,
+            image: None,
+            registered: None,
         }
+    }
+
+    /// Whether these are buffers.
+    pub(super) fn is_image(&self) -> bool {
+        self.image.is_some()
+    }
+
+    /// Whether nothing here lies behind it.
+    pub(super) fn is_own(&self) -> bool {
+        self.registered.is_none()
     }
 }

@@ -2,9 +2,13 @@
 //!
 //! # Placement
 //!
-//! Slots and buffers are registered with the driver, so the GPU computes on tiles where reads land and
-//! on the buffers that the processor sees too (`Direct`). On a Jetson that is the same DRAM. Ops take the
-//! processor's pointers and hand the GPU's to the kernels; they differ by a constant in each mapping.
+//! Where the GPU shares the processor's DRAM, slots are registered with the driver, and it computes on tiles and pages
+//! where reads land (`Direct`); else in slots of its own (`Staged`). On Orin the GPU does not cache registered memory:
+//! nothing is lost with weights, which are read once, but much with rows that are read again and again. So buffers lie
+//! in memory that is allocated from the driver on either. The processor has addresses for them, and memory for the few
+//! that it writes or reads too: embeddings, angles, logits ([`Buffers`]). Tables of launches are small and read once:
+//! kernels read them where the processor wrote them. Ops take the processor's pointers and hand the GPU's to the
+//! kernels; they differ by a constant in each mapping.
 //!
 //! # Order and fences
 //!
@@ -41,13 +45,14 @@ use std::cell::{Cell, RefCell};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::arena::{PAGE_BYTES, Plain, Reservation, Slots, Span};
+use crate::arena::{PAGE_BYTES, Plain, Reservation, Slots};
 use crate::device::cpu::Kinds;
 use crate::error::{Error, Result};
 use crate::format::quant::QuantType;
 use crate::store::{Copies, Fence};
 use copies::TileCopies;
 use driver::{Args, Driver, Facts, KernelId, Stream};
+pub use memory::Buffers;
 use memory::{Allocation, Registered, Seen};
 use ops::Kernels;
 use queue::{Queue, table_bytes};
@@ -181,7 +186,7 @@ impl Sizes {
         Quantized::new(self.rows, self.cols, self.kinds).end
     }
 
-    fn tables_bytes(&self) -> usize {
+    fn table_bytes(&self) -> usize {
         let pages = self.sessions * self.context.div_ceil(PAGE_POSITIONS_MIN);
         let attention = table_bytes::<u64>(pages) + attention::row_tables_bytes(self.rows);
         2 * attention
@@ -208,33 +213,53 @@ impl Sizes {
         }
     }
 
-    /// Bytes of a device's own memory.
-    pub fn bytes(&self) -> usize {
-        Reservation::carved_size::<u8>(self.quantized_bytes())
-            + Reservation::carved_size::<u8>(self.tables_bytes())
-            + Reservation::carved_size::<f32>(self.partial_values()).next_multiple_of(PAGE_BYTES)
+    /// Where in the device's memory for itself stands what the splits of attention find.
+    fn partial_start(&self) -> usize {
+        self.quantized_bytes().next_multiple_of(256)
     }
+
+    /// Bytes that a device takes of the GPU's memory for itself.
+    pub fn device_bytes(&self) -> usize {
+        allocated(self.partial_start() + 4 * self.partial_values())
+    }
+
+    /// Bytes of the processor's memory that it takes.
+    pub fn tables_bytes(&self) -> usize {
+        self.table_bytes().next_multiple_of(PAGE_BYTES)
+    }
+}
+
+/// Bytes that the GPU's memory has less for an allocation of `bytes`: it is given out in whole pieces of 2 MiB.
+pub const fn allocated(bytes: usize) -> usize {
+    bytes.next_multiple_of(2 << 20)
 }
 
 /// What the device has for itself.
 struct Own {
     sizes: Sizes,
-    /// Quantized rows.
-    activations: Span<u8>,
-    /// What the splits of attention find.
-    partial: Span<f32>,
+    /// Quantized rows, then what the splits of attention find; none until it is taken.
+    memory: Option<Allocation>,
     queue: RefCell<Queue>,
 }
 
 impl Own {
     fn new(sizes: Sizes) -> Result<Own> {
-        let mut memory = Reservation::new(sizes.bytes())?;
+        let mut tables = Reservation::new(sizes.tables_bytes())?;
         Ok(Own {
             sizes,
-            activations: memory.carve(sizes.quantized_bytes())?,
-            queue: RefCell::new(Queue::new(memory.carve(sizes.tables_bytes())?)),
-            partial: memory.carve(sizes.partial_values())?,
+            memory: None,
+            queue: RefCell::new(Queue::new(tables.carve(sizes.table_bytes())?)),
         })
+    }
+
+    /// Where quantized rows stand for kernels.
+    fn activations(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |memory| memory.address)
+    }
+
+    /// Where for them stands what the splits of attention find.
+    fn partial(&self) -> u64 {
+        self.activations() + self.sizes.partial_start() as u64
     }
 }
 
@@ -246,8 +271,8 @@ pub struct Cuda {
     kernels: Kernels,
     /// All that kernels may work on, in the order of addresses here.
     seen: Vec<Seen>,
-    /// Memory of the processor's that the driver knows.
-    registered: Vec<Registered>,
+    /// Slots that tiles are copied from, if kernels do not work there.
+    pinned: Vec<Registered>,
     own: Own,
     quantized: Cell<Quantized>,
     failed: RefCell<Option<Error>>,
@@ -275,7 +300,7 @@ impl Cuda {
             driver,
             kernels,
             seen: Vec::new(),
-            registered: Vec::new(),
+            pinned: Vec::new(),
             own: Own::new(Sizes::default())?,
             quantized: Cell::default(),
             failed: RefCell::default(),
@@ -316,8 +341,9 @@ impl Cuda {
         Box::new(move || queue::finish(driver.as_ref(), Stream::Compute))
     }
 
-    /// Makes the device's own memory large enough for `sizes`, and has it see `buffers` and the slots that reads land
-    /// in, and nothing else of the processor's memory. An error is told by the next [`finish`](Self::finish). Allocates.
+    /// Makes the device's memory for itself large enough for `sizes`, and has it see `buffers` and the slots that reads
+    /// land in, and nothing else that is the processor's. An error is told by the next [`finish`](Self::finish).
+    /// Allocates.
     ///
     /// # Safety
     /// The memory stays mapped until the device is dropped or told of other memory; so does, until this returns, what
@@ -325,7 +351,7 @@ impl Cuda {
     pub unsafe fn fit(
         &mut self,
         sizes: Sizes,
-        mut buffers: Vec<(NonNull<u8>, usize)>,
+        buffers: Vec<Buffers>,
         slots: Vec<(NonNull<u8>, usize)>,
     ) {
         // Nothing runs while memory comes and goes.
@@ -341,49 +367,56 @@ impl Cuda {
             Ok(grown) => grown.map(|own| std::mem::replace(&mut self.own, own)),
             Err(error) => return self.attempt(|| Err(error)),
         };
-        buffers.push(self.own.partial.mapping());
-        let of_processor =
-            |base, bytes, list: &[(NonNull<u8>, usize)]| list.contains(&(base, bytes));
-        let gone = |r: &Registered| {
-            !of_processor(r.base, r.bytes, &buffers) && !of_processor(r.base, r.bytes, &slots)
+        let tables = self.own.queue.get_mut().memory();
+        let stays = |memory: (NonNull<u8>, usize)| {
+            let of_buffers = |b: &Buffers| (b.base, b.bytes) == memory;
+            memory == tables || slots.contains(&memory) || buffers.iter().any(of_buffers)
         };
-        let goes: Vec<Registered> = self.registered.extract_if(.., |r| gone(r)).collect();
-        let of_gone = |seen: &Seen| goes.iter().any(|r| r.base == seen.base);
-        self.seen.retain(|seen| !of_gone(seen));
-        drop(goes);
+        self.seen.retain(|s| s.is_own() || stays((s.base, s.bytes)));
+        self.pinned.retain(|r| stays((r.base, r.bytes)));
         drop(before);
-        // SAFETY: the caller vouches for it.
-        let shown = unsafe {
-            self.show(&buffers, true)
-                .and(self.show(&slots, !self.is_staged()))
-        };
+        // SAFETY: the caller vouches for it; the tables are the device's own.
+        let shown = unsafe { self.show(tables, &buffers, &slots) };
         self.attempt(|| shown);
     }
 
-    /// Registers memory that is not yet, and has kernels see it if they are to.
+    /// Takes the memory that is lacking, and sees what is not seen yet.
     ///
     /// # Safety
     /// As of [`fit`](Self::fit).
-    unsafe fn show(&mut self, memory: &[(NonNull<u8>, usize)], to_kernels: bool) -> Result<()> {
-        for &(base, bytes) in memory {
-            if self
-                .registered
-                .iter()
-                .any(|r| (r.base, r.bytes) == (base, bytes))
-            {
+    unsafe fn show(
+        &mut self,
+        tables: (NonNull<u8>, usize),
+        buffers: &[Buffers],
+        slots: &[(NonNull<u8>, usize)],
+    ) -> Result<()> {
+        if self.own.memory.is_none() {
+            let bytes = self.own.sizes.device_bytes();
+            self.own.memory = Some(Allocation::new(&self.driver, bytes)?);
+        }
+        for buffers in buffers {
+            if !self.sees(buffers.base) {
+                // SAFETY: the caller vouches for it.
+                self.see(unsafe { Seen::image(&self.driver, buffers)? });
+            }
+        }
+        for &(base, bytes) in slots.iter().chain([&tables]) {
+            if self.sees(base) || self.pinned.iter().any(|r| r.base == base) {
                 continue;
             }
             // SAFETY: the caller vouches for it.
             let registered = unsafe { Registered::new(&self.driver, (base, bytes))? };
-            if to_kernels {
-                self.see(match self.is_staged() {
-                    true => Seen::image(&registered)?,
-                    false => Seen::shared(&registered),
-                });
+            match self.is_staged() && base != tables.0 {
+                true => self.pinned.push(registered),
+                false => self.see(Seen::shared(registered)),
             }
-            self.registered.push(registered);
         }
         Ok(())
+    }
+
+    /// Whether kernels see the memory that begins here.
+    fn sees(&self, base: NonNull<u8>) -> bool {
+        self.seen.iter().any(|seen| seen.base == base)
     }
 
     fn see(&mut self, memory: Seen) {
@@ -425,15 +458,15 @@ impl Cuda {
         self.transfer(wanted, |image, here| (here, image));
     }
 
-    /// Copies between memory of the processor's and its image, if it has one.
+    /// Copies between the front of buffers and the GPU's memory.
     fn transfer<T: Plain>(&self, memory: &[T], to_from: impl Fn(u64, u64) -> (u64, u64)) {
-        if !self.is_staged() || memory.is_empty() {
+        if memory.is_empty() {
             return;
         }
         let here = memory.as_ptr().expose_provenance() as u64;
         let (to, from) = to_from(self.at(memory.as_ptr()), here);
         self.attempt(|| {
-            // SAFETY: both are as large; the memory is registered, and nobody touches it until the device is finished.
+            // SAFETY: both are as large; the front is registered, and nobody touches it until the device is finished.
             unsafe {
                 self.driver
                     .copy(Stream::Compute, to, from, size_of_val(memory))
@@ -480,25 +513,9 @@ impl Cuda {
 
     /// Launches a kernel of the op that was begun.
     fn launch(&self, kernel: KernelId, grid: [usize; 3], threads: u32, args: Args) -> Result<()> {
-        if self.is_staged() {
-            self.send_tables()?;
-        }
         let grid = grid.map(|n| u32::try_from(n).expect("a grid of a sweep"));
         // SAFETY: each op gives its kernel what it takes, within the arena; the caller of the op vouches for the rest.
         unsafe { self.driver.launch(kernel, grid, threads, &args) }
-    }
-
-    /// Copies the tables of the op that was begun to their image.
-    fn send_tables(&self) -> Result<()> {
-        let mut queue = self.own.queue.borrow_mut();
-        let tables = queue.written();
-        if tables.is_empty() {
-            return Ok(());
-        }
-        let here = tables.as_ptr().expose_provenance() as u64;
-        let image = self.at(tables.as_ptr());
-        // SAFETY: as large; the queue writes there again only after the op is done.
-        unsafe { self.driver.copy(Stream::Compute, image, here, tables.len()) }
     }
 }
 
@@ -508,6 +525,6 @@ impl Drop for Cuda {
         if let Err(error) = self.finish(&mut || ()) {
             log::debug!("closing the device: {error}");
         }
-        // Registered memory and images go with the fields, and nothing is running.
+        // Registered and allocated memory goes with the fields, and nothing is running.
     }
 }

@@ -165,7 +165,7 @@ impl Cuda {
 
     /// Where the blocks stand that were, or are about to be, quantized.
     fn blocks(&self, blocks: super::Blocks) -> Blocks {
-        let memory = self.at(self.own.activations.as_ptr());
+        let memory = self.own.activations();
         Blocks {
             q: memory + blocks.q as u64,
             scales: memory + blocks.scales as u64,
@@ -177,7 +177,7 @@ impl Cuda {
     fn room_for(&self, (rows, cols): (usize, usize), kinds: Kinds) -> QuantizedRows {
         let quantized = Quantized::new(rows, cols, kinds);
         assert!(
-            quantized.end <= self.own.activations.len(),
+            quantized.end <= self.own.sizes.quantized_bytes(),
             "more rows than there is memory for"
         );
         self.quantized.set(quantized);
@@ -193,8 +193,7 @@ impl Cuda {
 
     /// Where the rows stand as they are, if they do.
     fn plain(&self, quantized: Quantized) -> Option<u64> {
-        let memory = self.own.activations.as_ptr();
-        quantized.plain.map(|at| self.at(memory) + at as u64)
+        quantized.plain.map(|at| self.own.activations() + at as u64)
     }
 
     /// See [`Cpu::quantize`](crate::device::cpu::Cpu::quantize).

@@ -6,6 +6,8 @@
 //! and no table is overwritten before it was read.
 #![allow(unsafe_code)]
 
+use std::ptr::NonNull;
+
 use super::driver::{Driver, Stream};
 use crate::arena::Span;
 use crate::error::Result;
@@ -24,8 +26,6 @@ pub(super) struct Queue {
     tables: Span<u8>,
     half: usize,
     used: usize,
-    /// How much of that was already asked for by [`Queue::written`].
-    sent: usize,
     ops: u32,
     /// The half's event was recorded and not waited for.
     pending: [bool; 2],
@@ -42,7 +42,6 @@ impl Queue {
             tables,
             half: 0,
             used: 0,
-            sent: 0,
             ops: 0,
             pending: [false; 2],
         }
@@ -66,7 +65,7 @@ impl Queue {
                 wait(driver, self.half, &mut || ())?;
                 self.pending[self.half] = false;
             }
-            (self.used, self.sent, self.ops) = (0, 0, 0);
+            (self.used, self.ops) = (0, 0);
         }
         self.ops += 1;
         Ok(())
@@ -91,11 +90,9 @@ impl Queue {
         table
     }
 
-    /// The tables that were written since this was last asked: empty if none were.
-    pub(super) fn written(&mut self) -> &[u8] {
-        let start = self.half * (self.tables.len() / 2);
-        let sent = std::mem::replace(&mut self.sent, self.used);
-        &self.tables[start + sent..start + self.used]
+    /// The memory that tables stand in.
+    pub(super) fn memory(&self) -> (NonNull<u8>, usize) {
+        self.tables.mapping()
     }
 
     /// Waits until all is done; `poll` is called meanwhile.
@@ -106,7 +103,7 @@ impl Queue {
         driver.record(Stream::Compute, FINISH)?;
         wait(driver, FINISH, poll)?;
         self.pending = [false; 2];
-        (self.used, self.sent, self.ops) = (0, 0, 0);
+        (self.used, self.ops) = (0, 0);
         Ok(())
     }
 }
