@@ -242,6 +242,10 @@ impl Cuda {
     /// Tiles' data and outputs are valid, disjoint, and used by nobody else until they are done with.
     pub unsafe fn matmul(&self, tiles: &[TileView], inspect: &Inspect<'_>, poll: &mut dyn FnMut()) {
         poll();
+        self.attempt(|| {
+            let mut queue = self.own.queue.borrow_mut();
+            queue.make_room(self.driver.as_ref(), poll)
+        });
         for tile in tiles.iter().filter(|tile| !tile.packed) {
             let row_bytes = tile.qtype.row_bytes(tile.cols);
             for (strip, first) in (0..tile.rows).step_by(STRIP_ROWS).enumerate() {

@@ -6,7 +6,9 @@
 //! and no table is overwritten before it was read.
 #![allow(unsafe_code)]
 
+use std::ops::RangeInclusive;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 use super::driver::{Driver, Stream};
 use crate::arena::Span;
@@ -61,13 +63,31 @@ impl Queue {
             driver.record(Stream::Compute, self.half)?;
             self.pending[self.half] = true;
             self.half = 1 - self.half;
-            if self.pending[self.half] {
-                wait(driver, self.half, &mut || ())?;
-                self.pending[self.half] = false;
-            }
+            self.free(driver, self.half, &mut || ())?;
             (self.used, self.ops) = (0, 0);
         }
         self.ops += 1;
+        Ok(())
+    }
+
+    /// Waits for the other half while there is still work in this one, if it is about to be next; `poll` is called
+    /// meanwhile. Ops that come now and then and can poll say this, so that none that cannot has to wait.
+    ///
+    /// # Errors
+    /// What the device did before failed.
+    pub(super) fn make_room(&mut self, driver: &dyn Driver, poll: &mut dyn FnMut()) -> Result<()> {
+        match self.ops >= OPS_MAX / 2 || self.used >= self.tables.len() / 4 {
+            true => self.free(driver, 1 - self.half, poll),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until nothing reads the tables of a half.
+    fn free(&mut self, driver: &dyn Driver, half: usize, poll: &mut dyn FnMut()) -> Result<()> {
+        if self.pending[half] {
+            wait(driver, half, poll)?;
+            self.pending[half] = false;
+        }
         Ok(())
     }
 
@@ -118,10 +138,22 @@ pub(super) fn finish(driver: &dyn Driver, stream: Stream) -> Result<()> {
     wait(driver, event, &mut || ())
 }
 
+/// So long a wait spins: the GPU is about to be done, and waking up from a sleep takes as long.
+const SPIN: Duration = Duration::from_micros(50);
+/// A sleep is this part of the time that was waited so far, which is late by little, within bounds.
+const NAP_SHARE: u32 = 16;
+const NAP: RangeInclusive<Duration> = Duration::from_micros(20)..=Duration::from_micros(100);
+
+/// Waits for an event; `poll` is called meanwhile. The processor sleeps between: a board's power is the GPU's too.
 fn wait(driver: &dyn Driver, event: usize, poll: &mut dyn FnMut()) -> Result<()> {
+    let begun = Instant::now();
     while !driver.done(event)? {
         poll();
-        std::thread::yield_now();
+        let waited = begun.elapsed();
+        match waited < SPIN {
+            true => std::thread::yield_now(),
+            false => std::thread::sleep((waited / NAP_SHARE).clamp(*NAP.start(), *NAP.end())),
+        }
     }
     Ok(())
 }
