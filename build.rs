@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Compute capability of Orin's GPU; the PTX also runs on every later one.
-const ARCHITECTURE: &str = "sm_87";
+/// The PTX is for the first GPUs that have all instructions of the kernels, and runs on every later one.
+const ARCHITECTURE: &str = "sm_80";
+/// Orin's GPU, which the kernels are assembled for.
+const BOARD_ARCHITECTURE: &str = "sm_87";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -19,10 +21,28 @@ fn main() {
     let ptx = out.join("kernels.ptx");
     compile(&ptx);
     assemble(&ptx, &out.join("kernels.cubin"));
+    let text = std::fs::read_to_string(&ptx).expect("the compiler wrote it");
+    // nvcc writes the PTX of its own release, which older drivers do not know.
+    match driver_of(&text) {
+        Some(version) => println!("cargo::rustc-env=AIRSTREAM_DRIVER_MIN={version}"),
+        None => fail("the kernels came as PTX of an unknown version"),
+    }
     // The driver wants a string that ends with a zero.
-    let mut text = std::fs::read(&ptx).expect("the compiler wrote it");
+    let mut text = text.into_bytes();
     text.push(0);
     std::fs::write(&ptx, text).expect("the build's folder can be written");
+}
+
+/// The first CUDA driver that knows the version of this PTX, as drivers tell theirs.
+fn driver_of(ptx: &str) -> Option<u32> {
+    let version = ptx
+        .lines()
+        .find_map(|line| line.strip_prefix(".version "))?;
+    let (major, minor) = version.trim().split_once('.')?;
+    let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
+    // As PTX's release notes have it: both went up together but for CUDA 12.6, which brought nothing new.
+    let minor = minor + u32::from(major == 8 && minor > 5);
+    (major >= 7).then_some((major + 4) * 1000 + minor * 10)
 }
 
 /// The major version of a clang; none if it is not there or something else.
@@ -83,11 +103,11 @@ fn compile(ptx: &Path) {
     );
 }
 
-/// The kernels for the architecture itself, so that the driver need not compile them; empty without a ptxas.
+/// The kernels for the board's GPU itself, so that the driver need not compile them; empty without a ptxas.
 fn assemble(ptx: &Path, cubin: &Path) {
     let ptxas = std::env::var("PTXAS").unwrap_or_else(|_| "ptxas".to_string());
     let assembled = Command::new(&ptxas)
-        .arg(format!("-arch={ARCHITECTURE}"))
+        .arg(format!("-arch={BOARD_ARCHITECTURE}"))
         .arg(ptx)
         .arg("-o")
         .arg(cubin)

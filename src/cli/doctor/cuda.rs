@@ -4,6 +4,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 
 use super::{Check, Host};
+use crate::device::cuda::driver::{CAPABILITY_MIN, VERSION_MIN, version_name};
 
 /// Where JetPack keeps the driver, where the loader does not look by itself: JetPack 6 and later, then 5.
 const PLACES: [&CStr; 3] = [
@@ -18,9 +19,37 @@ const HOST_REGISTER_SUPPORTED: c_int = 99;
 
 /// What the driver says of the first device.
 struct Found {
-    driver: c_int,
-    capability: (c_int, c_int),
+    driver: u32,
+    capability: (u32, u32),
     registers_host_memory: bool,
+}
+
+impl Found {
+    /// What the device would be refused for, and what helps.
+    fn lacks(&self) -> Option<(String, String)> {
+        let (major, minor) = CAPABILITY_MIN;
+        if self.driver < VERSION_MIN {
+            let least = version_name(VERSION_MIN);
+            return Some((
+                format!("too old for the kernels, which need {least}"),
+                "update the driver (JetPack 5.1 has 11.4); until then the processor computes"
+                    .into(),
+            ));
+        }
+        if self.capability < CAPABILITY_MIN {
+            return Some((
+                format!("less than the {major}.{minor} of the kernels"),
+                "the processor computes; nothing is to be done on this GPU".into(),
+            ));
+        }
+        (!self.registers_host_memory).then(|| {
+            (
+                "does not register host memory".into(),
+                "update the driver (JetPack 5.1 or newer); until then the processor computes"
+                    .into(),
+            )
+        })
+    }
 }
 
 pub(super) fn check(host: &Host) -> Check {
@@ -32,17 +61,12 @@ pub(super) fn check(host: &Host) -> Check {
         (Ok(found), _) => {
             let (major, minor) = found.capability;
             let what = format!(
-                "driver {}.{}, compute capability {major}.{minor}",
-                found.driver / 1000,
-                found.driver % 1000 / 10
+                "driver {}, compute capability {major}.{minor}",
+                version_name(found.driver)
             );
-            match found.registers_host_memory {
-                true => Check::ok(name, format!("{what}, registers host memory")),
-                false => Check::warning(
-                    name,
-                    format!("{what}, does not register host memory"),
-                    "update the driver (JetPack 5.1 or newer); until then the processor computes",
-                ),
+            match found.lacks() {
+                None => Check::ok(name, format!("{what}, registers host memory")),
+                Some((lack, remedy)) => Check::warning(name, format!("{what}, {lack}"), remedy),
             }
         }
         (Err(why), None) => Check::skipped(name, why),
@@ -117,8 +141,33 @@ fn ask() -> Result<Found, String> {
         Ok(value)
     };
     Ok(Found {
-        driver,
-        capability: (value(CAPABILITY_MAJOR)?, value(CAPABILITY_MINOR)?),
+        driver: driver as u32,
+        capability: (
+            value(CAPABILITY_MAJOR)? as u32,
+            value(CAPABILITY_MINOR)? as u32,
+        ),
         registers_host_memory: value(HOST_REGISTER_SUPPORTED).unwrap_or(0) != 0,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_device_would_be_refused_for_is_told() {
+        let found = |driver, capability, registers_host_memory| Found {
+            driver,
+            capability,
+            registers_host_memory,
+        };
+        let told = |found: Found| found.lacks().map(|(lack, _)| lack);
+        assert_eq!(told(found(VERSION_MIN, (8, 7), true)), None, "Orin");
+        assert_eq!(told(found(VERSION_MIN + 1000, (8, 0), true)), None, "A100");
+        let old = told(found(10_020, (8, 7), true)).expect("JetPack 4");
+        assert!(old.contains(&version_name(VERSION_MIN)), "{old}");
+        let xavier = told(found(VERSION_MIN, (7, 2), true)).expect("Xavier");
+        assert!(xavier.contains("8.0"), "{xavier}");
+        assert!(told(found(VERSION_MIN, (8, 7), false)).is_some());
+    }
 }

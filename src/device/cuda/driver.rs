@@ -8,6 +8,29 @@ use std::ptr::NonNull;
 use crate::error::Result;
 use crate::store::{COPIES_MAX, MARKS_MAX};
 
+/// The compute capability that the kernels ask for: `mma` with int8 and asynchronous copies came with it.
+pub const CAPABILITY_MIN: (u32, u32) = (8, 0);
+/// The first driver that knows the kernels' PTX, as it tells its version: the one of ISA 7.4, unless the build says that
+/// it is newer.
+pub const VERSION_MIN: u32 = match option_env!("AIRSTREAM_DRIVER_MIN") {
+    Some(version) => number(version),
+    None => 11_040,
+};
+
+const fn number(text: &str) -> u32 {
+    let (digits, mut number, mut i) = (text.as_bytes(), 0, 0);
+    while i < digits.len() {
+        number = 10 * number + (digits[i] - b'0') as u32;
+        i += 1;
+    }
+    number
+}
+
+/// A driver's version as people know it.
+pub fn version_name(version: u32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
 /// What is known of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {

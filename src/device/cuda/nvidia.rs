@@ -6,23 +6,24 @@ use std::ptr::{self, NonNull};
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 
-use super::driver::{Args, Driver, EVENTS, Facts, KernelId, Stream};
+use super::driver::{
+    Args, CAPABILITY_MIN, Driver, EVENTS, Facts, KernelId, Stream, VERSION_MIN, version_name,
+};
 use crate::error::{Error, Kind, Result};
 
-/// The kernels in PTX ISA 7.4 for sm_87, and a zero, which the driver compiles for the GPU at hand.
+/// The kernels in PTX for sm_80, and a zero, which the driver compiles for the GPU at hand.
 static PTX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// The same assembled for sm_87; empty if there was no ptxas when this was built.
 static CUBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.cubin"));
 
-/// Where JetPack has the driver, in case the loader does not look there: version 6 and later, 5.
-const JETPACK: [&CStr; 2] = [
+/// The driver as the loader finds it, and where JetPack has it should the loader not look there: version 6 and later, 5.
+const PLACES: [&CStr; 3] = [
+    c"libcuda.so.1",
     c"/usr/lib/aarch64-linux-gnu/nvidia/libcuda.so.1",
     c"/usr/lib/aarch64-linux-gnu/tegra/libcuda.so.1",
 ];
-/// What the kernels ask for: `mma` with int8 and asynchronous copies came with 8.0, but the PTX is for 8.7.
-const CAPABILITY_MIN: (u32, u32) = (8, 7);
-/// The driver that knows PTX ISA 7.4.
-const VERSION_MIN: c_int = 11_040;
+/// What the assembled kernels are for.
+const CUBIN_CAPABILITY: (u32, u32) = (8, 7);
 
 /// One GPU.
 pub(super) struct Nvidia {
@@ -93,11 +94,13 @@ impl Nvidia {
     /// # Errors
     /// There is no driver, an old one, no GPU or one without what the kernels need.
     pub(super) fn open() -> Result<Nvidia> {
-        for place in JETPACK {
-            // A library that was loaded by its path is found by its name afterwards.
+        // The loader's own comes first: an upgrade of JetPack's driver is another library of the same name, and there
+        // must be one in a process. A library that was loaded by its path is found by its name afterwards.
+        let load = |place: &&CStr| {
             // SAFETY: NVIDIA's own library, which may be loaded at any time; it stays loaded.
-            unsafe { libc::dlopen(place.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
-        }
+            !unsafe { libc::dlopen(place.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) }.is_null()
+        };
+        PLACES.iter().any(load);
         // SAFETY: loads the library if it is there.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::new(
@@ -111,15 +114,15 @@ impl Nvidia {
             check(sys::cuInit(0), "be used")?;
             let mut version = 0;
             check(sys::cuDriverGetVersion(&mut version), "tell its driver")?;
+            let version = version as u32;
             if version < VERSION_MIN {
                 return Err(Error::new(
                     Kind::Unsupported,
+                    format!("the CUDA driver is of version {}", version_name(version)),
                     format!(
-                        "the CUDA driver is of version {}.{}",
-                        version / 1000,
-                        version % 1000 / 10
+                        "update it to {} or later (JetPack 5.1 has 11.4), or use --device cpu",
+                        version_name(VERSION_MIN)
                     ),
-                    "update it to 11.4 or later (JetPack 5.1), or use --device cpu",
                 ));
             }
             let mut device = 0;
@@ -160,7 +163,7 @@ impl Nvidia {
 
     /// Loads the kernels: as assembled where that fits the GPU, else compiled by the driver.
     fn load(&mut self) -> Result<()> {
-        if !CUBIN.is_empty() && self.facts.capability == CAPABILITY_MIN {
+        if !CUBIN.is_empty() && self.facts.capability == CUBIN_CAPABILITY {
             // SAFETY: a whole cubin.
             let loaded = unsafe { sys::cuModuleLoadData(&mut self.module, CUBIN.as_ptr().cast()) };
             if loaded == CUresult::CUDA_SUCCESS {
