@@ -67,7 +67,10 @@ impl FromStr for DeviceChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
     /// In the processor's memory, where reads land.
-    Direct,
+    Direct {
+        /// Bytes that the driver has taken of it for itself.
+        context: u64,
+    },
     /// In its own memory, which tiles are copied to.
     Staged {
         /// Bytes of it that may be taken.
@@ -79,8 +82,16 @@ impl Placement {
     /// What of a GPU's own memory may be taken; none if it computes in the processor's.
     pub fn gpu_memory(self) -> Option<u64> {
         match self {
-            Placement::Direct => None,
+            Placement::Direct { .. } => None,
             Placement::Staged { memory } => Some(memory),
+        }
+    }
+
+    /// What of the processor's memory a GPU's driver has taken for itself.
+    pub fn context_bytes(self) -> u64 {
+        match self {
+            Placement::Direct { context } => context,
+            Placement::Staged { .. } => 0,
         }
     }
 }

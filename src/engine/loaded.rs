@@ -89,8 +89,10 @@ impl Default for Options {
 
 impl Options {
     /// The most to take where nobody gave a budget: as told, or four fifths of what is free (or of a cautious guess).
-    fn memory_most(&self) -> u64 {
-        let free = || memory_available(Path::new("/")).unwrap_or(1 << 30);
+    fn memory_most(&self, placement: Option<Placement>) -> u64 {
+        // What the GPU's driver has taken is in the budget too.
+        let taken = placement.map_or(0, Placement::context_bytes);
+        let free = || memory_available(Path::new("/")).unwrap_or(1 << 30) + taken;
         self.memory_most.unwrap_or_else(|| free() / 5 * 4)
     }
 }
@@ -118,7 +120,7 @@ impl Options {
         match (self.device, self.gpu_memory) {
             (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, None) => None,
             (_, Some(memory)) => Some(Placement::Staged { memory }),
-            (DeviceChoice::Cuda, None) => Some(Placement::Direct),
+            (DeviceChoice::Cuda, None) => Some(Placement::Direct { context: 0 }),
         }
     }
 
@@ -132,7 +134,9 @@ impl Options {
                     facts.name
                 );
             }
-            return Ok(Placement::Direct);
+            return Ok(Placement::Direct {
+                context: facts.context_bytes,
+            });
         }
         let memory = match self.gpu_memory {
             Some(memory) => memory,
@@ -178,7 +182,9 @@ impl Loaded {
             return Ok(plan);
         }
         // Nobody gave a budget: take what the model needs, and leave the rest to others.
-        let memory = plan.total_bytes().min(options.memory_most());
+        let memory = plan
+            .total_bytes()
+            .min(options.memory_most(options.placement()));
         Plan::new(&self.config, &self.matrices, &Request { memory, ..request })
     }
 
@@ -240,7 +246,7 @@ pub fn divide(
         return within(memory);
     }
     let (pool, plans) = within(UNLIMITED)?;
-    within(pool.total_bytes(&plans).min(options.memory_most()))
+    within(pool.total_bytes(&plans).min(options.memory_most(gpu)))
 }
 
 /// A budget that leaves nothing to be desired.

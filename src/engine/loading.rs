@@ -182,7 +182,9 @@ impl Engine {
         let loaded = &opening.loaded;
         let gpu = match (&self.device, &self.pool.gpu) {
             (Device::Cpu(_), _) => None,
-            (Device::Cuda(_), None) => Some(Placement::Direct),
+            (Device::Cuda(_), None) => Some(Placement::Direct {
+                context: self.pool.gpu_context,
+            }),
             (Device::Cuda(_), Some(gpu)) => Some(Placement::Staged { memory: gpu.memory }),
         };
         let request = loaded.request(&opening.wishes, self.pool.memory, &self.options, gpu);

@@ -183,7 +183,7 @@ impl Plan {
 
     fn try_new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Option<Plan> {
         let own = Own::new(config, matrices, request);
-        let common_bytes = pool::common_bytes(request.threads, own.row_bytes_max);
+        let common_bytes = pool::common_bytes(request.threads, own.row_bytes_max, request.gpu);
         let pool_bytes = request.memory.checked_sub(own.bytes() + common_bytes)?;
         let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
         let gpu_bytes = match gpu_memory {
@@ -195,7 +195,7 @@ impl Plan {
         let slots = gpu_bytes.unwrap_or(pool_bytes) as usize / slot_bytes;
         let mut plan = own.in_slots(config, matrices, request, slot_bytes, slots / 2)?;
         let (memory, threads) = (request.memory, request.threads);
-        let pool = Pool::new(memory, gpu_memory, slot_bytes, threads, request.disk);
+        let pool = Pool::new(memory, request.gpu, slot_bytes, threads, request.disk);
         plan.move_to(&pool.shared_by([&plan].into_iter()).ok()?);
         Some(plan)
     }
@@ -398,7 +398,7 @@ impl Own {
                 ),
             ];
             match placement {
-                Placement::Direct => lines.extend(of_gpu),
+                Placement::Direct { .. } => lines.extend(of_gpu),
                 Placement::Staged { .. } => {
                     lines.push(line(
                         "tables of what the GPU has",

@@ -45,6 +45,8 @@ pub struct Pool {
     pub window: u32,
     /// The slots of a GPU's own memory, if one computes there: KV pages are in these then.
     pub gpu: Option<GpuPool>,
+    /// What a GPU's driver has taken for itself, if it shares the memory.
+    pub(super) gpu_context: u64,
     pub(super) threads: usize,
     /// How the disk wants to be read, if that was measured.
     pub(super) disk: Option<Advice>,
@@ -72,10 +74,10 @@ struct Sums {
 }
 
 impl Pool {
-    /// A pool that no model shares yet, in a budget of `memory`, and one of a GPU's own memory.
+    /// A pool that no model shares yet, in a budget of `memory`, and that of a GPU.
     pub fn new(
         memory: u64,
-        gpu_memory: Option<u64>,
+        gpu: Option<Placement>,
         slot_bytes: usize,
         threads: usize,
         disk: Option<Advice>,
@@ -86,7 +88,8 @@ impl Pool {
             slots: 0,
             slots_reserved: (memory / slot_bytes as u64) as usize,
             window: 0,
-            gpu: gpu_memory.map(|memory| GpuPool {
+            gpu_context: gpu.map_or(0, Placement::context_bytes),
+            gpu: gpu.and_then(Placement::gpu_memory).map(|memory| GpuPool {
                 memory,
                 slots: 0,
                 window: 0,
@@ -101,7 +104,7 @@ impl Pool {
     ///
     /// # Errors
     /// The budget cannot hold the minimum; the error says what the minimum is.
-    pub fn shared_by<'a>(self, plans: impl Iterator<Item = &'a Plan> + Clone) -> Result<Pool> {
+    pub fn shared_by<'a>(mut self, plans: impl Iterator<Item = &'a Plan> + Clone) -> Result<Pool> {
         let sum = |of: fn(&Plan) -> usize| plans.clone().map(of).sum::<usize>();
         let all = Sums {
             tiles: sum(|p| p.tiles.len()),
@@ -125,7 +128,8 @@ impl Pool {
         let own: u64 = plans.clone().map(Plan::own_bytes).sum();
         let row_bytes_max = plans.map(|p| p.row_bytes_max).max().unwrap_or(0);
 
-        let others = own + common_bytes(self.threads, row_bytes_max);
+        self.row_bytes_max = row_bytes_max;
+        let others = own + self.common_bytes();
         let slots = self.memory.saturating_sub(others) / self.slot_bytes as u64;
         // The rows' slot, all pages, and the least window there must be.
         let least = 1 + pages + WINDOW_SLOTS_LEAST.min(all.tiles);
@@ -156,17 +160,24 @@ impl Pool {
         Ok(Pool {
             slots,
             window: window.min(all.tiles) as u32,
-            row_bytes_max,
             gpu,
             ..self
         })
     }
 
     /// The lines of the budget that all models share, slots aside.
-    pub fn common_lines(&self) -> [Line; 2] {
+    pub fn common_lines(&self) -> Vec<Line> {
         let scratch = Cpu::scratch_bytes(self.threads, self.row_bytes_max) as u64;
         let line = |what, bytes| Line { what, bytes };
-        [line("kernel scratch", scratch), line("I/O rings", IO_BYTES)]
+        let mut lines = vec![line("kernel scratch", scratch), line("I/O rings", IO_BYTES)];
+        if self.gpu_context > 0 {
+            lines.push(line("the GPU driver's own", self.gpu_context));
+        }
+        lines
+    }
+
+    fn common_bytes(&self) -> u64 {
+        self.common_lines().iter().map(|line| line.bytes).sum()
     }
 
     /// How the budget, and that of a GPU's own memory, is divided: what each of these models has for itself, then what
@@ -187,7 +198,7 @@ impl Pool {
             lines_of_pages.push(slots("slots: KV pages (context full)", plan.pages_full));
             [lines, gpu_lines]
         };
-        let mut common = self.common_lines().to_vec();
+        let mut common = self.common_lines();
         let mut gpu_common = Vec::new();
         match &self.gpu {
             Some(gpu) => {
@@ -203,8 +214,7 @@ impl Pool {
     /// What the budget is used for by models with these plans.
     pub fn total_bytes(&self, plans: &[Plan]) -> u64 {
         let own: u64 = plans.iter().map(Plan::own_bytes).sum();
-        let common: u64 = self.common_lines().iter().map(|l| l.bytes).sum();
-        own + common + (self.slots * self.slot_bytes) as u64
+        own + self.common_bytes() + (self.slots * self.slot_bytes) as u64
     }
 
     /// Bytes of the longest row of weights of all models.
@@ -300,8 +310,7 @@ pub(super) type Subject<'a> = (&'a Config, &'a MatrixPlan, &'a Request);
 pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<(Pool, Vec<Plan>)> {
     if let [(config, matrices, request)] = models {
         let plan = Plan::new(config, matrices, request)?;
-        let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
-        let pool = Pool::new(memory, gpu_memory, plan.slot_bytes, threads, request.disk)
+        let pool = Pool::new(memory, request.gpu, plan.slot_bytes, threads, request.disk)
             .shared_by([&plan].into_iter())?;
         return Ok((pool, vec![plan]));
     }
@@ -327,17 +336,17 @@ pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<
     let least = in_slots(smallest, 0)?;
     let own: u64 = least.iter().map(Plan::own_bytes).sum();
     let row_bytes_max = all.iter().map(Matrix::row_bytes).max().unwrap_or(0);
-    let pool_bytes = memory.saturating_sub(own + common_bytes(threads, row_bytes_max));
-    let gpu_memory = models
-        .iter()
-        .find_map(|(_, _, request)| request.gpu?.gpu_memory());
+    let gpu = models.iter().find_map(|(_, _, request)| request.gpu);
+    let pool_bytes = memory.saturating_sub(own + common_bytes(threads, row_bytes_max, gpu));
     let gpu_own: u64 = least.iter().map(Plan::gpu_own_bytes).sum();
-    let gpu_bytes = gpu_memory.map(|memory| memory.saturating_sub(gpu_own));
+    let gpu_bytes = gpu
+        .and_then(Placement::gpu_memory)
+        .map(|memory| memory.saturating_sub(gpu_own));
     let disk = models.iter().find_map(|(_, _, request)| request.disk);
     let slot_bytes = choose_slot_bytes(&all, (pool_bytes, gpu_bytes), disk).max(smallest);
     let slots = gpu_bytes.unwrap_or(pool_bytes) as usize / slot_bytes;
     let mut plans = in_slots(slot_bytes, slots)?;
-    let pool = Pool::new(memory, gpu_memory, slot_bytes, threads, disk).shared_by(plans.iter())?;
+    let pool = Pool::new(memory, gpu, slot_bytes, threads, disk).shared_by(plans.iter())?;
     for plan in &mut plans {
         plan.move_to(&pool);
     }
@@ -356,8 +365,9 @@ pub(super) fn choose_slot_bytes(
 }
 
 /// Bytes that all models share beside the slots.
-pub(super) fn common_bytes(threads: usize, row_bytes_max: usize) -> u64 {
-    Cpu::scratch_bytes(threads, row_bytes_max) as u64 + IO_BYTES
+pub(super) fn common_bytes(threads: usize, row_bytes_max: usize, gpu: Option<Placement>) -> u64 {
+    let context = gpu.map_or(0, Placement::context_bytes);
+    Cpu::scratch_bytes(threads, row_bytes_max) as u64 + IO_BYTES + context
 }
 
 /// Reads in flight at most for a window of `slots`: half of it. Some disks (virtual ones above all) finish all that was

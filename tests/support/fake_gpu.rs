@@ -93,6 +93,7 @@ impl FakeGpu {
                 name: "fake".into(),
                 capability: (8, 7),
                 integrated: true,
+                context_bytes: 0,
             },
             memory: usize::MAX,
             shim: Shim::get()?,
@@ -115,6 +116,12 @@ impl FakeGpu {
     pub fn with_memory(mut self, memory: usize) -> FakeGpu {
         self.facts.integrated = false;
         self.memory = memory;
+        self
+    }
+
+    /// The same GPU, whose driver has taken `bytes` of the memory that it shares.
+    pub fn that_took(mut self, bytes: u64) -> FakeGpu {
+        self.facts.context_bytes = bytes;
         self
     }
 

@@ -40,6 +40,8 @@ pub struct Facts {
     pub capability: (u32, u32),
     /// It shares the processor's memory, and computes there; else in its own.
     pub integrated: bool,
+    /// Bytes of the processor's memory that opening it has taken, for its context and the kernels: if it shares that.
+    pub context_bytes: u64,
 }
 
 /// A loaded kernel.

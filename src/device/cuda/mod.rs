@@ -12,11 +12,11 @@
 //!
 //! # Order and fences
 //!
-//! Ops return when they are launched. The processor may touch what they use only after
-//! [`Cuda::finish`]. Products are different where tiles stream: [`Cuda::matmul`] comes back only when the
-//! kernels have read them, so that their slots may be read into again. Tiles that stay are read later, and the store
-//! waits ([`Cuda::fence`]) should it give one up in the middle of a sweep all the same. (Slots of the GPU's own are the store's to
-//! fence: it sets marks.) `queue` bounds how far ahead the processor runs.
+//! Ops return when they are launched. The processor may touch what they use only after [`Cuda::finish`]. Products are
+//! different where tiles stream: [`Cuda::matmul`] comes back only when the kernels have read them, so that their slots
+//! may be read into again. Tiles that stay are read later, and should the store give one up in the middle of a sweep all
+//! the same, it waits ([`Cuda::fence`]). (Slots of the GPU's own are the store's to fence: it sets marks.) `queue` bounds
+//! how far ahead the processor runs.
 //!
 //! # Errors
 //!

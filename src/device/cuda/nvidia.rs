@@ -88,12 +88,22 @@ fn attribute(device: sys::CUdevice, attribute: CUdevice_attribute) -> Result<u32
     check(result, "be asked what it is").map(|()| value as u32)
 }
 
+/// What the system could give now without swapping; 0 if it does not say.
+fn available_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let mut lines = text.lines();
+    let found = lines.find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = found.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
 impl Nvidia {
     /// The first GPU, with the kernels loaded.
     ///
     /// # Errors
     /// There is no driver, an old one, no GPU or one without what the kernels need.
     pub(super) fn open() -> Result<Nvidia> {
+        let available = available_bytes();
         // The loader's own comes first: an upgrade of JetPack's driver is another library of the same name, and there
         // must be one in a process. A library that was loaded by its path is found by its name afterwards.
         let load = |place: &&CStr| {
@@ -151,6 +161,9 @@ impl Nvidia {
                 check(sys::cuEventCreate(event, flags), "make an event")?;
             }
             nvidia.load()?;
+            if nvidia.facts.integrated {
+                nvidia.facts.context_bytes = available.saturating_sub(available_bytes());
+            }
             Ok(nvidia)
         }
     }
@@ -216,6 +229,7 @@ fn facts(device: sys::CUdevice) -> Result<Facts> {
         name,
         capability,
         integrated: of(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0,
+        context_bytes: 0,
     })
 }
 
