@@ -3,7 +3,7 @@
 #include "attend.cu"
 #include "embed.cu"
 #include "floats.cu"
-#include "gate.cu"
+#include "gate_quantize.cu"
 #include "kv_append.cu"
 #include "matmul.cu"
 #include "matvec.cu"

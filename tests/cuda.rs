@@ -247,7 +247,7 @@ fn what_the_gpu_fails_at_fails_the_sweep_and_all_after_it() {
     write(&SynthSpec::new(Arch::Qwen3, QuantType::Q4_0, 2), &model)
         .expect("the folder can be written");
     let Some(gpu) = FakeGpu::new(1) else { return };
-    let engine = &mut on_gpu(&model, &options(8, 64), gpu.that_fails(30));
+    let engine = &mut on_gpu(&model, &options(8, 64), gpu.that_fails(12));
     let first = logits(engine, 0, &tokens(8), 8).expect_err("it fails in this sweep");
     assert!(first.to_string().contains("remedy: start again"), "{first}");
     let second = logits(engine, 0, &tokens(1), 1).expect_err("it does not recover");

@@ -249,7 +249,7 @@ struct Entry {
 #define FLOAT(W, name) ENTRY(floats_##name) ENTRY(embed_##name)
 const Entry ENTRIES[] = {
     QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(quantize_rows) ENTRY(norm_quantize) ENTRY(rms_norm) ENTRY(rope)
-        ENTRY(silu_mul) ENTRY(gelu_tanh_mul) ENTRY(add) ENTRY(scale) ENTRY(softcap) ENTRY(kv_append) ENTRY(attend)
+        ENTRY(silu_quantize) ENTRY(gelu_tanh_quantize) ENTRY(add) ENTRY(scale) ENTRY(softcap) ENTRY(kv_append) ENTRY(attend)
             ENTRY(attend_join) ENTRY(read_memory)};
 } // namespace
 

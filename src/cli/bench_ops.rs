@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::report;
 use crate::arena::Reservation;
 use crate::device::cpu::{
-    Activations, Added, AttentionRow, Cpu, Isa, Kinds, KvLayout, Precision, Residual, RopePairing,
-    TileView, fastest,
+    Activation, Activations, Added, AttentionRow, Cpu, Isa, Kinds, KvLayout, Precision, Residual,
+    RopePairing, TileView, fastest,
 };
 use crate::engine::{Loaded, Options, threads};
 use crate::error::Result;
@@ -228,11 +228,8 @@ fn small_ops(cpu: &Cpu, loaded: &Loaded, precision: Precision) -> Vec<Op> {
     };
     let (mut a, b) = (
         vec![0.5_f32; ff.max(q_dim).max(dim)],
-        vec![0.25_f32; ff.max(dim)],
+        vec![0.25_f32; ff.max(q_dim).max(dim)],
     );
-    time("silu_mul", layers, &mut || {
-        cpu.silu_mul(&mut a[..ff], &b[..ff])
-    });
     let (cos, sin) = (
         vec![1.0; config.rope_dims / 2],
         vec![0.0; config.rope_dims / 2],
@@ -273,12 +270,15 @@ fn small_ops(cpu: &Cpu, loaded: &Loaded, precision: Precision) -> Vec<Op> {
         };
         cpu.norm_quantize(residual, kinds, &mut into);
     });
-    for (name, cols) in [("quantize q", q_dim), ("quantize ff", ff)] {
-        let (mut into, kinds) = activations(cols);
-        time(name, layers, &mut || {
-            cpu.quantize(&b[..cols], cols, kinds, &mut into)
-        });
-    }
+    let (mut into, kinds) = activations(q_dim);
+    time("quantize q", layers, &mut || {
+        cpu.quantize(&b[..q_dim], q_dim, kinds, &mut into)
+    });
+    let (mut into, kinds) = activations(ff);
+    time("gate, quantize ff", layers, &mut || {
+        let gate_up = (&b[..ff], &b[..ff]);
+        cpu.gate_quantize(Activation::Silu, gate_up, ff, kinds, &mut into)
+    });
     let mut sampler = Sampler::new(SamplerOptions::default());
     let mut candidates = SamplerScratch::new(config.vocab);
     let logits: Vec<f32> = (0..config.vocab)

@@ -5,8 +5,8 @@ pub mod cpu;
 pub mod cuda;
 
 use cpu::{
-    Activations, AttentionRow, Cpu, Inspect, Kinds, KvLayout, KvRow, Residual, RopePairing,
-    TileView,
+    Activation, Activations, AttentionRow, Cpu, Inspect, Kinds, KvLayout, KvRow, Residual,
+    RopePairing, TileView,
 };
 use cuda::Cuda;
 use cuda::driver::Driver;
@@ -128,10 +128,6 @@ impl Device {
         fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32);
         /// `x += y`; a shorter `y` is repeated (a bias for every row).
         fn add(x: &mut [f32], y: &[f32]);
-        /// `gate = silu(gate) * up`.
-        fn silu_mul(gate: &mut [f32], up: &[f32]);
-        /// `gate = gelu(gate) * up`, with the tanh approximation of gelu.
-        fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]);
         /// `x *= factor`.
         fn scale(x: &mut [f32], factor: f32);
         /// `x = cap * tanh(x / cap)`.
@@ -202,6 +198,21 @@ impl Device {
             Device::Cpu(cpu) => cpu.norm_quantize(residual, kinds, into),
             // It has memory of its own for them.
             Device::Cuda(cuda) => cuda.norm_quantize(residual, kinds),
+        }
+    }
+
+    /// Quantizes `activation(gate) * up` (rows x `cols`) into `kinds`, for the products that follow.
+    pub fn gate_quantize(
+        &self,
+        activation: Activation,
+        gate_up: (&[f32], &[f32]),
+        cols: usize,
+        kinds: Kinds,
+        into: &mut Activations,
+    ) {
+        match self {
+            Device::Cpu(cpu) => cpu.gate_quantize(activation, gate_up, cols, kinds, into),
+            Device::Cuda(cuda) => cuda.gate_quantize(activation, gate_up, cols, kinds),
         }
     }
 

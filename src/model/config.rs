@@ -1,18 +1,9 @@
 //! What a model is: its shape and its variations on the transformer, read from the GGUF.
 
-use crate::device::cpu::RopePairing;
+use crate::device::cpu::{Activation, RopePairing};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 use crate::model::arch;
-
-/// The gate's activation in the feed-forward part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x * sigmoid(x).
-    Silu,
-    /// Gaussian error unit, tanh approximation.
-    GeluTanh,
-}
 
 /// Frequencies of one rotary embedding.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -7,7 +7,7 @@ use super::quantized::Quantized;
 use super::shim::Shim;
 use super::weights::Rng;
 use super::{ORDERS, assert_same, cpu, floats};
-use airstream::device::cpu::{Activations, Added, Cpu, Kinds, Precision, Residual};
+use airstream::device::cpu::{Activation, Activations, Added, Cpu, Kinds, Precision, Residual};
 
 /// Rows, columns, and what they are quantized into.
 fn shapes() -> [(usize, usize, Kinds); 7] {
@@ -83,6 +83,47 @@ fn sums_and_norms_are_the_cpus() {
             let what = format!("{rows} x {dim}, {added} added");
             assert_same(&got_stream, &stream, &what);
             assert_rounded(shim, &got, kinds, &expected, &what);
+        }
+    }
+}
+
+#[test]
+fn gates_are_the_cpus() {
+    let Some(shim) = Shim::get() else { return };
+    let mut random = Rng(3);
+    for (case, (rows, cols, kinds)) in shapes().into_iter().enumerate() {
+        for (activation, kernel) in [
+            (Activation::Silu, "silu_quantize"),
+            (Activation::GeluTanh, "gelu_tanh_quantize"),
+        ] {
+            let (mut gate, up) = (
+                floats(&mut random, rows * cols),
+                floats(&mut random, rows * cols),
+            );
+            for (i, x) in gate.iter_mut().enumerate() {
+                *x *= [0.1, 3.0, 100.0][i % 3];
+            }
+            let rows_of_both = gate.chunks(cols).zip(up.chunks(cols));
+            let expected: Vec<f32> = rows_of_both
+                .flat_map(|row| {
+                    plain_row(cols, |cpu, into| {
+                        cpu.gate_quantize(activation, row, cols, Kinds::F32, into);
+                    })
+                })
+                .collect();
+            let mut got = Quantized::new(rows, cols, kinds);
+            let grid = [cols.div_ceil(256) as u32, got.padded(), 1];
+            launch!(
+                shim, ORDERS[case % 3], kernel, grid, 256;
+                gate.as_ptr(), up.as_ptr(), got.argument()
+            );
+            assert_rounded(
+                shim,
+                &got,
+                kinds,
+                &expected,
+                &format!("{kernel} {rows} x {cols}"),
+            );
         }
     }
 }

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use airstream::arena::Reservation;
-use airstream::device::cpu::{Precision, RopePairing};
+use airstream::device::cpu::{Activation, Precision, RopePairing};
 use airstream::engine::plan::{Plan, Request};
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Matrix, Use};
 use airstream::io::sim::{Clock, Content, Disk, Faults, Jitter, Log, Options, Sim, Timing};
-use airstream::model::config::{Activation, Config, LayerSpec, RopeBase};
+use airstream::model::config::{Config, LayerSpec, RopeBase};
 use airstream::model::kv::{self, Session};
 use airstream::model::weights::{LayerMatrices, MatrixPlan};
 use airstream::store::Store;

@@ -5,7 +5,7 @@ use super::attend::AttendFn;
 use super::measure::{DotsFn, ReadFn};
 use super::pack::PackFn;
 use super::quantize::QuantizeFn;
-use super::small_ops::{BinaryFn, KvFn, NormFn, RopeFn, UnaryFn, WeighFn};
+use super::small_ops::{AddFn, GateFn, KvFn, NormFn, RopeFn, UnaryFn, WeighFn};
 use super::strip::StripFn;
 
 /// Functions compiled for one instruction set. To call one, the processor must have it.
@@ -19,9 +19,9 @@ pub(super) struct Kernels {
     pub quantize_256: [QuantizeFn; 2],
     pub norm: NormFn,
     pub weigh: WeighFn,
-    pub add: BinaryFn,
-    pub silu_mul: BinaryFn,
-    pub gelu_tanh_mul: BinaryFn,
+    pub add: AddFn,
+    pub silu_mul: GateFn,
+    pub gelu_tanh_mul: GateFn,
     pub scale: UnaryFn,
     pub softcap: UnaryFn,
     pub rope: RopeFn,
@@ -149,12 +149,14 @@ macro_rules! kernels {
             }
             compiled! {
                 $(#[$attribute])*
-                fn silu_mul[](x: *mut f32, y: *const f32, n: usize) = small_ops::silu_mul::<$vector>
+                fn silu_mul[](
+                    gate: *const f32, up: *const f32, out: *mut f32, n: usize
+                ) = small_ops::silu_mul::<$vector>
             }
             compiled! {
                 $(#[$attribute])*
                 fn gelu_tanh_mul[](
-                    x: *mut f32, y: *const f32, n: usize
+                    gate: *const f32, up: *const f32, out: *mut f32, n: usize
                 ) = small_ops::gelu_tanh_mul::<$vector>
             }
             compiled! {

@@ -49,7 +49,7 @@ pub use measure::fastest;
 pub use ops::RopePairing;
 pub use pack::unpack_row;
 pub use precision::Precision;
-pub use row_ops::{Added, Residual};
+pub use row_ops::{Activation, Added, Residual};
 
 use crate::error::{Error, Kind, Result};
 use kernels::Kernels;

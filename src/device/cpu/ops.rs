@@ -5,7 +5,7 @@ use super::Cpu;
 use super::attend::{self, QUERIES_MAX, Query};
 use super::kv::{AttentionRow, KvLayout, KvRow};
 use super::matmul::Shared;
-use super::small_ops::{BinaryFn, UnaryFn};
+use super::small_ops::UnaryFn;
 
 /// Which dimensions of a head rotate together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,30 +53,7 @@ impl Cpu {
 
     /// `x += y`; a shorter `y` is repeated (a bias for every row).
     pub fn add(&self, x: &mut [f32], y: &[f32]) {
-        self.binary(self.kernels.add, x, y);
-    }
-
-    /// `gate = silu(gate) * up`.
-    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        self.binary(self.kernels.silu_mul, gate, up);
-    }
-
-    /// `gate = gelu(gate) * up`, with the tanh approximation of gelu.
-    pub fn gelu_tanh_mul(&self, gate: &mut [f32], up: &[f32]) {
-        self.binary(self.kernels.gelu_tanh_mul, gate, up);
-    }
-
-    /// `x *= factor`.
-    pub fn scale(&self, x: &mut [f32], factor: f32) {
-        self.unary(self.kernels.scale, x, factor);
-    }
-
-    /// `x = cap * tanh(x / cap)`.
-    pub fn softcap(&self, x: &mut [f32], cap: f32) {
-        self.unary(self.kernels.softcap, x, cap);
-    }
-
-    fn binary(&self, kernel: BinaryFn, x: &mut [f32], y: &[f32]) {
+        let kernels = self.kernels;
         assert!(
             x.len().is_multiple_of(y.len()),
             "operands' lengths do not match"
@@ -90,7 +67,7 @@ impl Cpu {
                 let n = piece.min(len - piece_start);
                 // SAFETY: the pieces are within x and y and do not overlap.
                 unsafe {
-                    kernel(
+                    (kernels.add)(
                         x.0.add(piece_start),
                         y.as_ptr().add(piece_start % y.len()),
                         n,
@@ -98,6 +75,16 @@ impl Cpu {
                 };
             }
         });
+    }
+
+    /// `x *= factor`.
+    pub fn scale(&self, x: &mut [f32], factor: f32) {
+        self.unary(self.kernels.scale, x, factor);
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn softcap(&self, x: &mut [f32], cap: f32) {
+        self.unary(self.kernels.softcap, x, cap);
     }
 
     fn unary(&self, kernel: UnaryFn, x: &mut [f32], c: f32) {

@@ -10,6 +10,15 @@ use super::kernels::Kernels;
 use super::matmul::Shared;
 use super::quantize::{QuantizeFn, copy_f32};
 
+/// What a gate goes through before it is multiplied with what it gates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x).
+    Silu,
+    /// Gaussian error unit, tanh approximation.
+    GeluTanh,
+}
+
 /// The residual stream before a product: what the part before has made is added to it, then it is normed.
 #[derive(Debug)]
 pub struct Residual<'a> {
@@ -114,6 +123,35 @@ impl Cpu {
             let x = x[row * cols + piece.0..].as_ptr();
             // SAFETY: the rows are within `x`; each piece is called for once.
             unsafe { rounding.put(row, piece, x, cols) };
+        });
+    }
+
+    /// Quantizes `activation(gate) * up` (rows x `cols`) into `kinds`.
+    pub fn gate_quantize(
+        &self,
+        activation: Activation,
+        (gate, up): (&[f32], &[f32]),
+        cols: usize,
+        kinds: Kinds,
+        into: &mut Activations,
+    ) {
+        assert!(gate.len() == up.len() && gate.len().is_multiple_of(cols));
+        let kernel = match activation {
+            Activation::Silu => self.kernels.silu_mul,
+            Activation::GeluTanh => self.kernels.gelu_tanh_mul,
+        };
+        let shape = (gate.len() / cols, cols);
+        self.pieces(shape, kinds, into, |rounding, (row, rows), piece| {
+            let mut values = Piece::uninit();
+            let values: *mut f32 = values.as_mut_ptr().cast();
+            for i in 0..rows {
+                let at = (row + i) * cols + piece.0;
+                let (gate, up) = (gate[at..].as_ptr(), up[at..].as_ptr());
+                // SAFETY: the columns are within both, and these are the piece's two rows.
+                unsafe { kernel(gate, up, values.add(i * PIECE_COLS), piece.1) };
+            }
+            // SAFETY: the values have just been computed; each piece is called for once.
+            unsafe { rounding.put(row, piece, values, PIECE_COLS) };
         });
     }
 

@@ -9,8 +9,10 @@ use super::vector::{Vector, exp, sum, tanh};
 pub(super) type NormFn = unsafe fn(*const f32, usize, f32) -> f32;
 /// `out = x * factor * weight` over `n` values: (x, factor, weight, out, n). `out` may be `x`.
 pub(super) type WeighFn = unsafe fn(*const f32, f32, *const f32, *mut f32, usize);
-/// `x = f(x, y)` over `n` values: (x, y, n).
-pub(super) type BinaryFn = unsafe fn(*mut f32, *const f32, usize);
+/// `x += y` over `n` values: (x, y, n).
+pub(super) type AddFn = unsafe fn(*mut f32, *const f32, usize);
+/// `out = f(gate) * up` over `n` values: (gate, up, out, n).
+pub(super) type GateFn = unsafe fn(*const f32, *const f32, *mut f32, usize);
 /// `x = f(x, c)` over `n` values: (x, n, c).
 pub(super) type UnaryFn = unsafe fn(*mut f32, usize, f32);
 
@@ -90,39 +92,49 @@ pub(super) unsafe fn add<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
     }
 }
 
-/// `x = x / (1 + e^-x) * y`.
+/// `out = gate / (1 + e^-gate) * up`.
 ///
 /// # Safety
 /// As for [`NormFn`].
 #[inline(always)]
-pub(super) unsafe fn silu_mul<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
+pub(super) unsafe fn silu_mul<V: Vector>(
+    gate: *const f32,
+    up: *const f32,
+    out: *mut f32,
+    n: usize,
+) {
     for i in (0..n).step_by(16) {
         let (a, b) = (
-            load_some::<V>(x.add(i), n - i),
-            load_some::<V>(y.add(i), n - i),
+            load_some::<V>(gate.add(i), n - i),
+            load_some::<V>(up.add(i), n - i),
         );
         let e = exp::<V>(V::sub(V::splat_f(0.0), a));
         let silu = V::div(a, V::add(V::splat_f(1.0), e));
-        store_some::<V>(V::mul(silu, b), x.add(i), n - i);
+        store_some::<V>(V::mul(silu, b), out.add(i), n - i);
     }
 }
 
-/// `x = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) * y`.
+/// `out = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) * up` of the gate `x`.
 ///
 /// # Safety
 /// As for [`NormFn`].
 #[inline(always)]
-pub(super) unsafe fn gelu_tanh_mul<V: Vector>(x: *mut f32, y: *const f32, n: usize) {
+pub(super) unsafe fn gelu_tanh_mul<V: Vector>(
+    gate: *const f32,
+    up: *const f32,
+    out: *mut f32,
+    n: usize,
+) {
     for i in (0..n).step_by(16) {
         let (a, b) = (
-            load_some::<V>(x.add(i), n - i),
-            load_some::<V>(y.add(i), n - i),
+            load_some::<V>(gate.add(i), n - i),
+            load_some::<V>(up.add(i), n - i),
         );
         let one = V::splat_f(1.0);
         let inner = V::fma(V::mul(a, a), V::splat_f(0.044_715), one);
         let inner = V::mul(V::mul(a, V::splat_f(0.797_884_6)), inner);
         let gelu = V::mul(V::mul(a, V::splat_f(0.5)), V::add(one, tanh::<V>(inner)));
-        store_some::<V>(V::mul(gelu, b), x.add(i), n - i);
+        store_some::<V>(V::mul(gelu, b), out.add(i), n - i);
     }
 }
 

@@ -4,7 +4,7 @@
 use super::driver::{Arg, Args, Driver, KernelId, Stream};
 use super::queue::table_bytes;
 use super::{Cuda, PANEL_ROWS, QUANTIZED, Quantized, TILES_MAX, padded};
-use crate::device::cpu::{Added, Inspect, Kinds, Residual, RopePairing, TileView};
+use crate::device::cpu::{Activation, Added, Inspect, Kinds, Residual, RopePairing, TileView};
 use crate::error::Result;
 use crate::format::quant::QuantType;
 use crate::format::tile::STRIP_ROWS;
@@ -64,10 +64,10 @@ pub(super) struct Kernels {
     embed: [KernelId; QuantType::ALL.len()],
     quantize_rows: KernelId,
     norm_quantize: KernelId,
+    silu_quantize: KernelId,
+    gelu_tanh_quantize: KernelId,
     rms_norm: KernelId,
     rope: KernelId,
-    silu_mul: KernelId,
-    gelu_tanh_mul: KernelId,
     add: KernelId,
     scale: KernelId,
     softcap: KernelId,
@@ -98,10 +98,10 @@ impl Kernels {
             embed,
             quantize_rows: kernel("quantize_rows")?,
             norm_quantize: kernel("norm_quantize")?,
+            silu_quantize: kernel("silu_quantize")?,
+            gelu_tanh_quantize: kernel("gelu_tanh_quantize")?,
             rms_norm: kernel("rms_norm")?,
             rope: kernel("rope")?,
-            silu_mul: kernel("silu_mul")?,
-            gelu_tanh_mul: kernel("gelu_tanh_mul")?,
             add: kernel("add")?,
             scale: kernel("scale")?,
             softcap: kernel("softcap")?,
@@ -234,6 +234,28 @@ impl Cuda {
         self.op(self.kernels.norm_quantize, grid, threads as u32, args);
     }
 
+    /// See [`Cpu::gate_quantize`](crate::device::cpu::Cpu::gate_quantize).
+    pub fn gate_quantize(
+        &self,
+        activation: Activation,
+        (gate, up): (&[f32], &[f32]),
+        cols: usize,
+        kinds: Kinds,
+    ) {
+        assert!(gate.len() == up.len() && gate.len().is_multiple_of(cols));
+        let rows = gate.len() / cols;
+        let args = Args::new()
+            .with(self.at(gate.as_ptr()))
+            .with(self.at(up.as_ptr()))
+            .with(self.room_for((rows, cols), kinds));
+        let kernel = match activation {
+            Activation::Silu => self.kernels.silu_quantize,
+            Activation::GeluTanh => self.kernels.gelu_tanh_quantize,
+        };
+        let grid = [cols.div_ceil(QUANTIZED_COLS), padded(rows), 1];
+        self.op(kernel, grid, QUANTIZED_COLS as u32, args);
+    }
+
     /// See [`Cpu::matmul`](crate::device::cpu::Cpu::matmul), with the rows that were quantized last. Tiles are never
     /// packed: `packed` says that they were inspected. Comes back at once if all tiles stay and were inspected before,
     /// else when they are done with, calling `poll` meanwhile.
@@ -362,25 +384,6 @@ impl Cuda {
             .with(x.len() as u64)
             .with(y.len() as u64);
         self.each(self.kernels.add, x.len(), args);
-    }
-
-    /// `gate = silu(gate) * up`.
-    pub fn silu_mul(&self, gate: &mut [f32], up: &[f32]) {
-        self.gate(self.kernels.silu_mul, gate, up);
-    }
-
-    /// `gate = gelu(gate) * up`, with the tanh approximation of gelu.
-    pub fn gelu_tanh_mul(&self, gate: &mut [f32], up: &[f32]) {
-        self.gate(self.kernels.gelu_tanh_mul, gate, up);
-    }
-
-    fn gate(&self, kernel: KernelId, gate: &mut [f32], up: &[f32]) {
-        assert_eq!(gate.len(), up.len());
-        let args = Args::new()
-            .with(self.at(gate.as_ptr()))
-            .with(self.at(up.as_ptr()))
-            .with(gate.len() as u64);
-        self.each(kernel, gate.len(), args);
     }
 
     /// `x *= factor`.

@@ -3,7 +3,8 @@
 //! Gemma 3 technical report, <https://arxiv.org/abs/2503.19786>. The GGUF's norm weights hold 1 + w already.
 
 use super::Architecture;
-use crate::model::config::{Activation, LayerSpec, RopeBase};
+use crate::device::cpu::Activation;
+use crate::model::config::{LayerSpec, RopeBase};
 
 /// Every sixth layer sees the whole context.
 const GLOBAL_EVERY: usize = 6;

@@ -8,7 +8,6 @@ use crate::device::Device;
 use crate::device::cpu::{self, Activations, Added, AttentionRow, KvRow, Residual, TileView};
 use crate::error::Result;
 use crate::format::quant;
-use crate::model::config::Activation;
 use crate::model::kv::{self, Session};
 use crate::model::rope;
 use crate::model::weights::{MatrixPlan, Vectors};
@@ -261,14 +260,12 @@ impl Model {
             store,
             device,
         )?;
-        match config.activation {
-            Activation::Silu => device.silu_mul(gate, up),
-            Activation::GeluTanh => device.gelu_tanh_mul(gate, up),
-        }
-        device.quantize(
-            gate,
+        let kinds = self.plan.kinds(matrices.down..matrices.down + 1);
+        device.gate_quantize(
+            config.activation,
+            (gate, up),
             ff,
-            self.plan.kinds(matrices.down..matrices.down + 1),
+            kinds,
             &mut self.activations,
         );
         self.product(matrices.down, store, device)

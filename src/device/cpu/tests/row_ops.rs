@@ -4,7 +4,7 @@
 
 use super::{Random, activations, bits, close, everywhere};
 use crate::device::cpu::activations::panels;
-use crate::device::cpu::{Activations, Added, Cpu, Kinds, Precision, Residual};
+use crate::device::cpu::{Activation, Activations, Added, Cpu, Kinds, Precision, Residual};
 
 /// Rows and columns: single rows and pairs, one piece and several, whole blocks of 256, of 32, and none.
 const SHAPES: [(usize, usize); 8] = [
@@ -113,5 +113,36 @@ fn what_is_added_to_the_stream_may_be_normed_and_the_stream_is() {
         close(&stream, exact_stream.into_iter(), 1e-5);
         close(&normed, exact.into_iter(), 1e-5);
         assert_eq!(added.is_none(), bits(&stream) == bits(&x));
+    }
+}
+
+#[test]
+fn gates_are_close_to_exact_ones() {
+    let mut random = Random(37);
+    for (rows, cols) in SHAPES {
+        let gate: Vec<f32> = random
+            .floats(rows * cols)
+            .iter()
+            .map(|x| x * 40.0)
+            .collect();
+        let up = random.floats(rows * cols);
+        let exact = |activation: fn(f64) -> f64| {
+            let pairs = gate.iter().zip(&up);
+            pairs.map(move |(gate, up)| activation(f64::from(*gate)) * f64::from(*up))
+        };
+        let of = |activation| {
+            let op = |cpu: &Cpu, kinds, into: &mut Activations| {
+                cpu.gate_quantize(activation, (&gate, &up), cols, kinds, into);
+                Vec::new()
+            };
+            quantized((rows, cols), op).0
+        };
+        let silu = exact(|x| x / (1.0 + (-x).exp()));
+        close(&of(Activation::Silu), silu, 1e-5);
+        let gelu = exact(|x| {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        });
+        close(&of(Activation::GeluTanh), gelu, 1e-5);
     }
 }
