@@ -8,6 +8,8 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/heads.rs"]
+mod heads;
 #[path = "kernels/launch.rs"]
 mod launch;
 #[path = "kernels/products.rs"]

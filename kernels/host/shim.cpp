@@ -248,9 +248,9 @@ struct Entry {
 #define QUANTIZED(W, name) ENTRY(matvec_##name) ENTRY(matmul_##name) ENTRY(embed_##name)
 #define FLOAT(W, name) ENTRY(floats_##name) ENTRY(embed_##name)
 const Entry ENTRIES[] = {
-    QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(quantize_rows) ENTRY(norm_quantize) ENTRY(rms_norm) ENTRY(rope)
-        ENTRY(silu_quantize) ENTRY(gelu_tanh_quantize) ENTRY(add) ENTRY(scale) ENTRY(softcap) ENTRY(kv_append) ENTRY(attend)
-            ENTRY(attend_join) ENTRY(read_memory)};
+    QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(quantize_rows) ENTRY(norm_quantize) ENTRY(silu_quantize)
+        ENTRY(gelu_tanh_quantize) ENTRY(place_heads) ENTRY(attend) ENTRY(attend_join) ENTRY(scale) ENTRY(softcap)
+            ENTRY(read_memory)};
 } // namespace
 
 void block_sync() { wait_at(block_meeting, 0, place.threads); }

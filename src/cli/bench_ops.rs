@@ -11,12 +11,13 @@ use serde::Serialize;
 use super::report;
 use crate::arena::Reservation;
 use crate::device::cpu::{
-    Activation, Activations, Added, AttentionRow, Cpu, Isa, Kinds, KvLayout, Precision, Residual,
-    RopePairing, TileView, fastest,
+    Activation, Activations, Added, AttentionRow, Cpu, Heads, Isa, Kinds, KvLayout, KvPlace,
+    Precision, Residual, TileView, fastest,
 };
 use crate::engine::{Loaded, Options, threads};
 use crate::error::Result;
 use crate::format::quant::QuantType;
+use crate::model::config::Config;
 use crate::text::{Sampler, SamplerOptions, SamplerScratch};
 
 /// Larger than any cache.
@@ -170,13 +171,17 @@ fn matmul(
     }
 }
 
-/// One decode row's attention in one layer over a context of 4096, pages not in any cache.
-fn attention(cpu: &Cpu, buffer: &mut [u64], config: crate::model::config::Config, read: f64) -> Op {
-    let layout = KvLayout {
+fn layout(config: &Config) -> KvLayout {
+    KvLayout {
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
         page_positions: 256,
-    };
+    }
+}
+
+/// One decode row's attention in one layer over a context of 4096, pages not in any cache.
+fn attention(cpu: &Cpu, buffer: &mut [u64], config: Config, read: f64) -> Op {
+    let layout = layout(&config);
     let pages_per_layer = CONTEXT / layout.page_positions;
     let layers = (BUFFER_BYTES / (pages_per_layer * layout.page_bytes())).max(1);
     let pages: Vec<*const u8> = (0..layers * pages_per_layer)
@@ -230,22 +235,32 @@ fn small_ops(cpu: &Cpu, loaded: &Loaded, precision: Precision) -> Vec<Op> {
         vec![0.5_f32; ff.max(q_dim).max(dim)],
         vec![0.25_f32; ff.max(q_dim).max(dim)],
     );
+    let layout = layout(config);
+    let mut page = vec![0_u64; layout.page_bytes().div_ceil(8)];
+    let place = KvPlace {
+        page: page.as_mut_ptr().cast(),
+        index: 0,
+    };
     let (cos, sin) = (
         vec![1.0; config.rope_dims / 2],
         vec![0.0; config.rope_dims / 2],
     );
-    for (name, len) in [("rope q", q_dim), ("rope k", kv_dim)] {
-        time(name, layers, &mut || {
-            cpu.rope(
-                &mut a[..len],
-                1,
-                config.head_dim,
-                &cos,
-                &sin,
-                RopePairing::Halves,
-            );
-        });
-    }
+    let (mut k, mut v) = (vec![0.5; kv_dim], vec![0.5; kv_dim]);
+    time("heads", layers, &mut || {
+        let heads = Heads {
+            q: &mut a[..q_dim],
+            k: &mut k,
+            v: &mut v,
+            biases: None,
+            norms: None,
+            eps: 1e-5,
+            cos: &cos,
+            sin: &sin,
+            pairing: config.pairing,
+        };
+        // SAFETY: the page has the layout's size.
+        unsafe { cpu.place_heads(heads, &layout, &[place]) };
+    });
     let mut memory = Vec::new();
     let mut activations = |cols: usize| {
         let kinds = if cols.is_multiple_of(256) {

@@ -5,8 +5,8 @@ pub mod cpu;
 pub mod cuda;
 
 use cpu::{
-    Activation, Activations, AttentionRow, Cpu, Inspect, Kinds, KvLayout, KvRow, Residual,
-    RopePairing, TileView,
+    Activation, Activations, AttentionRow, Cpu, Heads, Inspect, Kinds, KvLayout, KvPlace, Residual,
+    TileView,
 };
 use cuda::Cuda;
 use cuda::driver::Driver;
@@ -111,7 +111,6 @@ macro_rules! ops {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?);)*) => {
         $(
             $(#[$doc])*
-            #[allow(clippy::too_many_arguments)] // Shapes.
             pub fn $name(&self, $($arg: $type),*) {
                 match self {
                     Device::Cpu(cpu) => cpu.$name($($arg),*),
@@ -124,23 +123,10 @@ macro_rules! ops {
 
 impl Device {
     ops! {
-        /// `x = x / rms(x) * weight` for each group of `weight.len()` values: a head of a row.
-        fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32);
-        /// `x += y`; a shorter `y` is repeated (a bias for every row).
-        fn add(x: &mut [f32], y: &[f32]);
         /// `x *= factor`.
         fn scale(x: &mut [f32], factor: f32);
         /// `x = cap * tanh(x / cap)`.
         fn softcap(x: &mut [f32], cap: f32);
-        /// Rotates every head of `x` (rows x heads x `head_dim`) by its row's angles ([`Cpu::rope`]).
-        fn rope(
-            x: &mut [f32],
-            rows: usize,
-            head_dim: usize,
-            cos: &[f32],
-            sin: &[f32],
-            pairing: RopePairing,
-        );
     }
 
     /// Has what the processor has written to a buffer be what ops see of it.
@@ -245,16 +231,16 @@ impl Device {
         }
     }
 
-    /// Writes keys and values into their pages; the rows' keys, and their values, lie one behind the other.
+    /// Makes queries ready for attention, and writes keys and values to their places ([`Cpu::place_heads`]).
     ///
     /// # Safety
-    /// Pointers are valid for the layout's sizes; no two rows are the same place of a page.
-    pub unsafe fn kv_append(&self, layout: &KvLayout, rows: &[KvRow]) {
+    /// Pages have the layout's size; no two rows have the same place.
+    pub unsafe fn place_heads(&self, heads: Heads<'_>, layout: &KvLayout, places: &[KvPlace]) {
         // SAFETY: what this function asks for.
         unsafe {
             match self {
-                Device::Cpu(cpu) => cpu.kv_append(layout, rows),
-                Device::Cuda(cuda) => cuda.kv_append(layout, rows),
+                Device::Cpu(cpu) => cpu.place_heads(heads, layout, places),
+                Device::Cuda(cuda) => cuda.place_heads(heads, layout, places),
             }
         }
     }

@@ -8,7 +8,7 @@ mod layers;
 
 use crate::arena::{Reservation, Span};
 use crate::device::Device;
-use crate::device::cpu::{Activations, AttentionRow, KvLayout, KvRow, Precision, TileView};
+use crate::device::cpu::{Activations, AttentionRow, KvLayout, KvPlace, Precision, TileView};
 use crate::device::cuda::Buffers;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
@@ -76,7 +76,7 @@ pub struct Model {
     tokens: Vec<u32>,
     positions: Vec<u32>,
     tiles: Vec<TileView>,
-    kv_rows: Vec<KvRow>,
+    places: Vec<KvPlace>,
     attention_rows: Vec<AttentionRow>,
 }
 
@@ -145,7 +145,7 @@ impl Model {
             tokens: Vec::with_capacity(rows),
             positions: Vec::with_capacity(rows),
             tiles: Vec::with_capacity(tiles_max),
-            kv_rows: Vec::with_capacity(rows),
+            places: Vec::with_capacity(rows),
             attention_rows: Vec::with_capacity(rows),
             config,
             plan,

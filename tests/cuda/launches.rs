@@ -6,6 +6,9 @@ use super::fake_gpu::FakeGpu;
 use super::support::synth::{Arch, SynthSpec, write};
 use super::{few, logits, on_gpu, options};
 
+/// Norm, queries with keys and values, their heads, attention, its rounding, output; norm, gate with up, gating, down.
+const PER_LAYER: u64 = 10;
+
 /// Launches of a sweep of one row behind `context` others, of a model with so many layers.
 fn launches(arch: Arch, layers: u32, context: usize) -> Option<u64> {
     let folder = tempfile::tempdir().expect("a folder");
@@ -29,13 +32,13 @@ fn launches(arch: Arch, layers: u32, context: usize) -> Option<u64> {
 
 #[test]
 fn a_layer_takes_few_launches() {
-    for (arch, per_layer) in [(Arch::Llama, 12), (Arch::Qwen2, 15), (Arch::Gemma3, 14)] {
+    for arch in [Arch::Llama, Arch::Qwen2, Arch::Gemma3] {
         let of = |layers| launches(arch, layers, 3);
         let (Some(two), Some(three)) = (of(2), of(3)) else {
             return;
         };
-        assert_eq!(three - two, per_layer, "{arch:?}");
+        assert_eq!(three - two, PER_LAYER, "{arch:?}");
         // The embedding's scale, the last norm and the head.
-        assert!(two - 2 * per_layer <= 3, "{arch:?}: {two} in all");
+        assert!(two - 2 * PER_LAYER <= 3, "{arch:?}: {two} in all");
     }
 }

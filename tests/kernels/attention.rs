@@ -1,30 +1,16 @@
 //! Keys, values and attention: the CPU's within one split, exact arithmetic to compare with beyond.
 
+use super::heads::{Layout, append_on_cpu, append_on_gpu};
 use super::launch::launch;
 use super::shim::Shim;
 use super::weights::Rng;
 use super::{ORDERS, assert_same, cpu, floats};
-use airstream::device::cpu::{AttentionRow, KvLayout, KvRow};
+use airstream::device::cpu::{AttentionRow, KvLayout};
 use half::f16;
 
 /// `SPLIT` of `kernels/attend.cu`.
 const SPLIT: usize = 256;
 const SCALE: f32 = 0.125;
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Layout {
-    kv_heads: u32,
-    head_dim: u32,
-    page_positions: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Place {
-    page: *mut u8,
-    index: u64,
-}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -114,15 +100,7 @@ impl Case {
 
     fn on_cpu(&self, first: usize, page_positions: usize) -> (Vec<Vec<u16>>, Vec<f32>) {
         let mut pages = self.pages(page_positions);
-        let kv = self.kv_heads * self.head_dim;
-        let rows: Vec<KvRow> = (0..self.positions)
-            .map(|p| KvRow {
-                page: pages[p / page_positions].as_mut_ptr().cast(),
-                index: p % page_positions,
-                k: self.k[p * kv..].as_ptr(),
-                v: self.v[p * kv..].as_ptr(),
-            })
-            .collect();
+        append_on_cpu(&self.layout(page_positions), &mut pages, &self.k, &self.v);
         let layout = self.layout(page_positions);
         let pointers: Vec<*const u8> = pages.iter().map(|p| p.as_ptr().cast()).collect();
         let mut out = vec![f32::NAN; (self.positions - first) * self.row_values()];
@@ -137,7 +115,6 @@ impl Case {
             .collect();
         // SAFETY: pages and rows live and have the layout's sizes, and outputs are disjoint.
         unsafe {
-            cpu().kv_append(&layout, &rows);
             cpu().attention(
                 &queries,
                 &layout,
@@ -159,23 +136,8 @@ impl Case {
         unit_rows: usize,
     ) -> (Vec<Vec<u16>>, Vec<f32>) {
         let mut pages = self.pages(page_positions);
-        let layout = Layout {
-            kv_heads: self.kv_heads as u32,
-            head_dim: self.head_dim as u32,
-            page_positions: page_positions as u32,
-        };
-        let places: Vec<Place> = (0..self.positions)
-            .map(|p| Place {
-                page: pages[p / page_positions].as_mut_ptr().cast(),
-                index: (p % page_positions) as u64,
-            })
-            .collect();
-        let grid = [
-            (self.kv_heads * self.head_dim).div_ceil(256) as u32,
-            self.positions as u32,
-            1,
-        ];
-        launch!(shim, order, "kv_append", grid, 256; layout, places.as_ptr(), self.k.as_ptr(), self.v.as_ptr());
+        let layout = Layout::of(&self.layout(page_positions));
+        append_on_gpu(shim, order, layout, &mut pages, &self.k, &self.v);
 
         // Pages that no row sees may be missing.
         let unseen = self.start(first) / page_positions;

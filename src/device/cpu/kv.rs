@@ -33,17 +33,13 @@ impl KvLayout {
     }
 }
 
-/// One position's key and value, to be appended to a page.
+/// Where a new position's keys and values go.
 #[derive(Debug, Clone, Copy)]
-pub struct KvRow {
+pub struct KvPlace {
     /// The page, aligned to 2 bytes.
     pub page: *mut u8,
     /// Position within the page.
     pub index: usize,
-    /// The key: `kv_heads` x `head_dim`.
-    pub k: *const f32,
-    /// The value: `kv_heads` x `head_dim`.
-    pub v: *const f32,
 }
 
 /// One query row of attention.

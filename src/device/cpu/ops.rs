@@ -3,18 +3,9 @@
 
 use super::Cpu;
 use super::attend::{self, QUERIES_MAX, Query};
-use super::kv::{AttentionRow, KvLayout, KvRow};
+use super::kv::{AttentionRow, KvLayout};
 use super::matmul::Shared;
 use super::small_ops::UnaryFn;
-
-/// Which dimensions of a head rotate together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopePairing {
-    /// 2i and 2i + 1 (llama).
-    Adjacent,
-    /// i and i + half (neox: qwen, gemma).
-    Halves,
-}
 
 /// f32s of a small op that one thread does faster than two threads that must agree first.
 const SPLIT_VALUES: usize = 8 << 10;
@@ -29,51 +20,6 @@ impl Cpu {
         }
         self.pool.run(count.div_ceil(run), &|_, unit| {
             work(unit * run, run.min(count - unit * run))
-        });
-    }
-
-    /// `x = x / rms(x) * weight` for each group of `weight.len()` values: a head of a row.
-    pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
-        let kernels = self.kernels;
-        let n = weight.len();
-        assert!(x.len().is_multiple_of(n));
-        let (x, groups) = (Shared(x.as_mut_ptr()), x.len() / n);
-        self.split(groups, n, &|first, count| {
-            let x = &x;
-            for group in first..first + count {
-                // SAFETY: each group is within `x`, and its own.
-                unsafe {
-                    let x = x.0.add(group * n);
-                    let factor = (kernels.norm)(x, n, eps);
-                    (kernels.weigh)(x, factor, weight.as_ptr(), x, n);
-                }
-            }
-        });
-    }
-
-    /// `x += y`; a shorter `y` is repeated (a bias for every row).
-    pub fn add(&self, x: &mut [f32], y: &[f32]) {
-        let kernels = self.kernels;
-        assert!(
-            x.len().is_multiple_of(y.len()),
-            "operands' lengths do not match"
-        );
-        // A piece ends at the end of y at the latest; pieces of 1024 keep every vector whole.
-        let piece = if x.len() == y.len() { 1024 } else { y.len() };
-        let (len, x) = (x.len(), Shared(x.as_mut_ptr()));
-        self.split(len.div_ceil(piece), piece, &|first, count| {
-            let x = &x;
-            for piece_start in (first..first + count).map(|i| i * piece) {
-                let n = piece.min(len - piece_start);
-                // SAFETY: the pieces are within x and y and do not overlap.
-                unsafe {
-                    (kernels.add)(
-                        x.0.add(piece_start),
-                        y.as_ptr().add(piece_start % y.len()),
-                        n,
-                    )
-                };
-            }
         });
     }
 
@@ -95,75 +41,6 @@ impl Cpu {
             let (start, end) = (first * PIECE, ((first + count) * PIECE).min(len));
             // SAFETY: the runs are within x and do not overlap.
             unsafe { kernel(x.0.add(start), end - start, c) };
-        });
-    }
-
-    /// Rotates every head of `x` (rows x heads x `head_dim`) by its row's angles.
-    ///
-    /// `cos` and `sin` are rows x n; the first 2n dimensions of each head rotate.
-    pub fn rope(
-        &self,
-        x: &mut [f32],
-        rows: usize,
-        head_dim: usize,
-        cos: &[f32],
-        sin: &[f32],
-        pairing: RopePairing,
-    ) {
-        let kernels = self.kernels;
-        if rows == 0 {
-            return;
-        }
-        let (row, n) = (x.len() / rows, cos.len() / rows);
-        assert!(x.len() == rows * row && row.is_multiple_of(head_dim) && 2 * n <= head_dim);
-        assert!(cos.len() == rows * n && sin.len() == cos.len());
-        let x = Shared(x.as_mut_ptr());
-        self.split(rows, row, &|first, count| {
-            let x = &x;
-            for (i, head) in
-                (first..first + count).flat_map(|i| (0..row).step_by(head_dim).map(move |h| (i, h)))
-            {
-                let (cos, sin) = (cos[i * n..].as_ptr(), sin[i * n..].as_ptr());
-                // SAFETY: the head is within x and its own; 2n dimensions are within it.
-                unsafe {
-                    (kernels.rope)(
-                        x.0.add(i * row + head),
-                        cos,
-                        sin,
-                        n,
-                        pairing == RopePairing::Adjacent,
-                    )
-                };
-            }
-        });
-    }
-
-    /// Writes keys and values into their pages.
-    ///
-    /// # Safety
-    /// Pointers are valid for the layout's sizes; no two rows are the same place of a page.
-    pub unsafe fn kv_append(&self, layout: &KvLayout, rows: &[KvRow]) {
-        let kernels = self.kernels;
-        let KvLayout {
-            kv_heads, head_dim, ..
-        } = *layout;
-        assert!(head_dim.is_multiple_of(16));
-        let rows = Shared(rows);
-        self.split(rows.0.len(), 2 * kv_heads * head_dim, &|first, count| {
-            let rows = &rows;
-            for row in &rows.0[first..first + count] {
-                debug_assert!(row.index < layout.page_positions);
-                for head in 0..kv_heads {
-                    // SAFETY: offsets are within the page; the caller vouches for the row.
-                    unsafe {
-                        let page = row.page.add(head * layout.head_bytes());
-                        let key = page.add(row.index / 16 * 32 * head_dim + row.index % 16 * 2);
-                        let value = page.add(layout.values_offset() + row.index * 2 * head_dim);
-                        let at = head * head_dim;
-                        (kernels.kv_head)(row.k.add(at), row.v.add(at), head_dim, key, value);
-                    }
-                }
-            }
         });
     }
 

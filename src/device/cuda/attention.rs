@@ -4,11 +4,14 @@
 use super::driver::{Arg, Args};
 use super::queue::table_bytes;
 use super::{Cuda, SPLIT};
-use crate::device::cpu::{AttentionRow, KvLayout, KvRow};
+use crate::device::cpu::{AttentionRow, Heads, KvLayout, KvPlace, RopePairing};
 use crate::error::Result;
 
 /// Heads, and queries, that a block of attention takes at most.
 const QUERIES: usize = 8;
+
+/// Threads that take a head before attention, at most.
+const HEAD_THREADS_MAX: usize = 256;
 
 /// `KvLayout` of `pages.h`.
 #[repr(C)]
@@ -20,6 +23,21 @@ struct Layout {
 }
 // SAFETY: three words.
 unsafe impl Arg for Layout {}
+
+/// `Heads` of `place_heads.cu`: addresses.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct HeadsAt {
+    /// Queries, keys and values.
+    rows: [u64; 3],
+    biases: [u64; 3],
+    norms: [u64; 2],
+    cos: u64,
+    sin: u64,
+    places: u64,
+}
+// SAFETY: pointers.
+unsafe impl Arg for HeadsAt {}
 
 /// `KvPlace` of `pages.h`.
 #[repr(C)]
@@ -66,41 +84,44 @@ pub(super) const fn row_tables_bytes(rows: usize) -> usize {
 }
 
 impl Cuda {
-    /// See [`Cpu::kv_append`](crate::device::cpu::Cpu::kv_append); the rows' keys lie one behind the other, and so do
-    /// their values.
+    /// See [`Cpu::place_heads`](crate::device::cpu::Cpu::place_heads).
     ///
     /// # Safety
     /// As for the CPU, until [`Cuda::finish`].
-    pub unsafe fn kv_append(&self, layout: &KvLayout, rows: &[KvRow]) {
-        let Some(first) = rows.first() else { return };
-        let values = layout.kv_heads * layout.head_dim;
-        for (i, row) in rows.iter().enumerate() {
-            let expected = (
-                first.k.wrapping_add(i * values),
-                first.v.wrapping_add(i * values),
-            );
-            assert!((row.k, row.v) == expected, "keys or values have gaps");
+    pub unsafe fn place_heads(&self, heads: Heads<'_>, layout: &KvLayout, places: &[KvPlace]) {
+        if places.is_empty() {
+            return;
         }
+        let (q_heads, pairs) = heads.shape(layout, places.len());
+        let at = |values: &[f32]| self.at(values.as_ptr());
+        let rows = [&*heads.q, heads.k, heads.v];
         self.attempt(|| {
-            let places = {
+            let table = {
                 let mut queue = self.own.queue.borrow_mut();
-                queue.begin(self.driver.as_ref(), table_bytes::<Place>(rows.len()))?;
-                self.at(queue.put(rows.iter().map(|row| Place {
-                    page: self.at(row.page),
-                    index: row.index as u64,
+                queue.begin(self.driver.as_ref(), table_bytes::<Place>(places.len()))?;
+                self.at(queue.put(places.iter().map(|place| Place {
+                    page: self.at(place.page),
+                    index: place.index as u64,
                 })))
             };
+            let heads_at = HeadsAt {
+                rows: rows.map(at),
+                biases: heads.biases.map_or([0; 3], |biases| biases.map(at)),
+                norms: heads.norms.map_or([0; 2], |norms| norms.map(at)),
+                cos: at(heads.cos),
+                sin: at(heads.sin),
+                places: table,
+            };
             let args = Args::new()
+                .with(heads_at)
                 .with(self::layout(layout))
-                .with(places)
-                .with(self.at(first.k))
-                .with(self.at(first.v));
-            self.launch(
-                self.kernels.kv_append,
-                [values.div_ceil(256), rows.len(), 1],
-                256,
-                args,
-            )
+                .with(q_heads as u32)
+                .with(pairs as u32)
+                .with(u32::from(heads.pairing == RopePairing::Adjacent))
+                .with(heads.eps);
+            let grid = [q_heads + 2 * layout.kv_heads, places.len(), 1];
+            let threads = layout.head_dim.next_multiple_of(32).min(HEAD_THREADS_MAX);
+            self.launch(self.kernels.place_heads, grid, threads as u32, args)
         });
     }
 

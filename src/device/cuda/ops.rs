@@ -4,7 +4,7 @@
 use super::driver::{Arg, Args, Driver, KernelId, Stream};
 use super::queue::table_bytes;
 use super::{Cuda, PANEL_ROWS, QUANTIZED, Quantized, TILES_MAX, padded};
-use crate::device::cpu::{Activation, Added, Inspect, Kinds, Residual, RopePairing, TileView};
+use crate::device::cpu::{Activation, Added, Inspect, Kinds, Residual, TileView};
 use crate::error::Result;
 use crate::format::quant::QuantType;
 use crate::format::tile::STRIP_ROWS;
@@ -66,12 +66,9 @@ pub(super) struct Kernels {
     norm_quantize: KernelId,
     silu_quantize: KernelId,
     gelu_tanh_quantize: KernelId,
-    rms_norm: KernelId,
-    rope: KernelId,
-    add: KernelId,
     scale: KernelId,
     softcap: KernelId,
-    pub(super) kv_append: KernelId,
+    pub(super) place_heads: KernelId,
     pub(super) attend: KernelId,
     pub(super) attend_join: KernelId,
     pub(super) read: KernelId,
@@ -100,12 +97,9 @@ impl Kernels {
             norm_quantize: kernel("norm_quantize")?,
             silu_quantize: kernel("silu_quantize")?,
             gelu_tanh_quantize: kernel("gelu_tanh_quantize")?,
-            rms_norm: kernel("rms_norm")?,
-            rope: kernel("rope")?,
-            add: kernel("add")?,
             scale: kernel("scale")?,
             softcap: kernel("softcap")?,
-            kv_append: kernel("kv_append")?,
+            place_heads: kernel("place_heads")?,
             attend: kernel("attend")?,
             attend_join: kernel("attend_join")?,
             read: kernel("read_memory")?,
@@ -363,29 +357,6 @@ impl Cuda {
         )
     }
 
-    /// `x = x / rms(x) * weight` for each group of `weight.len()` values.
-    pub fn rms_norm_in_place(&self, x: &mut [f32], weight: &[f32], eps: f32) {
-        let n = weight.len();
-        assert!(x.len().is_multiple_of(n));
-        let args = Args::new()
-            .with(self.at(x.as_ptr()))
-            .with(self.at(weight.as_ptr()))
-            .with(n as u32)
-            .with(eps);
-        self.op(self.kernels.rms_norm, [x.len() / n, 1, 1], 128, args);
-    }
-
-    /// `x += y`; a shorter `y` is repeated.
-    pub fn add(&self, x: &mut [f32], y: &[f32]) {
-        assert!(x.len().is_multiple_of(y.len()));
-        let args = Args::new()
-            .with(self.at(x.as_ptr()))
-            .with(self.at(y.as_ptr()))
-            .with(x.len() as u64)
-            .with(y.len() as u64);
-        self.each(self.kernels.add, x.len(), args);
-    }
-
     /// `x *= factor`.
     pub fn scale(&self, x: &mut [f32], factor: f32) {
         let args = Args::new().with(self.at(x.as_ptr())).with(x.len() as u64);
@@ -396,30 +367,5 @@ impl Cuda {
     pub fn softcap(&self, x: &mut [f32], cap: f32) {
         let args = Args::new().with(self.at(x.as_ptr())).with(x.len() as u64);
         self.each(self.kernels.softcap, x.len(), args.with(cap));
-    }
-
-    /// See [`Cpu::rope`](crate::device::cpu::Cpu::rope).
-    pub fn rope(
-        &self,
-        x: &mut [f32],
-        rows: usize,
-        head_dim: usize,
-        cos: &[f32],
-        sin: &[f32],
-        pairing: RopePairing,
-    ) {
-        let (row, n) = (x.len() / rows, cos.len() / rows);
-        assert!(x.len() == rows * row && row.is_multiple_of(head_dim) && 2 * n <= head_dim);
-        assert!(cos.len() == rows * n && sin.len() == cos.len());
-        let args = Args::new()
-            .with(self.at(x.as_ptr()))
-            .with(self.at(cos.as_ptr()))
-            .with(self.at(sin.as_ptr()))
-            .with(row as u32)
-            .with(head_dim as u32)
-            .with(n as u32)
-            .with(u32::from(pairing == RopePairing::Adjacent));
-        let pairs = row / head_dim * n;
-        self.op(self.kernels.rope, [pairs.div_ceil(256), rows, 1], 256, args);
     }
 }

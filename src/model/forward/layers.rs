@@ -5,7 +5,9 @@ use std::ptr;
 
 use super::{Model, Row};
 use crate::device::Device;
-use crate::device::cpu::{self, Activations, Added, AttentionRow, KvRow, Residual, TileView};
+use crate::device::cpu::{
+    self, Activations, Added, AttentionRow, Heads, KvPlace, Residual, TileView,
+};
 use crate::error::Result;
 use crate::format::quant;
 use crate::model::kv::{self, Session};
@@ -121,8 +123,7 @@ impl Model {
     ) -> Result<()> {
         let count = rows.len();
         let config = &self.config;
-        let (dim, q_dim, kv_dim, head_dim) =
-            (config.dim, config.q_dim(), config.kv_dim(), config.head_dim);
+        let (dim, q_dim, kv_dim) = (config.dim, config.q_dim(), config.kv_dim());
         let (spec, matrices) = (config.layers[layer], self.plan.layers[layer]);
         let vectors = &self.vectors.layers[layer];
         let [q, k, v] = &mut self.qkv;
@@ -155,37 +156,14 @@ impl Model {
             store,
             device,
         )?;
-        if let Some(biases) = &vectors.qkv_bias {
-            device.add(q, &biases[0]);
-            device.add(k, &biases[1]);
-            device.add(v, &biases[2]);
-        }
-        if let Some(norms) = &vectors.qk_norm {
-            device.rms_norm_in_place(q, &norms[0], config.norm_eps);
-            device.rms_norm_in_place(k, &norms[1], config.norm_eps);
-        }
-        let angles = count * config.rope_dims / 2;
-        let (cos, sin) = (
-            &self.cos[spec.rope][..angles],
-            &self.sin[spec.rope][..angles],
-        );
-        device.rope(q, count, head_dim, cos, sin, config.pairing);
-        device.rope(k, count, head_dim, cos, sin, config.pairing);
-
         let begun = store.trace().begin();
         let out = &mut self.attended[..count * q_dim];
-        self.kv_rows.clear();
+        self.places.clear();
         self.attention_rows.clear();
         for (index, (row, &position)) in rows.iter().zip(&self.positions).enumerate() {
             let session = &sessions[row.session];
             let (page, place) = session.place(layer, position as usize);
-            let at = index * kv_dim;
-            self.kv_rows.push(KvRow {
-                page,
-                index: place,
-                k: k[at..].as_ptr(),
-                v: v[at..].as_ptr(),
-            });
+            self.places.push(KvPlace { page, index: place });
             self.attention_rows.push(AttentionRow {
                 q: q[index * q_dim..].as_ptr(),
                 out: out[index * q_dim..].as_mut_ptr(),
@@ -196,10 +174,24 @@ impl Model {
                     .map_or(0, |window| (position + 1).saturating_sub(window)),
             });
         }
+        let angles = count * config.rope_dims / 2;
+        let biases = vectors.qkv_bias.as_ref();
+        let norms = vectors.qk_norm.as_ref();
+        let heads = Heads {
+            q,
+            k,
+            v,
+            biases: biases.map(|all| all.each_ref().map(|bias| &**bias)),
+            norms: norms.map(|all| all.each_ref().map(|norm| &**norm)),
+            eps: config.norm_eps,
+            cos: &self.cos[spec.rope][..angles],
+            sin: &self.sin[spec.rope][..angles],
+            pairing: config.pairing,
+        };
         // SAFETY: `place_rows` took pages for all positions of the batch, each position has its own place, and
         // everything from a row's `start` on was appended by this sweep or earlier ones; outputs are disjoint rows.
         unsafe {
-            device.kv_append(&self.layout, &self.kv_rows);
+            device.place_heads(heads, &self.layout, &self.places);
             device.attention(
                 &self.attention_rows,
                 &self.layout,

@@ -1,8 +1,9 @@
 //! Attention against a naive softmax in f64.
 #![allow(unsafe_code)]
 
+use super::heads::append;
 use super::{Random, bits, devices};
-use crate::device::cpu::{AttentionRow, Cpu, KvLayout, KvRow};
+use crate::device::cpu::{AttentionRow, Cpu, KvLayout, KvPlace};
 use half::f16;
 
 /// One session's keys and values, positions x `kv_heads` x `head_dim`, and what is asked of them.
@@ -106,16 +107,16 @@ impl Case {
         let mut appended = 0;
         for rows in (first..self.positions).collect::<Vec<_>>().chunks(batch) {
             let last = rows[rows.len() - 1];
-            let appends: Vec<KvRow> = (appended..=last)
-                .map(|p| KvRow {
+            let places: Vec<KvPlace> = (appended..=last)
+                .map(|p| KvPlace {
                     page: pages[p / page_positions].as_mut_ptr().cast(),
                     index: p % page_positions,
-                    k: self.k[p * kv..].as_ptr(),
-                    v: self.v[p * kv..].as_ptr(),
                 })
                 .collect();
-            // SAFETY: pages and rows live and have the layout's sizes.
-            unsafe { cpu.kv_append(&layout, &appends) };
+            let new = appended * kv..(last + 1) * kv;
+            let kv = (&self.k[new.clone()], &self.v[new]);
+            // SAFETY: pages live and have the layout's size.
+            unsafe { append(cpu, &layout, &places, kv) };
             appended = last + 1;
             let unseen = self.start(rows[0]) / page_positions;
             let pointers: Vec<*const u8> = (0..pages.len())
@@ -197,15 +198,10 @@ fn several_sessions_share_a_batch() {
     let mut pointers = Vec::new();
     for (case, page) in [&a, &b].into_iter().zip(&mut pages) {
         let page: *mut u8 = page.as_mut_ptr().cast();
-        let row = |p: usize| KvRow {
-            page,
-            index: p,
-            k: case.k[p * 64..].as_ptr(),
-            v: case.v[p * 64..].as_ptr(),
-        };
-        let rows: Vec<KvRow> = (0..case.positions).map(row).collect();
-        // SAFETY: the page and the rows live and have the layout's sizes.
-        unsafe { cpu.kv_append(&layout, &rows) };
+        let place = |index| KvPlace { page, index };
+        let places: Vec<KvPlace> = (0..case.positions).map(place).collect();
+        // SAFETY: the page lives and has the layout's size.
+        unsafe { append(&cpu, &layout, &places, (&case.k, &case.v)) };
         pointers.push(page.cast_const());
     }
     let mut rows = Vec::new();

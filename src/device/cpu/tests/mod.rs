@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod heads;
 mod matmul;
 mod oracle;
 mod row_ops;
