@@ -7,7 +7,6 @@
 #include "matvec.cu"
 #include "norm_quantize.cu"
 #include "place_heads.cu"
-#include "quantize.cu"
 #include "read.cu"
 #include "scale.cu"
 #include "softcap.cu"

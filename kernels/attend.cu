@@ -3,7 +3,7 @@
 // A split is 256 aligned absolute positions, in blocks of 16, with an online softmax from block to
 // block (Milakov and Gimelshein, 2018): the CPU's arithmetic, bit for bit, as long as a query's
 // positions lie within one split. What several splits found is put together in their order by
-// attend_join, so the order follows from positions alone, never from pages or the batch; there it
+// join_quantize, so the order follows from positions alone, never from pages or the batch; there it
 // rounds otherwise than the CPU, which has one softmax over all blocks.
 //
 // The eight queries of a block share what they load: heads of one group, of neighbouring rows of a
@@ -11,6 +11,7 @@
 //
 // Grid: (split of the unit, key-value head and 8 heads of its group, unit). Block: 256 threads.
 #include "pages.h"
+#include "quantize.h"
 
 // One row's queries: heads x head_dim.
 struct AttentionRow {
@@ -48,7 +49,7 @@ DEVICE u32 first_split(const AttentionRow &row) { return row.start / SPLIT; }
 DEVICE u32 splits(const AttentionRow &row) { return row.position / SPLIT - row.start / SPLIT + 1; }
 
 // Where a query's share of `partial` begins; further splits follow.
-DEVICE float *partial_of(float *partial, const AttentionShape &shape, u32 row, u32 head) {
+template <class P> DEVICE P *partial_of(P *partial, const AttentionShape &shape, u32 row, u32 head) {
     return partial + u64(row * shape.heads + head) * shape.splits_max * (shape.layout.head_dim + BEHIND_SUMS);
 }
 } // namespace attention
@@ -198,29 +199,29 @@ attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *row
     }
 }
 
-// Puts the splits of each query together. Rows of one split are done already.
+// Puts the splits of each query together and quantizes the rows. Rows of one split are done already.
 //
-// Grid: (head, row). Block: 128 threads.
-KERNEL(128) attend_join(AttentionShape shape, const AttentionRow *rows, float *out, float *partial) {
-    const u32 head_dim = shape.layout.head_dim, row = block_y(), head = block_x();
-    const u32 splits = attention::splits(rows[row]);
-    if (splits == 1) return;
-    const float *found = attention::partial_of(partial, shape, row, head);
-    float largest = from_bits(0xff800000);
-    for (u32 split = 0; split < splits; split++)
-        largest = larger(largest, found[split * (head_dim + BEHIND_SUMS) + head_dim]);
-    float sum = 0.0f;
-    for (u32 split = 0; split < splits; split++) {
-        const float *behind = found + split * (head_dim + BEHIND_SUMS) + head_dim;
-        sum = fused(behind[1], exponential(behind[0] - largest), sum);
-    }
-    float factor = divide(1.0f, sum);
-    for (u32 d = thread(); d < head_dim; d += 128) {
-        float value = 0.0f;
+// Grid: (256 columns, rows from `to.first` on, those of the last panel with the last ones). Block: 256 threads.
+KERNEL(256)
+join_quantize(AttentionShape shape, const AttentionRow *rows, const float *out, const float *partial,
+              QuantizedRows to) {
+    __shared__ quantize::Memory memory;
+    const u32 head_dim = shape.layout.head_dim, row = block_y();
+    quantize::column(memory, to, to.first + row, block_x() * 256 + thread(), [&](u32 column) {
+        const u32 splits = attention::splits(rows[row]);
+        if (splits == 1) return out[u64(row) * to.cols + column];
+        const u32 d = column % head_dim;
+        const float *found = attention::partial_of(partial, shape, row, column / head_dim);
+        float largest = from_bits(0xff800000);
+        for (u32 split = 0; split < splits; split++)
+            largest = larger(largest, found[split * (head_dim + BEHIND_SUMS) + head_dim]);
+        float sum = 0.0f, value = 0.0f;
         for (u32 split = 0; split < splits; split++) {
             const float *of = found + split * (head_dim + BEHIND_SUMS);
-            value = fused(of[d], exponential(of[head_dim] - largest), value);
+            float weight = exponential(of[head_dim] - largest);
+            sum = fused(of[head_dim + 1], weight, sum);
+            value = fused(of[d], weight, value);
         }
-        out[u64(row * shape.heads + head) * head_dim + d] = value * factor;
-    }
+        return value * divide(1.0f, sum);
+    });
 }

@@ -17,7 +17,9 @@ struct QuantizedRows {
     QuantizedBlocks of_32, of_256;
     // rows x cols: as they are.
     float *plain;
-    u64 rows;
+    u32 rows;
+    // The row that a launch begins with: others may have taken those before.
+    u32 first;
     u32 cols;
     // Rows of a panel, 1 or 8.
     u32 panel;

@@ -248,8 +248,8 @@ struct Entry {
 #define QUANTIZED(W, name) ENTRY(matvec_##name) ENTRY(matmul_##name) ENTRY(embed_##name)
 #define FLOAT(W, name) ENTRY(floats_##name) ENTRY(embed_##name)
 const Entry ENTRIES[] = {
-    QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(quantize_rows) ENTRY(norm_quantize) ENTRY(silu_quantize)
-        ENTRY(gelu_tanh_quantize) ENTRY(place_heads) ENTRY(attend) ENTRY(attend_join) ENTRY(scale) ENTRY(softcap)
+    QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(norm_quantize) ENTRY(silu_quantize) ENTRY(gelu_tanh_quantize)
+        ENTRY(place_heads) ENTRY(attend) ENTRY(join_quantize) ENTRY(scale) ENTRY(softcap)
             ENTRY(read_memory)};
 } // namespace
 

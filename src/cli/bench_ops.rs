@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::report;
 use crate::arena::Reservation;
 use crate::device::cpu::{
-    Activation, Activations, Added, AttentionRow, Cpu, Heads, Isa, Kinds, KvLayout, KvPlace,
-    Precision, Residual, TileView, fastest,
+    Activation, Activations, Added, AttentionRow, AttentionShape, Cpu, Heads, Isa, Kinds, KvLayout,
+    KvPlace, Precision, Residual, TileView, fastest,
 };
 use crate::engine::{Loaded, Options, threads};
 use crate::error::Result;
@@ -190,6 +190,12 @@ fn attention(cpu: &Cpu, buffer: &mut [u64], config: Config, read: f64) -> Op {
     let q = vec![0.1_f32; config.q_dim()];
     let mut out = vec![0.0_f32; config.q_dim()];
     let out = out.as_mut_ptr();
+    let shape = AttentionShape {
+        layout,
+        heads: config.heads,
+        scale: config.attention_scale,
+        softcap: None,
+    };
     let seconds = fastest(|| {
         for pages in pages.chunks_exact(pages_per_layer) {
             let row = AttentionRow {
@@ -200,7 +206,7 @@ fn attention(cpu: &Cpu, buffer: &mut [u64], config: Config, read: f64) -> Op {
                 start: 0,
             };
             // SAFETY: every page of the context lies within the buffer, and `out` has room for all heads.
-            unsafe { cpu.attention(&[row], &layout, config.heads, config.attention_scale, None) };
+            unsafe { cpu.attention(&[row], &shape) };
         }
     }) / layers as f64;
     Op {

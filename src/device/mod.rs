@@ -5,8 +5,8 @@ pub mod cpu;
 pub mod cuda;
 
 use cpu::{
-    Activation, Activations, AttentionRow, Cpu, Heads, Inspect, Kinds, KvLayout, KvPlace, Residual,
-    TileView,
+    Activation, Activations, AttentionRow, AttentionShape, Cpu, Heads, Inspect, Kinds, KvLayout,
+    KvPlace, Residual, TileView,
 };
 use cuda::Cuda;
 use cuda::driver::Driver;
@@ -202,14 +202,6 @@ impl Device {
         }
     }
 
-    /// Quantizes the rows of `x` (rows x `cols`) into `kinds`, for the products that follow.
-    pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds, into: &mut Activations) {
-        match self {
-            Device::Cpu(cpu) => cpu.quantize(x, cols, kinds, into),
-            Device::Cuda(cuda) => cuda.quantize(x, cols, kinds),
-        }
-    }
-
     /// Multiplies every row that was quantized last, into `x`, with every tile ([`Cpu::matmul`]). Tiles that do not
     /// stay are done with when this returns.
     ///
@@ -245,24 +237,24 @@ impl Device {
         }
     }
 
-    /// Attention of every row over its pages ([`Cpu::attention`]); the rows' queries, and their outputs, lie one
-    /// behind the other, and rows of one session stand in the order of their positions.
+    /// Attention of every row over its pages, quantized into `kinds` for the products that follow
+    /// ([`Cpu::attention_quantize`]); the rows' queries, and their outputs, lie one behind the other, and rows of one
+    /// session stand in the order of their positions. Outputs are memory to work in.
     ///
     /// # Safety
     /// As for [`Cpu::attention`].
-    pub unsafe fn attention(
+    pub unsafe fn attention_quantize(
         &self,
         rows: &[AttentionRow],
-        layout: &KvLayout,
-        heads: usize,
-        scale: f32,
-        softcap: Option<f32>,
+        shape: &AttentionShape,
+        kinds: Kinds,
+        into: &mut Activations,
     ) {
         // SAFETY: what this function asks for.
         unsafe {
             match self {
-                Device::Cpu(cpu) => cpu.attention(rows, layout, heads, scale, softcap),
-                Device::Cuda(cuda) => cuda.attention(rows, layout, heads, scale, softcap),
+                Device::Cpu(cpu) => cpu.attention_quantize(rows, shape, kinds, into),
+                Device::Cuda(cuda) => cuda.attention_quantize(rows, shape, kinds),
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use airstream::arena::Reservation;
 use airstream::device::Device;
-use airstream::device::cpu::{Activations, Kinds, Precision, TileView};
+use airstream::device::cpu::{Activation, Activations, Kinds, Precision, TileView};
 use airstream::device::cuda::{Buffers, Cuda, Sizes};
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Use};
@@ -99,7 +99,8 @@ fn a_kept_tile_is_given_up_only_when_the_gpu_has_read_it() {
             // The plan has no place for a tile in the middle any more; those before it have been launched by then.
             store.take_page().expect("there is a slot");
         }
-        device.quantize(&x, COLS, Kinds::of(QuantType::Q4_0), &mut unused);
+        let kinds = Kinds::of(QuantType::Q4_0);
+        device.gate_quantize(Activation::Silu, (&x, &x), COLS, kinds, &mut unused);
         for matrix in 1..MATRICES {
             let sums = store.sums();
             let inspect = &|id: u32, strip, bytes: &[u8]| sums.inspect(id, strip, bytes);

@@ -32,8 +32,13 @@ fn launches(arch: Arch, layers: u32, context: usize) -> Option<u64> {
 
 #[test]
 fn a_layer_takes_few_launches() {
-    for arch in [Arch::Llama, Arch::Qwen2, Arch::Gemma3] {
-        let of = |layers| launches(arch, layers, 3);
+    for (arch, context) in [
+        (Arch::Llama, 3),
+        (Arch::Llama, 300),
+        (Arch::Qwen2, 3),
+        (Arch::Gemma3, 3),
+    ] {
+        let of = |layers| launches(arch, layers, context);
         let (Some(two), Some(three)) = (of(2), of(3)) else {
             return;
         };

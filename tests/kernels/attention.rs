@@ -2,10 +2,11 @@
 
 use super::heads::{Layout, append_on_cpu, append_on_gpu};
 use super::launch::launch;
+use super::quantized::Quantized;
 use super::shim::Shim;
 use super::weights::Rng;
 use super::{ORDERS, assert_same, cpu, floats};
-use airstream::device::cpu::{AttentionRow, KvLayout};
+use airstream::device::cpu::{AttentionRow, AttentionShape, Kinds, KvLayout};
 use half::f16;
 
 /// `SPLIT` of `kernels/attend.cu`.
@@ -36,6 +37,58 @@ struct Shape {
     scale: f32,
     softcap: f32,
     splits_max: u32,
+}
+
+/// Has the kernel put splits of some rows together, of which `first` is the first one, and quantize them.
+fn join(
+    shim: &Shim,
+    order: u64,
+    shape: Shape,
+    (rows, out, partial): (&[Row], &[f32], &[f32]),
+    first: usize,
+    into: &mut Quantized,
+) {
+    let end = first + rows.len();
+    let filling = if end == into.rows() {
+        into.padded() as usize - end
+    } else {
+        0
+    };
+    let grid = [
+        (into.cols() as u32).div_ceil(256),
+        (rows.len() + filling) as u32,
+        1,
+    ];
+    if grid[1] > 0 {
+        launch!(
+            shim, order, "join_quantize", grid, 256;
+            shape, rows.as_ptr(), out.as_ptr(), partial.as_ptr(), into.argument(first)
+        );
+    }
+}
+
+/// Has the kernel quantize rows, as if attention had given them.
+pub fn quantize(shim: &Shim, order: u64, x: &[f32], into: &mut Quantized) {
+    let row = Row {
+        pages: std::ptr::null(),
+        start: 0,
+        position: 0,
+    };
+    let layout = KvLayout {
+        kv_heads: 1,
+        head_dim: into.cols(),
+        page_positions: 16,
+    };
+    let shape = Shape {
+        layout: Layout::of(&layout),
+        heads: 1,
+        unit_heads: 1,
+        scale: 1.0,
+        softcap: 0.0,
+        splits_max: 1,
+    };
+    let rows = vec![row; into.rows()];
+    join(shim, order, shape, (&rows, x, &[]), 0, into);
 }
 
 /// One session: keys and values of all positions, and a query for each.
@@ -113,15 +166,15 @@ impl Case {
                 start: self.start(p) as u32,
             })
             .collect();
+        let shape = AttentionShape {
+            layout,
+            heads: self.kv_heads * self.group,
+            scale: SCALE,
+            softcap: self.softcap,
+        };
         // SAFETY: pages and rows live and have the layout's sizes, and outputs are disjoint.
         unsafe {
-            cpu().attention(
-                &queries,
-                &layout,
-                self.kv_heads * self.group,
-                SCALE,
-                self.softcap,
-            );
+            cpu().attention(&queries, &shape);
         }
         (pages, out)
     }
@@ -202,9 +255,18 @@ impl Case {
             shim, order, "attend", grid, 256;
             shape, units.as_ptr(), rows.as_ptr(), q, out.as_mut_ptr(), partial.as_mut_ptr()
         );
-        let grid = [heads as u32, rows.len() as u32, 1];
-        launch!(shim, order, "attend_join", grid, 128; shape, rows.as_ptr(), out.as_mut_ptr(), partial.as_mut_ptr());
-        (pages, out)
+        let (values, row_partial) = (self.row_values(), heads * splits_max * (self.head_dim + 2));
+        let mut joined = Quantized::new(rows.len(), values, Kinds::F32);
+        let half = rows.len() / 2;
+        for (from, to) in [(0, half), (half, rows.len())] {
+            let places = (
+                &rows[from..to],
+                &out[from * values..],
+                &partial[from * row_partial..],
+            );
+            join(shim, order, shape, places, from, &mut joined);
+        }
+        (pages, joined.plain)
     }
 
     fn exact(&self, position: usize) -> Vec<f64> {

@@ -1,5 +1,6 @@
 //! Quantization and products, for every type, width, alignment and batch.
 
+use super::attention::quantize;
 use super::launch::launch;
 use super::quantized::Quantized;
 use super::shim::Shim;
@@ -129,12 +130,6 @@ fn on_gpu(
         launch!(shim, order, &name, grid, threads; tiles.as_ptr(), cols as u32, x, batch as u32);
     }
     out
-}
-
-/// Has the kernel quantize rows.
-pub fn quantize(shim: &Shim, order: u64, x: &[f32], into: &mut Quantized) {
-    let grid = [(into.cols() as u32).div_ceil(256), into.padded(), 1];
-    launch!(shim, order, "quantize_rows", grid, 256; x.as_ptr(), into.argument());
 }
 
 /// Activations with blocks of zeros, ties and tiny values among random ones.

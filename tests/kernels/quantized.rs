@@ -17,7 +17,8 @@ pub struct Blocks {
 pub struct QuantizedRows {
     blocks: [Blocks; 2],
     plain: *const f32,
-    rows: u64,
+    rows: u32,
+    first: u32,
     cols: u32,
     panel: u32,
 }
@@ -62,6 +63,11 @@ impl Quantized {
         }
     }
 
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Columns.
     pub fn cols(&self) -> usize {
         self.cols
@@ -93,15 +99,16 @@ impl Quantized {
         }
     }
 
-    /// What a kernel is told of it.
-    pub fn argument(&mut self) -> QuantizedRows {
+    /// What a kernel is told of it that begins with row `first`.
+    pub fn argument(&mut self, first: usize) -> QuantizedRows {
         QuantizedRows {
             blocks: BLOCKS.map(|(kind, _)| self.blocks(kind)),
             plain: match self.plain.is_empty() {
                 true => std::ptr::null(),
                 false => self.plain.as_ptr(),
             },
-            rows: self.rows as u64,
+            rows: self.rows as u32,
+            first: first as u32,
             cols: self.cols as u32,
             panel: if self.rows == 1 { 1 } else { 8 },
         }

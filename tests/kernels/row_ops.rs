@@ -1,8 +1,8 @@
-//! The ops that end in quantized rows: the CPU's values, rounded as the kernel does that has only them to round. (That
+//! The ops that end in quantized rows: the CPU's values, rounded as the kernel does that rounds attention. (That
 //! this is the CPU's rounding is for the products to show.)
 
+use super::attention::quantize;
 use super::launch::launch;
-use super::products::quantize;
 use super::quantized::Quantized;
 use super::shim::Shim;
 use super::weights::Rng;
@@ -78,7 +78,7 @@ fn sums_and_norms_are_the_cpus() {
             launch!(
                 shim, ORDERS[case % 3], "norm_quantize", [got.padded(), 1, 1], threads;
                 got_stream.as_mut_ptr(), pointer(added > 0, &y), pointer(added > 1, y_weight), weight.as_ptr(),
-                1e-5_f32, got.argument()
+                1e-5_f32, got.argument(0)
             );
             let what = format!("{rows} x {dim}, {added} added");
             assert_same(&got_stream, &stream, &what);
@@ -115,7 +115,7 @@ fn gates_are_the_cpus() {
             let grid = [cols.div_ceil(256) as u32, got.padded(), 1];
             launch!(
                 shim, ORDERS[case % 3], kernel, grid, 256;
-                gate.as_ptr(), up.as_ptr(), got.argument()
+                gate.as_ptr(), up.as_ptr(), got.argument(0)
             );
             assert_rounded(
                 shim,

@@ -57,3 +57,23 @@ pub struct AttentionRow {
     /// The first position it attends to.
     pub start: u32,
 }
+
+/// What is the same for all rows of attention in a layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// The pages'.
+    pub layout: KvLayout,
+    /// Heads of queries: some for each of keys.
+    pub heads: usize,
+    /// What products of queries and keys are multiplied with.
+    pub scale: f32,
+    /// The cap that they go softly up to then, if there is one.
+    pub softcap: Option<f32>,
+}
+
+impl AttentionShape {
+    /// Values of a row of queries, or of outputs.
+    pub const fn row_values(&self) -> usize {
+        self.heads * self.layout.head_dim
+    }
+}

@@ -45,7 +45,7 @@ mod tests;
 pub use activations::{Activations, Kinds};
 pub use heads::{Heads, RopePairing};
 pub use isa::Isa;
-pub use kv::{AttentionRow, KvLayout, KvPlace};
+pub use kv::{AttentionRow, AttentionShape, KvLayout, KvPlace};
 pub use matmul::{Inspect, TileView};
 pub use measure::fastest;
 pub use pack::unpack_row;

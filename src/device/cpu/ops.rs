@@ -3,7 +3,7 @@
 
 use super::Cpu;
 use super::attend::{self, QUERIES_MAX, Query};
-use super::kv::{AttentionRow, KvLayout};
+use super::kv::{AttentionRow, AttentionShape, KvLayout};
 use super::matmul::Shared;
 use super::small_ops::UnaryFn;
 
@@ -51,15 +51,14 @@ impl Cpu {
     /// Pointers are valid for the layout's sizes and outputs are disjoint. For neighbouring rows
     /// that share `pages`: all positions from the smallest `start` to the largest `position` have
     /// been appended.
-    pub unsafe fn attention(
-        &self,
-        rows: &[AttentionRow],
-        layout: &KvLayout,
-        heads: usize,
-        scale: f32,
-        softcap: Option<f32>,
-    ) {
+    pub unsafe fn attention(&self, rows: &[AttentionRow], shape: &AttentionShape) {
         let kernels = self.kernels;
+        let AttentionShape {
+            ref layout,
+            heads,
+            scale,
+            softcap,
+        } = *shape;
         let KvLayout {
             kv_heads,
             head_dim,

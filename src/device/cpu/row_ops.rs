@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use super::Cpu;
 use super::activations::{Activations, Kinds, panel_of};
 use super::kernels::Kernels;
+use super::kv::{AttentionRow, AttentionShape};
 use super::matmul::Shared;
 use super::quantize::{QuantizeFn, copy_f32};
 
@@ -92,7 +93,7 @@ impl Rounding<'_> {
 }
 
 impl Cpu {
-    /// Calls `work(rounding, row, rows, col, cols)` for the pieces of all pairs of rows, over the pool where that pays.
+    /// Calls `work(rounding, (row, rows), (col, cols))` for the pieces of all pairs of rows, over the pool where that pays.
     /// The last row may be single.
     fn pieces(
         &self,
@@ -124,6 +125,30 @@ impl Cpu {
             // SAFETY: the rows are within `x`; each piece is called for once.
             unsafe { rounding.put(row, piece, x, cols) };
         });
+    }
+
+    /// [`Cpu::attention`], and quantizes what it gives into `kinds`. The rows' outputs lie one behind the other.
+    ///
+    /// # Safety
+    /// As for attention.
+    pub unsafe fn attention_quantize(
+        &self,
+        rows: &[AttentionRow],
+        shape: &AttentionShape,
+        kinds: Kinds,
+        into: &mut Activations,
+    ) {
+        let Some(first) = rows.first() else { return };
+        let values = shape.row_values();
+        let expected = |i: usize| first.out.wrapping_add(i * values);
+        let mut places = rows.iter().enumerate();
+        assert!(places.all(|(i, row)| row.out == expected(i)), "gaps");
+        // SAFETY: what this function asks for; the outputs are written then, and are nobody else's.
+        let attended = unsafe {
+            self.attention(rows, shape);
+            std::slice::from_raw_parts(first.out, rows.len() * values)
+        };
+        self.quantize(attended, values, kinds, into);
     }
 
     /// Quantizes `activation(gate) * up` (rows x `cols`) into `kinds`.

@@ -2,9 +2,12 @@
 #![allow(unsafe_code)]
 
 use super::driver::{Arg, Args};
+use super::ops::{QUANTIZED_COLS, QuantizedRows};
 use super::queue::table_bytes;
-use super::{Cuda, SPLIT};
-use crate::device::cpu::{AttentionRow, Heads, KvLayout, KvPlace, RopePairing};
+use super::{Cuda, SPLIT, padded};
+use crate::device::cpu::{
+    AttentionRow, AttentionShape, Heads, Kinds, KvLayout, KvPlace, RopePairing,
+};
 use crate::error::Result;
 
 /// Heads, and queries, that a block of attention takes at most.
@@ -125,21 +128,19 @@ impl Cuda {
         });
     }
 
-    /// See [`Cpu::attention`](crate::device::cpu::Cpu::attention); the rows' queries lie one behind the other, and so
-    /// do their outputs. Rows of one session stand in the order of their positions.
+    /// See [`Cpu::attention_quantize`](crate::device::cpu::Cpu::attention_quantize); the rows' queries lie one behind the
+    /// other, too. Rows of one session stand in the order of their positions.
     ///
     /// # Safety
     /// As for the CPU, until [`Cuda::finish`].
-    pub unsafe fn attention(
+    pub unsafe fn attention_quantize(
         &self,
         rows: &[AttentionRow],
-        layout: &KvLayout,
-        heads: usize,
-        scale: f32,
-        softcap: Option<f32>,
+        shape: &AttentionShape,
+        kinds: Kinds,
     ) {
         let Some(first) = rows.first() else { return };
-        let values = heads * layout.head_dim;
+        let (AttentionShape { layout, heads, .. }, values) = (shape, shape.row_values());
         for (i, row) in rows.iter().enumerate() {
             let expected = (
                 first.q.wrapping_add(i * values),
@@ -148,13 +149,13 @@ impl Cuda {
             assert!((row.q, row.out) == expected, "queries or outputs have gaps");
         }
         let splits_max = rows.iter().map(|row| splits(row, row)).max().unwrap_or(1);
-        let group = heads / layout.kv_heads;
+        let group = *heads / layout.kv_heads;
         let shape = Shape {
             layout: self::layout(layout),
-            heads: heads as u32,
+            heads: *heads as u32,
             unit_heads: group.min(QUERIES) as u32,
-            scale,
-            softcap: softcap.unwrap_or(0.0),
+            scale: shape.scale,
+            softcap: shape.softcap.unwrap_or(0.0),
             splits_max: splits_max as u32,
         };
         // Where rows have several splits, no more rows at a time than there is memory for.
@@ -163,12 +164,20 @@ impl Cuda {
             1 => rows.len(),
             _ => (self.own.sizes.partial_values() / row_values).max(1),
         };
+        let mut to = self.room_for((rows.len(), values), kinds);
         for some in rows.chunks(at_once) {
-            self.attempt(|| self.attend(some, layout, shape));
+            self.attempt(|| self.attend(some, layout, shape, to));
+            to.first += some.len() as u32;
         }
     }
 
-    fn attend(&self, rows: &[AttentionRow], layout: &KvLayout, shape: Shape) -> Result<()> {
+    fn attend(
+        &self,
+        rows: &[AttentionRow],
+        layout: &KvLayout,
+        shape: Shape,
+        to: QuantizedRows,
+    ) -> Result<()> {
         let unit_rows = QUERIES / shape.unit_heads as usize;
         let sessions = || rows.chunk_by(|a, b| a.pages == b.pages);
         let pages_of = |session: &[AttentionRow]| {
@@ -236,20 +245,23 @@ impl Cuda {
             .with(partial);
         let grid = [splits_max, (shape.layout.kv_heads * parts) as usize, units];
         self.launch(self.kernels.attend, grid, 256, args)?;
-        if shape.splits_max > 1 {
-            let args = Args::new()
-                .with(shape)
-                .with(row_table)
-                .with(out)
-                .with(partial);
-            self.launch(
-                self.kernels.attend_join,
-                [shape.heads as usize, rows.len(), 1],
-                128,
-                args,
-            )?;
-        }
-        Ok(())
+        let args = Args::new()
+            .with(shape)
+            .with(row_table)
+            .with(out)
+            .with(partial)
+            .with(to);
+        // With the last rows go those that fill the last panel up.
+        let (end, all) = (to.first as usize + rows.len(), to.rows as usize);
+        let filling = if end == all { padded(all) - all } else { 0 };
+        let columns = (to.cols as usize).div_ceil(QUANTIZED_COLS);
+        let grid = [columns, rows.len() + filling, 1];
+        self.launch(
+            self.kernels.join_quantize,
+            grid,
+            QUANTIZED_COLS as u32,
+            args,
+        )
     }
 }
 

@@ -41,15 +41,16 @@ unsafe impl Arg for Blocks {}
 pub(super) struct QuantizedRows {
     blocks: [Blocks; 2],
     plain: u64,
-    rows: u64,
-    cols: u32,
+    pub(super) rows: u32,
+    pub(super) first: u32,
+    pub(super) cols: u32,
     panel: u32,
 }
 // SAFETY: as there, without padding.
 unsafe impl Arg for QuantizedRows {}
 
 /// Threads that quantize, and columns that they take at a time.
-const QUANTIZED_COLS: usize = 256;
+pub(super) const QUANTIZED_COLS: usize = 256;
 
 /// Bytes of the table of `tiles` tiles.
 pub(super) const fn tile_tables_bytes(tiles: usize) -> usize {
@@ -62,7 +63,6 @@ pub(super) struct Kernels {
     products: [[KernelId; 2]; QuantType::ALL.len()],
     /// For each type.
     embed: [KernelId; QuantType::ALL.len()],
-    quantize_rows: KernelId,
     norm_quantize: KernelId,
     silu_quantize: KernelId,
     gelu_tanh_quantize: KernelId,
@@ -70,7 +70,7 @@ pub(super) struct Kernels {
     softcap: KernelId,
     pub(super) place_heads: KernelId,
     pub(super) attend: KernelId,
-    pub(super) attend_join: KernelId,
+    pub(super) join_quantize: KernelId,
     pub(super) read: KernelId,
 }
 
@@ -93,7 +93,6 @@ impl Kernels {
         Ok(Kernels {
             products,
             embed,
-            quantize_rows: kernel("quantize_rows")?,
             norm_quantize: kernel("norm_quantize")?,
             silu_quantize: kernel("silu_quantize")?,
             gelu_tanh_quantize: kernel("gelu_tanh_quantize")?,
@@ -101,7 +100,7 @@ impl Kernels {
             softcap: kernel("softcap")?,
             place_heads: kernel("place_heads")?,
             attend: kernel("attend")?,
-            attend_join: kernel("attend_join")?,
+            join_quantize: kernel("join_quantize")?,
             read: kernel("read_memory")?,
         })
     }
@@ -168,7 +167,7 @@ impl Cuda {
     }
 
     /// Memory for rows that an op quantizes, which the next products take.
-    fn room_for(&self, (rows, cols): (usize, usize), kinds: Kinds) -> QuantizedRows {
+    pub(super) fn room_for(&self, (rows, cols): (usize, usize), kinds: Kinds) -> QuantizedRows {
         let quantized = Quantized::new(rows, cols, kinds);
         assert!(
             quantized.end <= self.own.sizes.quantized_bytes(),
@@ -179,7 +178,8 @@ impl Cuda {
         QuantizedRows {
             blocks: quantized.blocks.map(of),
             plain: self.plain(quantized).unwrap_or(0),
-            rows: rows as u64,
+            rows: rows as u32,
+            first: 0,
             cols: cols as u32,
             panel: if rows == 1 { 1 } else { PANEL_ROWS as u32 },
         }
@@ -188,22 +188,6 @@ impl Cuda {
     /// Where the rows stand as they are, if they do.
     fn plain(&self, quantized: Quantized) -> Option<u64> {
         quantized.plain.map(|at| self.own.activations() + at as u64)
-    }
-
-    /// See [`Cpu::quantize`](crate::device::cpu::Cpu::quantize).
-    pub fn quantize(&self, x: &[f32], cols: usize, kinds: Kinds) {
-        assert!(x.len().is_multiple_of(cols));
-        let rows = x.len() / cols;
-        let args = Args::new()
-            .with(self.at(x.as_ptr()))
-            .with(self.room_for((rows, cols), kinds));
-        let grid = [cols.div_ceil(QUANTIZED_COLS), padded(rows), 1];
-        self.op(
-            self.kernels.quantize_rows,
-            grid,
-            QUANTIZED_COLS as u32,
-            args,
-        );
     }
 
     /// See [`Cpu::norm_quantize`](crate::device::cpu::Cpu::norm_quantize).

@@ -6,7 +6,7 @@ use std::ptr;
 use super::{Model, Row};
 use crate::device::Device;
 use crate::device::cpu::{
-    self, Activations, Added, AttentionRow, Heads, KvPlace, Residual, TileView,
+    self, Activations, Added, AttentionRow, AttentionShape, Heads, KvPlace, Residual, TileView,
 };
 use crate::error::Result;
 use crate::format::quant;
@@ -157,28 +157,17 @@ impl Model {
             device,
         )?;
         let begun = store.trace().begin();
-        let out = &mut self.attended[..count * q_dim];
+        let positions = || rows.iter().zip(&self.positions);
         self.places.clear();
-        self.attention_rows.clear();
-        for (index, (row, &position)) in rows.iter().zip(&self.positions).enumerate() {
-            let session = &sessions[row.session];
-            let (page, place) = session.place(layer, position as usize);
-            self.places.push(KvPlace { page, index: place });
-            self.attention_rows.push(AttentionRow {
-                q: q[index * q_dim..].as_ptr(),
-                out: out[index * q_dim..].as_mut_ptr(),
-                pages: session.pages(layer),
-                position,
-                start: spec
-                    .window
-                    .map_or(0, |window| (position + 1).saturating_sub(window)),
-            });
-        }
+        self.places.extend(positions().map(|(row, &position)| {
+            let (page, index) = sessions[row.session].place(layer, position as usize);
+            KvPlace { page, index }
+        }));
         let angles = count * config.rope_dims / 2;
         let biases = vectors.qkv_bias.as_ref();
         let norms = vectors.qk_norm.as_ref();
         let heads = Heads {
-            q,
+            q: &mut *q,
             k,
             v,
             biases: biases.map(|all| all.each_ref().map(|bias| &**bias)),
@@ -188,22 +177,34 @@ impl Model {
             sin: &self.sin[spec.rope][..angles],
             pairing: config.pairing,
         };
-        // SAFETY: `place_rows` took pages for all positions of the batch, each position has its own place, and
-        // everything from a row's `start` on was appended by this sweep or earlier ones; outputs are disjoint rows.
-        unsafe {
-            device.place_heads(heads, &self.layout, &self.places);
-            device.attention(
-                &self.attention_rows,
-                &self.layout,
-                config.heads,
-                config.attention_scale,
-                None,
-            );
-        }
-        store.trace().end(begun, What::Attention(layer as u32));
+        // SAFETY: `place_rows` took pages for all positions of the batch, and each position has its own place.
+        unsafe { device.place_heads(heads, &self.layout, &self.places) };
 
+        let attended = self.attended.as_mut_ptr();
+        self.attention_rows.clear();
+        self.attention_rows
+            .extend(positions().enumerate().map(|(index, (row, &position))| {
+                let window = spec.window.unwrap_or(u32::MAX);
+                AttentionRow {
+                    q: q[index * q_dim..].as_ptr(),
+                    out: attended.wrapping_add(index * q_dim),
+                    pages: sessions[row.session].pages(layer),
+                    position,
+                    start: (position + 1).saturating_sub(window),
+                }
+            }));
+        let shape = AttentionShape {
+            layout: self.layout,
+            heads: config.heads,
+            scale: config.attention_scale,
+            softcap: None,
+        };
         let kinds = self.plan.kinds(matrices.o..matrices.o + 1);
-        device.quantize(out, q_dim, kinds, &mut self.activations);
+        let (rows, activations) = (&self.attention_rows, &mut self.activations);
+        // SAFETY: everything from a row's `start` on was appended by this sweep or earlier ones; outputs are disjoint
+        // rows.
+        unsafe { device.attention_quantize(rows, &shape, kinds, activations) };
+        store.trace().end(begun, What::Attention(layer as u32));
         self.product(matrices.o, store, device)
     }
 

@@ -3,7 +3,7 @@
 
 use super::heads::append;
 use super::{Random, bits, devices};
-use crate::device::cpu::{AttentionRow, Cpu, KvLayout, KvPlace};
+use crate::device::cpu::{AttentionRow, AttentionShape, Cpu, KvLayout, KvPlace};
 use half::f16;
 
 /// One session's keys and values, positions x `kv_heads` x `head_dim`, and what is asked of them.
@@ -138,8 +138,14 @@ impl Case {
                     start: self.start(p) as u32,
                 })
                 .collect();
+            let shape = AttentionShape {
+                layout,
+                heads: self.heads,
+                scale: SCALE,
+                softcap: self.softcap,
+            };
             // SAFETY: as above, and outputs are disjoint.
-            unsafe { cpu.attention(&queries, &layout, self.heads, SCALE, self.softcap) };
+            unsafe { cpu.attention(&queries, &shape) };
         }
         out
     }
@@ -216,8 +222,14 @@ fn several_sessions_share_a_batch() {
             start: 0,
         });
     }
+    let shape = AttentionShape {
+        layout,
+        heads: 4,
+        scale: SCALE,
+        softcap: None,
+    };
     // SAFETY: as above, and outputs are disjoint.
-    unsafe { cpu.attention(&rows, &layout, 4, SCALE, None) };
+    unsafe { cpu.attention(&rows, &shape) };
     for (case, out) in [&a, &b].into_iter().zip(&out) {
         let alone = case.run(&cpu, 16, case.positions - 1, 1);
         assert_eq!(bits(out), bits(&alone));
