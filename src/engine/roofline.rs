@@ -12,8 +12,9 @@ const CPU_DRAM_SHARE: f64 = 0.78;
 /// Weights that a core of Orin multiplies in a cycle when it decodes: our Q4_0 kernel takes 4.3 bytes of weights a
 /// cycle by llvm-mca's model of the Cortex-A78, at 0.5625 bytes a weight.
 const CPU_WEIGHTS_PER_CYCLE: f64 = 7.6;
-/// Products that it makes in a cycle in sweeps of many rows: our kernels for 8 rows take 12 for Q4_0 and 11.5 for Q4_K,
-/// by llvm-mca's model of the Neoverse N1, whose vector pipes are much like the Cortex-A78's.
+/// Products that it makes in a cycle in sweeps of many rows: our kernels for 8 rows make 11.7 of Q4_0 and 11.3 of Q4_K, by
+/// llvm-mca's model of the Neoverse N1, whose vector pipes are much like the Cortex-A78's. (For Thor's cores, by that of
+/// the Neoverse V2, it is 30 and 36.)
 const CPU_PRODUCTS_PER_CYCLE: f64 = 11.5;
 /// Weights that a CUDA core multiplies in a cycle when it decodes. Assumed: one instruction a weight, unpacking included.
 const GPU_WEIGHTS_PER_CYCLE: f64 = 1.0;

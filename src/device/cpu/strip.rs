@@ -275,6 +275,9 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const
         let min_scale = C::min_scale(p);
         let mut dots = [V::splat(0); R];
         for r in 0..R {
+            if V::WEIGHTS_FIRST && weights_first::takes_offset_off(R, C::OFFSET) {
+                break;
+            }
             let act_sums = act_sums.add(32 * r).cast::<i16>();
             let from_sums = V::dot_sums(&integers.pairs, pairs, times, act_sums);
             if C::OFFSET == 0 {
@@ -285,7 +288,7 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const
             }
         }
         if V::WEIGHTS_FIRST {
-            let of_runs = weights_first::dots_of_256::<V, C, R, BITS>(p, &integers.scales, q);
+            let of_runs = weights_first::dots_of_256::<V, C, R, BITS>(p, &integers, q);
             for r in 0..R {
                 dots[r] = V::add_i(dots[r], of_runs[r]);
             }

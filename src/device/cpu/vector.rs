@@ -139,6 +139,28 @@ pub(super) trait Vector: Copy + 'static {
         Self::or(a, Self::and(bits, Self::splat(mask)))
     }
 
+    /// Bytes of 0..=127, less `n` each, as signed bytes.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn less(a: Self::I, n: i8) -> Self::I {
+        let top = Self::splat(0x8080_8080_u32 as i32);
+        let n = Self::splat(i32::from_le_bytes([n as u8; 4]));
+        Self::xor(Self::sub_i(Self::or(a, top), n), top)
+    }
+
+    /// Each lane's half `i`, with its sign.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn half(a: Self::I, i: usize) -> Self::I {
+        let sign = Self::splat(0x8000);
+        let half = Self::field(a, 16 * i as u32, 0xffff);
+        Self::sub_i(Self::xor(half, sign), sign)
+    }
+
     /// `acc + a * b`.
     ///
     /// # Safety
@@ -212,7 +234,10 @@ pub(super) trait Vector: Copy + 'static {
     /// As for the others.
     #[inline(always)]
     unsafe fn of_two(a: *const i32) -> [Self::I; 2] {
-        [a, a.add(1)].map(|a| Self::splat(a.read_unaligned()))
+        [
+            Self::splat(a.read_unaligned()),
+            Self::splat(a.add(1).read_unaligned()),
+        ]
     }
 
     /// What multiplies the dot products of each lane with two parts by that lane of `a`.

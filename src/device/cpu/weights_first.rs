@@ -10,7 +10,7 @@
 
 use super::activations::run_bytes;
 use super::codec_32::Codec32;
-use super::codec_256::Codec256;
+use super::codec_256::{Codec256, Scales};
 use super::precision::{parts, shape};
 use super::strip::{Parts, of_offset, prefetch, whole};
 use super::vector::Vector;
@@ -38,9 +38,9 @@ macro_rules! for_each_two {
     (@ $parts:expr, $index:ident, $two:expr, $one:expr, $($i:literal)*) => {
         $({
             const $index: usize = $i;
-            if $parts > 2 * $i + 1 {
+            if const { $parts > 2 * $i + 1 } {
                 $two
-            } else if $parts > 2 * $i {
+            } else if const { $parts == 2 * $i + 1 } {
                 $one
             }
         })*
@@ -79,7 +79,7 @@ pub(super) unsafe fn dots_of_32<V: Vector, C: Codec32<V>, const R: usize, const 
     for j in 0..4 {
         (low[j], high[j]) = C::weights(p, j);
     }
-    if parts(R, BITS) > 1 {
+    if const { parts(R, BITS) > 1 } {
         (low, high) = (V::of_16(low), V::of_16(high));
     }
     let minus_sums = panel.add(run_bytes(R, BITS) + 8 * R).cast::<i32>();
@@ -91,8 +91,8 @@ pub(super) unsafe fn dots_of_32<V: Vector, C: Codec32<V>, const R: usize, const 
     let mut twos: Twos<V> = [[V::splat(0); 2]; 6];
     for_each_two!(parts(R, BITS), I => {
         let q = panel.add(64 * I).cast();
-        let dots = V::of_two(minus_sums.add(2 * I)).map(first);
-        let dots = V::dot_two(dots, low, q);
+        let [a, b] = V::of_two(minus_sums.add(2 * I));
+        let dots = V::dot_two([first(a), first(b)], low, q);
         twos[I] = V::dot_two(dots, high, q.add(32));
     }, else {
         let q = panel.add(64 * I).cast();
@@ -103,6 +103,12 @@ pub(super) unsafe fn dots_of_32<V: Vector, C: Codec32<V>, const R: usize, const 
     rows::<V, R, BITS>(&twos)
 }
 
+/// Whether [`dots_of_256`] takes off what weights are too large by. For fewer rows it is less work to
+/// take it off with the sums of the activations.
+pub(super) const fn takes_offset_off(rows: usize, offset: i32) -> bool {
+    offset != 0 && rows >= 4
+}
+
 /// The dot products of a block of 256, times the integer scales.
 ///
 /// # Safety
@@ -110,7 +116,7 @@ pub(super) unsafe fn dots_of_32<V: Vector, C: Codec32<V>, const R: usize, const 
 #[inline(always)]
 pub(super) unsafe fn dots_of_256<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
     p: *const u8,
-    scales: &[V::I; 4],
+    scales: &Scales<V>,
     q: *const i8,
 ) -> [V::I; R] {
     let mut twos: Twos<V> = [[V::splat(0); 2]; 6];
@@ -133,13 +139,13 @@ pub(super) unsafe fn dots_of_256<V: Vector, C: Codec256<V>, const R: usize, cons
 /// # Safety
 /// As for [`StripFn`](super::strip::StripFn).
 #[inline(always)]
-unsafe fn sub_scale<V: Vector, C: Codec256<V>>(scales: &[V::I; 4], index: usize) -> V::I {
-    let byte = V::shr(scales[index / 4], 8 * (index % 4) as u32);
-    let scale = V::and(byte, V::splat(0xff));
-    if C::SCALE_OFFSET == 0 {
-        return scale;
+unsafe fn sub_scale<V: Vector, C: Codec256<V>>(scales: &Scales<V>, index: usize) -> V::I {
+    if C::OFFSET != 0 {
+        // The pairs are the scales too, as they are.
+        return V::half(scales.pairs[index / 4 * 2 + index % 2], index / 2 % 2);
     }
-    V::add_i(scale, V::splat(-C::SCALE_OFFSET))
+    let byte = V::shr(scales.scales[index / 4], 8 * (index % 4) as u32);
+    V::and(byte, V::splat(0xff))
 }
 
 /// One run of 32 values: the dot products with its parts, times its integer scales, onto `twos`. The parts
@@ -150,7 +156,7 @@ unsafe fn sub_scale<V: Vector, C: Codec256<V>>(scales: &[V::I; 4], index: usize)
 #[inline(always)]
 unsafe fn run<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
     p: *const u8,
-    scales: &[V::I; 4],
+    scales: &Scales<V>,
     q: *const i8,
     outer: usize,
     inner: usize,
@@ -172,7 +178,7 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
 #[allow(clippy::too_many_arguments)]
 unsafe fn sub_block<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
     p: *const u8,
-    scales: &[V::I; 4],
+    scales: &Scales<V>,
     q: *const i8,
     outer: usize,
     inner: usize,
@@ -185,8 +191,11 @@ unsafe fn sub_block<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
         for j in 0..4 {
             let dword = 4 * (sub * halves + half) + j;
             weights[half][j] = C::weights(p, outer, inner, dword);
+            if takes_offset_off(R, C::OFFSET) {
+                weights[half][j] = V::less(weights[half][j], C::OFFSET as i8);
+            }
         }
-        if parts(R, BITS) > 1 {
+        if const { parts(R, BITS) > 1 } {
             weights[half] = V::of_16(weights[half]);
         }
     }

@@ -106,8 +106,22 @@ impl<const Q: usize, const MATRICES: bool> Vector for Quarter<Q, MATRICES> {
         vmulq_s32(a, b)
     }
     #[inline(always)]
-    unsafe fn insert(a: int32x4_t, bits: int32x4_t, mask: i32) -> int32x4_t {
-        vbslq_s32(vdupq_n_u32(mask as u32), bits, a)
+    unsafe fn insert(mut a: int32x4_t, bits: int32x4_t, mask: i32) -> int32x4_t {
+        // The compiler would take two instructions, since it knows of the zeros.
+        asm!(
+            "bit {a:v}.16b, {bits:v}.16b, {mask:v}.16b",
+            a = inout(vreg) a, bits = in(vreg) bits, mask = in(vreg) vdupq_n_s32(mask),
+            options(pure, nomem, nostack, preserves_flags),
+        );
+        a
+    }
+    #[inline(always)]
+    unsafe fn less(a: int32x4_t, n: i8) -> int32x4_t {
+        vreinterpretq_s32_s8(vsubq_s8(vreinterpretq_s8_s32(a), vdupq_n_s8(n)))
+    }
+    #[inline(always)]
+    unsafe fn half(a: int32x4_t, i: usize) -> int32x4_t {
+        vshrq_n_s32::<16>(if i == 0 { vshlq_n_s32::<16>(a) } else { a })
     }
     #[inline(always)]
     unsafe fn add_product(mut acc: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
@@ -235,14 +249,14 @@ impl<const Q: usize, const MATRICES: bool> Vector for Quarter<Q, MATRICES> {
                 let (a, b) = (vld1q_s16(a), vld1q_s16(a.add(2 * pairs)));
                 let low = vaddl_s16(vget_low_s16(a), vget_low_s16(b));
                 let high = vaddl_high_s16(a, b);
-                sums[0] = vmlaq_laneq_s32::<0>(sums[0], low_halves_of(w[0]), low);
-                sums[1] = vmlaq_laneq_s32::<1>(sums[1], vshrq_n_s32::<16>(w[0]), low);
-                sums[0] = vmlaq_laneq_s32::<2>(sums[0], low_halves_of(w[1]), low);
-                sums[1] = vmlaq_laneq_s32::<3>(sums[1], vshrq_n_s32::<16>(w[1]), low);
-                sums[0] = vmlaq_laneq_s32::<0>(sums[0], low_halves_of(w[2]), high);
-                sums[1] = vmlaq_laneq_s32::<1>(sums[1], vshrq_n_s32::<16>(w[2]), high);
-                sums[0] = vmlaq_laneq_s32::<2>(sums[0], low_halves_of(w[3]), high);
-                sums[1] = vmlaq_laneq_s32::<3>(sums[1], vshrq_n_s32::<16>(w[3]), high);
+                sums[0] = vmlaq_laneq_s32::<0>(sums[0], Self::half(w[0], 0), low);
+                sums[1] = vmlaq_laneq_s32::<1>(sums[1], Self::half(w[0], 1), low);
+                sums[0] = vmlaq_laneq_s32::<2>(sums[0], Self::half(w[1], 0), low);
+                sums[1] = vmlaq_laneq_s32::<3>(sums[1], Self::half(w[1], 1), low);
+                sums[0] = vmlaq_laneq_s32::<0>(sums[0], Self::half(w[2], 0), high);
+                sums[1] = vmlaq_laneq_s32::<1>(sums[1], Self::half(w[2], 1), high);
+                sums[0] = vmlaq_laneq_s32::<2>(sums[0], Self::half(w[3], 0), high);
+                sums[1] = vmlaq_laneq_s32::<3>(sums[1], Self::half(w[3], 1), high);
             } else {
                 let a = vld1q_s16(a);
                 let (even, odd) = halves_of(w[0], w[1]);
@@ -393,15 +407,6 @@ unsafe fn dot_matrix(mut acc: int32x4_t, weights: int32x4_t, a: int8x16_t) -> in
         options(nomem, nostack, preserves_flags),
     );
     acc
-}
-
-/// Each lane's low half, with its sign.
-///
-/// # Safety
-/// As for [`Vector`].
-#[inline(always)]
-unsafe fn low_halves_of(a: int32x4_t) -> int32x4_t {
-    vshrq_n_s32::<16>(vshlq_n_s32::<16>(a))
 }
 
 /// The low halves of the lanes of `a` and then `b`, and the high halves.
