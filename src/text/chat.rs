@@ -2,7 +2,7 @@
 
 use super::chat_defaults;
 use super::strftime::strftime;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Start, Tokenizer};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 use minijinja::value::{Kwargs, Value};
@@ -13,6 +13,11 @@ use std::time::SystemTime;
 
 /// Characters of which one is hidden in a text: Unicode promises that they are never a character.
 const MARKERS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
+
+/// Instructions that rendering may take: a long conversation takes some hundred thousand, and as many as this half a
+/// second. A template comes with a model file, which may be anybody's; it shall not loop for ever. What it may not do is
+/// bounded by this alone, so one that doubles a text again and again can still ask for more memory than there is.
+const FUEL: u64 = 10_000_000;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,8 +123,11 @@ impl ChatTemplate {
             .collect();
         let text = self.render(&broken, add_generation_prompt)?;
         let has_bos = !self.bos.is_empty() && text.starts_with(&self.bos);
-        let add_bos = tokenizer.add_bos_default() && !has_bos;
-        tokenizer.encode_parts(&text, add_bos, true, Some(marker), out);
+        let start = match tokenizer.add_bos_default() && !has_bos {
+            true => Start::Bos,
+            false => Start::New,
+        };
+        tokenizer.encode_parts(&text, start, true, Some(marker), out);
         Ok(())
     }
 
@@ -149,7 +157,7 @@ impl ChatTemplate {
                 "send the whole conversation as messages, or raw text",
             ));
         };
-        tokenizer.encode_parts(after, false, true, Some(marker), out);
+        tokenizer.encode_parts(after, Start::Within, true, Some(marker), out);
         Ok(())
     }
 
@@ -197,6 +205,7 @@ fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
+    environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function(
         "raise_exception",

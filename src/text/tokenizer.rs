@@ -52,6 +52,17 @@ enum Model {
     Spm { spm: Spm, space_prefix: bool },
 }
 
+/// What stands before a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// BOS, if the vocabulary has one.
+    Bos,
+    /// Nothing.
+    New,
+    /// Other text, which has its tokens already: no space is put in between.
+    Within,
+}
+
 impl Tokenizer {
     /// Builds the tables; nothing of `parts` is kept.
     pub fn from_parts<'a, T, M>(parts: Parts<'_, T, M>) -> Result<Self>
@@ -134,7 +145,8 @@ impl Tokenizer {
     ///
     /// [`add_bos_default`]: Tokenizer::add_bos_default
     pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool, out: &mut Vec<u32>) {
-        self.encode_parts(text, add_bos, parse_special, None, out);
+        let start = if add_bos { Start::Bos } else { Start::New };
+        self.encode_parts(text, start, parse_special, None, out);
     }
 
     /// As [`encode`](Tokenizer::encode), but `marker` is taken out of the text
@@ -142,16 +154,16 @@ impl Tokenizer {
     pub(super) fn encode_parts(
         &self,
         text: &str,
-        add_bos: bool,
+        start: Start,
         parse_special: bool,
         marker: Option<char>,
         out: &mut Vec<u32>,
     ) {
-        if let Some(bos) = self.bos.filter(|_| add_bos) {
+        if let Some(bos) = self.bos.filter(|_| start == Start::Bos) {
             out.push(bos);
         }
         let mut merger = Merger::default();
-        let mut after_special = true;
+        let mut after_special = start != Start::Within;
         let mut buffer = String::new();
         for part in self
             .specials

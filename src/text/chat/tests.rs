@@ -67,6 +67,22 @@ fn a_template_that_raises_is_an_error_with_its_words() {
 }
 
 #[test]
+fn a_template_that_goes_on_for_ever_is_an_error() {
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let when_asked = format!("{{% if messages[0].content == 'bad' %}}{endless}{{% endif %}}");
+    let template = ChatTemplate::new(when_asked, "", "").unwrap();
+    let error = template.render(&user("bad"), true).unwrap_err();
+    assert!(error.what().contains("fuel"), "{error}");
+    // Fuel is of one rendering, not of all.
+    let long = vec![Message::new("user", "word ".repeat(1000)); 100];
+    let echo = ChatTemplate::new("{% for m in messages %}{{ m.content }}{% endfor %}", "", "");
+    let echo = echo.unwrap();
+    for _ in 0..100 {
+        assert_eq!(echo.render(&long, true).unwrap().len(), 500_000);
+    }
+}
+
+#[test]
 fn a_system_message_is_folded_where_there_is_no_place_for_it() {
     let dropping =
         "{% for m in messages if m.role != 'system' %}[{{ m.role }}:{{ m.content }}]{% endfor %}";

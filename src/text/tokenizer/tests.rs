@@ -1,7 +1,7 @@
 //! Small vocabularies of both kinds, and texts made at random.
 
 use super::super::bpe::byte_of;
-use super::{Parts, Tokenizer};
+use super::{Parts, Start, Tokenizer};
 use crate::text::TokenKind;
 use proptest::prelude::*;
 
@@ -180,6 +180,22 @@ fn a_space_goes_before_text_that_follows_a_special_token() {
 }
 
 #[test]
+fn no_space_goes_before_text_that_goes_on() {
+    let tokenizer = spm(true);
+    let tokens = |text, start| {
+        let mut ids = Vec::new();
+        tokenizer.encode_parts(text, start, true, None, &mut ids);
+        ids
+    };
+    let [new, within] = [Start::New, Start::Within].map(|start| tokens("hell", start));
+    assert_eq!(decode(&tokenizer, &new), b" hell");
+    assert_eq!(decode(&tokenizer, &within), b"hell");
+    // Behind a special token text is new again.
+    let behind = tokens("</s>hell", Start::Within);
+    assert_eq!(behind[1..], new);
+}
+
+#[test]
 fn control_tokens_have_no_text() {
     let tokenizer = bpe();
     assert_eq!(tokenizer.token_bytes(1, false), b"");
@@ -269,7 +285,7 @@ proptest! {
         let broken = tokenizer.break_controls(&text, marker);
         let (mut plain, mut marked) = (Vec::new(), Vec::new());
         tokenizer.encode(&text, false, false, &mut plain);
-        tokenizer.encode_parts(&broken, false, true, Some(marker), &mut marked);
+        tokenizer.encode_parts(&broken, Start::New, true, Some(marker), &mut marked);
         prop_assert_eq!(plain, marked);
     }
 
