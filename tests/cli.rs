@@ -98,6 +98,42 @@ fn a_budget_that_is_too_small_is_refused_with_the_minimum_that_works() {
 }
 
 #[test]
+fn what_makes_no_sense_is_an_error_with_a_remedy() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let tokens = file_with("1\n2\n999999\n", folder.path());
+    for (args, says) in [
+        (
+            &[
+                "perplexity",
+                text(&model),
+                "--memory",
+                "64MiB",
+                "--tokens",
+                text(&tokens),
+            ][..],
+            "give one number below 49152 a line",
+        ),
+        (
+            &["bench", "--io", text(&model), "--seconds=-1"],
+            "0.01 to 3600",
+        ),
+        (&["run", text(&model), "Hi"], "say --model"),
+    ] {
+        let output = airstream(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(says), "{args:?}: {said}");
+        assert!(
+            matches!(output.status.code(), Some(1 | 2)),
+            "{args:?}: {:?}",
+            output.status
+        );
+    }
+}
+
+#[test]
 fn plan_inspect_and_bench_print_json() {
     let Some(model) = models::smollm2() else {
         return;

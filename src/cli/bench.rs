@@ -1,6 +1,7 @@
 //! `airstream bench`: the speed of prefill and decode, and how close they come to the machine's limits.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -46,8 +47,8 @@ pub struct Bench {
     #[arg(long, conflicts_with_all = ["io", "ops"])]
     serve: bool,
     /// How long to measure the disk, in seconds.
-    #[arg(long, value_name = "S", default_value_t = 20.0, requires = "io")]
-    seconds: f64,
+    #[arg(long, value_name = "S", default_value = "20", requires = "io", value_parser = parse_seconds)]
+    seconds: Duration,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -236,6 +237,13 @@ fn measured(monitor: &Monitor, f: impl FnOnce() -> Result<Spent>) -> Result<(Spe
     let before = monitor.energy();
     let spent = f()?;
     Ok((spent, monitor.energy().since(&before)))
+}
+
+/// A time in seconds, up to an hour.
+fn parse_seconds(text: &str) -> std::result::Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|s| (0.01..=3600.0).contains(s));
+    let seconds = seconds.ok_or("give seconds, 0.01 to 3600")?;
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 fn series(runs: Vec<(Spent, Energy)>, engine: &Engine, weight_bytes: u64) -> Series {

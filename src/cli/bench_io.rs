@@ -54,9 +54,9 @@ fn measured(point: &Point) -> Measured {
     }
 }
 
-/// Measures every pair of read size and depth on `file`, `seconds` in all, and prints what it found.
-pub fn run(file: &Path, seconds: f64, backend: Option<Backend>, json: bool) -> Result<()> {
-    let each = Duration::from_secs_f64(seconds / (READ_SIZES.len() * DEPTHS.len()) as f64);
+/// Measures every pair of read size and depth on `file`, for `time` in all, and prints what it found.
+pub fn run(file: &Path, time: Duration, backend: Option<Backend>, json: bool) -> Result<()> {
+    let each = time / (READ_SIZES.len() * DEPTHS.len()) as u32;
     let points = measure::sweep(file, &READ_SIZES, &DEPTHS, each, backend)?;
     let cheap: Vec<Point> = points
         .iter()

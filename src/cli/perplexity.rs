@@ -140,14 +140,17 @@ impl Perplexity {
 
     fn read_tokens(&self, engine: &Engine) -> Result<Vec<u32>> {
         if let Some(path) = &self.tokens {
+            let vocab = engine.config(ModelId::FIRST).vocab;
             return read_text(path)?
                 .lines()
                 .map(str::trim)
                 .filter(|line| !line.is_empty())
                 .map(|line| {
-                    line.parse().map_err(|_| {
+                    let id = line.parse().ok().filter(|&id: &u32| (id as usize) < vocab);
+                    id.ok_or_else(|| {
                         let what = format!("{line:?} in {} is no token id", path.display());
-                        Error::new(Kind::Usage, what, "give one number a line")
+                        let remedy = format!("give one number below {vocab} a line");
+                        Error::new(Kind::Usage, what, remedy)
                     })
                 })
                 .collect();

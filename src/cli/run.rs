@@ -1,7 +1,7 @@
 //! `airstream run`: answers a prompt, or chats.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -163,6 +163,16 @@ impl Run {
 
     /// The prompt from the arguments or from a pipe; none on a terminal.
     fn read_prompt(&self) -> Result<Option<String>> {
+        let first = self.prompt.first().filter(|_| self.model.is_none());
+        if let Some(file) =
+            first.filter(|word| word.ends_with(".gguf") && Path::new(word).is_file())
+        {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("{file} is a model file, and stands where the prompt does"),
+                format!("say --model {file}"),
+            ));
+        }
         if !self.prompt.is_empty() {
             return Ok(Some(self.prompt.join(" ")));
         }
