@@ -1,5 +1,9 @@
 //! Many requests at a time: what each is answered does not depend on the others, nobody waits for ever, nothing leaks.
 
+#[path = "scheduler/memory.rs"]
+mod memory;
+#[path = "support/models.rs"]
+mod models;
 #[path = "support/random.rs"]
 mod random;
 #[path = "support/serving.rs"]
@@ -488,83 +492,6 @@ fn those_who_ask_for_the_same_get_the_same() {
     }
     let between = serving.answers[&tag(10, 0)].tokens.len() - before;
     assert!((5..390).contains(&between), "{between} tokens meanwhile");
-}
-
-/// More sessions than there is memory for, if all were long.
-#[test]
-fn when_memory_is_short_idle_sessions_make_way_and_then_answers_end() {
-    let (_folder, path) = model(Arch::Llama);
-    let ask = |name: &str, first: u32, count: u32| Generate {
-        session: Some(name.into()),
-        ..greedy(&[first, 2, 3], count)
-    };
-    let mut wide = Serving::open(&[("m", &path)], 4, 1024, None, Limits::default());
-    let expected = wide.ask(&ask("a", 1, 300)).tokens;
-    let memory = least_memory(&path, 4, 1024);
-    let mut narrow = Serving::open(&[("m", &path)], 4, 1024, Some(memory), Limits::default());
-    let slots = narrow.scheduler.engine().pages_free();
-    // One after the other all fit, because those before give up their pages; they go on all the same.
-    for (name, first) in [("a", 1), ("b", 5), ("c", 6), ("d", 7)] {
-        let count = if name == "a" { 300 } else { 900 };
-        assert!(
-            done(Reason::Length)(&narrow.ask(&ask(name, first, count)).ending),
-            "{name}"
-        );
-    }
-    let status = narrow.scheduler.status();
-    let a = status.models[0]
-        .sessions
-        .iter()
-        .find(|s| s.name.as_deref() == Some("a"));
-    assert_eq!(
-        a.map(|s| (s.tokens, s.computed)),
-        Some((303, 0)),
-        "its pages went, its words did not"
-    );
-    let mut talk = vec![1, 2, 3];
-    talk.extend(&expected);
-    let more = Generate {
-        prompt: Prompt::Tokens(talk.clone()),
-        ..ask("a", 1, 9)
-    };
-    assert_eq!(narrow.ask(&more).tokens, wide.ask(&more).tokens);
-
-    // All at once do not fit: some end early and say why, and what they said is right.
-    for client in 0..4 {
-        narrow
-            .submit(tag(client, 0), &greedy(&[client, 9], 900))
-            .expect("room");
-    }
-    narrow.finish();
-    let mut whole = 0;
-    for client in 0..4 {
-        let answer = &narrow.answers[&tag(client, 0)];
-        let alone = wide.ask(&greedy(&[client, 9], 900)).tokens;
-        assert!(alone.starts_with(&answer.tokens));
-        match answer.ending {
-            Some(Ending::Done(Reason::Length, _)) => whole += 1,
-            Some(Ending::Done(Reason::Context, _)) => assert!(answer.tokens.len() > 100),
-            other => panic!("{other:?}"),
-        }
-    }
-    assert!((1..4).contains(&whole), "{whole} were answered to the end");
-    assert_eq!(all_slots(&mut narrow), slots);
-}
-
-/// Pages that nobody uses at present are worth less than weights that are read again and again.
-#[test]
-fn where_weights_stream_a_beginning_is_kept_for_the_next_request_only() {
-    let (_folder, path) = model(Arch::Llama);
-    let memory = least_memory(&path, 4, 512);
-    let mut serving = Serving::open(&[("m", &path)], 4, 512, Some(memory), Limits::default());
-    let slots = serving.scheduler.engine().pages_free();
-    let beginning: Vec<u32> = (10..110).collect();
-    let ask = |last: u32| greedy(&[&beginning[..], &[last]].concat(), 4);
-    assert_eq!(serving.ask(&ask(1)).accepted, Some((101, 0)));
-    assert_eq!(serving.ask(&ask(2)).accepted, Some((101, 100)));
-    serving.ask(&greedy(&[7, 8, 9], 4));
-    assert_eq!(serving.ask(&ask(3)).accepted, Some((101, 0)));
-    assert_eq!(all_slots(&mut serving), slots);
 }
 
 /// A thousand steps of everything that clients do.

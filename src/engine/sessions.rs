@@ -49,4 +49,11 @@ impl Engine {
     pub fn pages_wanted(&self, model: ModelId, session: usize, rows: usize) -> usize {
         self.hosted(model).sessions[session].pages_wanted(rows)
     }
+
+    /// KV pages that `rows` more rows of a session take in all the sweeps that they come in.
+    pub fn pages_wanted_in_all(&self, model: ModelId, session: usize, rows: usize) -> usize {
+        let hosted = self.hosted(model);
+        let specs = &hosted.model.config().layers;
+        hosted.sessions[session].pages_wanted_in_all(specs, rows, hosted.plan.limits.rows)
+    }
 }

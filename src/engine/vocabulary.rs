@@ -75,7 +75,8 @@ impl Vocabulary {
     /// Makes a request ready for the scheduler.
     ///
     /// # Errors
-    /// Something of it makes no sense, or its prompt alone is longer than a session may be.
+    /// Something of it makes no sense, or its prompt alone is longer than a session may be. (Whether it fits behind what
+    /// its session holds then, or fits as a whole where there is no such session, shows when it begins.)
     pub fn prepare(&self, request: &Generate) -> Result<Prepared> {
         check(request)?;
         let (whole, turn) = self.tokens(request)?;
@@ -86,7 +87,8 @@ impl Vocabulary {
             return Err(usage("the prompt has no tokens", "give a longer prompt"));
         }
         self.check_fits(shortest)?;
-        if let Some(token) = whole.iter().find(|&&token| token as usize >= self.tokens) {
+        let mut all = whole.iter().chain(turn.iter().flatten());
+        if let Some(token) = all.find(|&&token| token as usize >= self.tokens) {
             return Err(usage(
                 format!("token {token} is not in the vocabulary of {}", self.tokens),
                 "use the tokenizer of this model",

@@ -118,6 +118,19 @@ impl Session {
         self.layers.iter().map(wanted).sum()
     }
 
+    /// Pages that `rows` more positions take at most at a time, if they come in sweeps of up to `batch` rows and no page
+    /// is another session's too.
+    pub fn pages_wanted_in_all(&self, specs: &[LayerSpec], rows: usize, batch: usize) -> usize {
+        let len = self.len + rows;
+        let end = len.div_ceil(self.layout.page_positions);
+        let wanted = |(layer, spec): (&LayerPages, &LayerSpec)| {
+            let most = pages_max(spec, &self.layout, len, batch);
+            let held = layer.end - layer.first;
+            end.saturating_sub(layer.end).min(most.saturating_sub(held))
+        };
+        self.layers.iter().zip(specs).map(wanted).sum()
+    }
+
     /// Whether every layer still has all that a row at position `len` attends to.
     fn reaches_back_to(&self, specs: &[LayerSpec], len: usize) -> bool {
         let mut layers = self.layers.iter().zip(specs);

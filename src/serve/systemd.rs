@@ -64,10 +64,13 @@ pub fn listening_sockets() -> Vec<OwnedFd> {
     }
 }
 
+/// The manager is told so often at most.
+const FEED_EVERY: Duration = Duration::from_secs(1);
+
 /// Tells the manager that the sweeps go on. The engine's thread owns it, and nothing else can feed it.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// The manager's socket and how often to write to it; none without a manager that watches.
+    /// The manager's socket, and how often to write to it at least; none without a manager that watches.
     feed: Option<(UnixDatagram, Duration)>,
     fed: Option<Instant>,
 }
@@ -90,7 +93,11 @@ impl Watchdog {
         let Some((socket, every)) = &self.feed else {
             return;
         };
-        if self.fed.is_some_and(|fed| now - fed < *every) {
+        // What is not said now may have to wait for a long sweep.
+        if self
+            .fed
+            .is_some_and(|fed| now - fed < FEED_EVERY.min(*every))
+        {
             return;
         }
         self.fed = Some(now);

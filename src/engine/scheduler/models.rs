@@ -15,11 +15,12 @@ impl Hosted {
         let tokenizer = engine.tokenizer(id).ok().zip(engine.template(id).ok());
         let tokenizer = tokenizer.map(|(t, c)| (Arc::clone(t), Arc::clone(c)));
         let vocab = engine.config(id).vocab;
+        let sweep_bytes = engine.weight_bytes(id);
         Hosted {
             id,
             vocabulary: Arc::new(Vocabulary::new(name, tokenizer, vocab, context)),
             sessions: Sessions::new(engine.sessions(id), context),
-            pace: Pace::new(limits.neighbour_factor, engine.sessions(id)),
+            pace: Pace::new(limits.neighbour_factor, engine.sessions(id), sweep_bytes),
             spent: Spent::default(),
             last_s: 0.0,
             turn: 0,

@@ -1,4 +1,5 @@
-//! How many prompt rows a sweep may have beside decoding ones, learnt from how long sweeps take. Pure.
+//! How many prompt rows a sweep may have: beside decoding ones, for the sake of those who wait for the next token, and
+//! in all, for whoever comes meanwhile. Learnt from how long sweeps take. Pure.
 
 /// Share of the limit that is aimed at: sweeps vary, and most of them are to stay within it.
 const MARGIN: f32 = 0.85;
@@ -9,6 +10,12 @@ const WEIGHT: f32 = 0.2;
 const ROWS_LEAST: usize = 2;
 /// Prompt rows of the first mixed sweep, when nothing is known.
 const ROWS_FIRST: usize = 8;
+/// Seconds that a sweep may compute: a newcomer, a cancellation and the service manager's watchdog wait for its end.
+const COMPUTING_S_MAX: f32 = 10.0;
+/// Bytes of weights times rows that even a board with few cores computes with in a second; taken until it is known.
+const BYTE_ROWS_PER_S: f32 = 1e10;
+/// Rows of a sweep that tells what a row of many costs. In one of fewer rows that is mostly reading weights.
+const ROWS_TELLING: usize = 16;
 /// Mixed sweeps after which one without prompt rows shows again what decoding alone takes.
 const MIXED_MAX: u32 = 128;
 
@@ -21,6 +28,8 @@ pub struct Pace {
     alone_s: Vec<f32>,
     /// Seconds that a prompt row adds to a sweep; 0 if not known.
     row_s: f32,
+    /// Seconds that a row of a sweep with many takes to compute.
+    computing_row_s: f32,
     /// Prompt rows of the last mixed sweep.
     last_rows: usize,
     /// Mixed sweeps since one without prompt rows.
@@ -28,12 +37,14 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Nothing is known. `decoders` is how many decode rows a sweep has at most.
-    pub fn new(factor: f32, decoders: usize) -> Pace {
+    /// Nothing is known. `decoders` is how many decode rows a sweep has at most, and `sweep_bytes` what it uses of
+    /// weights.
+    pub fn new(factor: f32, decoders: usize, sweep_bytes: u64) -> Pace {
         Pace {
             factor,
             alone_s: vec![0.0; decoders],
             row_s: 0.0,
+            computing_row_s: sweep_bytes as f32 / BYTE_ROWS_PER_S,
             last_rows: ROWS_FIRST / 2,
             mixed: 0,
         }
@@ -43,7 +54,7 @@ impl Pace {
     ///
     /// None once in a while, to see how long decoding takes alone.
     pub fn prefill_rows(&self, decoders: usize, rows: usize) -> usize {
-        let most = rows.saturating_sub(decoders);
+        let most = rows.min(self.rows_in_time()).saturating_sub(decoders);
         let Some(&alone_s) = decoders.checked_sub(1).and_then(|at| self.alone_s.get(at)) else {
             return most;
         };
@@ -59,12 +70,21 @@ impl Pace {
         fitting.min(self.last_rows * 2).max(ROWS_LEAST).min(most)
     }
 
-    /// A sweep of so many rows took `seconds`.
-    pub fn swept(&mut self, decoders: usize, prefill_rows: usize, seconds: f32) {
+    /// Rows that are computed in the time that a sweep may compute.
+    fn rows_in_time(&self) -> usize {
+        ((COMPUTING_S_MAX / self.computing_row_s) as usize).max(ROWS_LEAST)
+    }
+
+    /// A sweep of so many rows took `seconds`, of which it did not wait for reads for `computing` seconds.
+    pub fn swept(&mut self, decoders: usize, prefill_rows: usize, seconds: f32, computing: f32) {
         let known = |old: f32, new: f32| match old {
             0.0 => new,
             _ => old + WEIGHT * (new - old),
         };
+        let rows = decoders + prefill_rows;
+        if rows >= ROWS_TELLING.min(self.rows_in_time()) {
+            self.computing_row_s = computing.max(f32::EPSILON) / rows as f32;
+        }
         let alone_s = decoders
             .checked_sub(1)
             .and_then(|at| self.alone_s.get_mut(at));
@@ -100,7 +120,8 @@ mod tests {
         let mut last = 0;
         for _ in 0..400 {
             let rows = pace.prefill_rows(decoders, 512);
-            pace.swept(decoders, rows, seconds(decoders, rows));
+            let took = seconds(decoders, rows);
+            pace.swept(decoders, rows, took, took);
             if rows > 0 {
                 last = rows;
             }
@@ -118,7 +139,7 @@ mod tests {
         ];
         for (machine, seconds) in machines.iter().enumerate() {
             for decoders in [1, 4, 8] {
-                let mut pace = Pace::new(2.0, 8);
+                let mut pace = Pace::new(2.0, 8, 1000);
                 let rows = settle(&mut pace, decoders, seconds);
                 let slowed = seconds(decoders, rows) / seconds(decoders, 0);
                 let full = rows + decoders == 512;
@@ -133,24 +154,47 @@ mod tests {
 
     #[test]
     fn what_decoding_takes_alone_is_seen_first_and_now_and_then() {
-        let mut pace = Pace::new(2.0, 2);
+        let mut pace = Pace::new(2.0, 2, 1000);
         assert_eq!(pace.prefill_rows(0, 64), 64, "nobody is delayed");
         assert_eq!(pace.prefill_rows(1, 64), 0);
-        pace.swept(1, 0, 0.01);
+        pace.swept(1, 0, 0.01, 0.01);
         assert_eq!(pace.prefill_rows(1, 64), ROWS_FIRST);
         assert_eq!(pace.prefill_rows(2, 64), 0);
         let mut alone = 0;
         for _ in 0..1000 {
             let rows = pace.prefill_rows(1, 64);
             alone += usize::from(rows == 0);
-            pace.swept(1, rows, 0.01);
+            pace.swept(1, rows, 0.01, 0.01);
         }
         assert!((5..20).contains(&alone), "{alone}");
     }
 
     #[test]
     fn a_machine_that_cannot_keep_the_limit_still_goes_on() {
-        let mut pace = Pace::new(1.1, 1);
+        let mut pace = Pace::new(1.1, 1, 1000);
         assert_eq!(settle(&mut pace, 1, |_, p| 0.01 + p as f32), ROWS_LEAST);
+    }
+
+    #[test]
+    fn a_long_prompt_alone_takes_no_sweep_of_minutes() {
+        // The 8B on a small board, a 70B there, and a model for which no sweep is long.
+        for (sweep_bytes, row_s, reading_s) in [
+            (4_200_000_000, 0.22, 1.0),
+            (40_000_000_000, 2.0, 20.0),
+            (100_000_000, 0.001, 0.0),
+        ] {
+            let mut pace = Pace::new(2.0, 8, sweep_bytes);
+            for sweep in 0..20 {
+                let rows = pace.prefill_rows(0, 512);
+                // A sweep reads all weights, however few its rows.
+                let computing = (row_s * rows as f32).max(sweep_bytes as f32 / 30e9);
+                assert!(computing < 1.5 * COMPUTING_S_MAX, "{rows} rows at first");
+                if sweep > 5 {
+                    let full = rows == 512;
+                    assert!(full || computing > 0.6 * COMPUTING_S_MAX, "{rows} rows");
+                }
+                pace.swept(0, rows, computing + reading_s, computing);
+            }
+        }
     }
 }

@@ -7,6 +7,9 @@ use super::request::{End, State};
 use super::sessions::{self, Prefix, Use};
 use crate::engine::request::PENALTY_WINDOW_MAX;
 
+/// How long a request without a session leaves conversations to requests that came after it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Tokens of a beginning that others are just computing for which it pays to wait.
 const WORTH_WAITING: usize = 16;
 
@@ -18,7 +21,7 @@ impl Scheduler {
         let found = named.and_then(|name| self.models[place].sessions.find(name));
         let session = match found {
             Some(session) => self.go_on(index, place, session, now),
-            None => self.begin(index, place),
+            None => self.begin(index, place, now),
         };
         let Some(session) = session else {
             return;
@@ -75,10 +78,15 @@ impl Scheduler {
     }
 
     /// Begins a conversation in a session of its own; none if all are busy, or if a longer beginning is coming.
-    fn begin(&mut self, index: usize, place: usize) -> Option<usize> {
+    fn begin(&mut self, index: usize, place: usize, now: Duration) -> Option<usize> {
         let hosted = &self.models[place];
         let id = hosted.id;
         let whole = &self.requests[index].prepared.whole;
+        // What was to follow a conversation may fit its session where the whole, system's words and all, does not.
+        if let Err(error) = hosted.vocabulary.check_fits(whole.len()) {
+            self.end(index, End::Failed(error), now);
+            return None;
+        }
         let computed = |session| self.engine.session_len(id, session);
         let Prefix { from, len, coming } = hosted.sessions.prefix(whole, computed);
         if coming >= len + WORTH_WAITING {
@@ -93,20 +101,26 @@ impl Scheduler {
         } else if let Some(free) = hosted.sessions.free() {
             free
         } else {
-            // A conversation that another request waits to go on with is no idle one.
+            // A conversation that another request waits to go on with is no idle one; but those that came later do not
+            // keep this one waiting for ever.
+            let waited = now.saturating_sub(self.requests[index].times.submitted);
+            let others = match waited < PATIENCE {
+                true => &self.requests[..],
+                false => &self.requests[..index],
+            };
             let waited_for = |session: usize| {
                 let name = &hosted.sessions.entries[session].name;
-                self.requests.iter().any(|request| {
+                others.iter().any(|request| {
                     request.state == State::Waiting
                         && request.model == id
                         && request.prepared.session.as_ref() == Some(name)
                 })
             };
-            let others = hosted
+            let victim = hosted
                 .sessions
                 .oldest_idle(|session| (len == 0 || session != from) && !waited_for(session));
             let victim =
-                others.or_else(|| hosted.sessions.oldest_idle(|session| !waited_for(session)))?;
+                victim.or_else(|| hosted.sessions.oldest_idle(|session| !waited_for(session)))?;
             let name = &hosted.sessions.entries[victim].name;
             if !name.is_empty() {
                 log::warn!("the session {name:?} makes way for a new one");

@@ -6,8 +6,8 @@ use super::Scheduler;
 use super::batch::{self, Want};
 use super::request::{End, State};
 use super::sessions::Use;
-use crate::engine::Row;
 use crate::engine::request::Reason;
+use crate::engine::{Engine, Row};
 use crate::error::{Error, Kind};
 use crate::trace::What;
 
@@ -23,7 +23,7 @@ impl Scheduler {
         let id = self.models[place].id;
         let next = self.turns.after(place, self.models[place].last_s);
         self.engine.set_next(self.models[next].id);
-        let before = self.models[place].spent.time;
+        let before = self.models[place].spent;
         let swept = self
             .engine
             .sweep(id, &self.scratch.rows, &mut self.models[place].spent);
@@ -34,8 +34,9 @@ impl Scheduler {
             }
             return Duration::ZERO;
         }
-        let took = self.models[place].spent.time - before;
-        let seconds = took.as_secs_f32();
+        let spent = self.models[place].spent;
+        let took = spent.time - before.time;
+        let computed = took.saturating_sub(spent.stalled - before.stalled);
         self.models[place].last_s = took.as_secs_f64();
         let taken = |decoding: bool| -> usize {
             let rows = self.scratch.wants.iter().zip(&self.scratch.takes);
@@ -45,7 +46,10 @@ impl Scheduler {
         };
         let (decoders, prefill_rows) = (taken(true), taken(false));
         let hosted = &mut self.models[place];
-        hosted.pace.swept(decoders, prefill_rows, seconds);
+        let (took_s, computed_s) = (took.as_secs_f32(), computed.as_secs_f32());
+        hosted
+            .pace
+            .swept(decoders, prefill_rows, took_s, computed_s);
         hosted.turn = hosted.turn.wrapping_add(1);
         self.turns.swept(place, took.as_secs_f64());
         self.choose_all(place, now + took);
@@ -84,29 +88,35 @@ impl Scheduler {
         batch::compose(&scratch.wants, limits, hosted.turn, &mut scratch.takes);
     }
 
-    /// Sees to it that there are pages for all rows of the sweep: idle sessions give up theirs, then prompts wait for
-    /// the others, then answers end.
+    /// Sees to it that there are pages for all rows of the sweep. Where there are too few, idle sessions give up theirs,
+    /// then prompts that are being read, then answers end. A prompt is begun when there is room for all of it.
     fn make_room(&mut self, place: usize, now: Duration) {
         let id = self.models[place].id;
         let (mut wanted, mut ended) = (0, false);
         for decoding in [true, false] {
             for at in 0..self.scratch.who.len() {
                 let (index, take) = (self.scratch.who[at], self.scratch.takes[at]);
-                if self.scratch.wants[at].decoding != decoding || take == 0 {
+                let want = self.scratch.wants[at];
+                if want.decoding != decoding || take == 0 {
                     continue;
                 }
                 let State::Running(session) = self.requests[index].state else {
                     continue;
                 };
-                let pages = self.engine.pages_wanted(id, session, take);
-                while wanted + pages > self.engine.pages_free() && self.give_up_idle() {}
-                if wanted + pages <= self.engine.pages_free() {
+                let mut pages = self.engine.pages_wanted(id, session, take);
+                if !decoding {
+                    pages = pages.max(self.engine.pages_wanted_in_all(id, session, want.rows));
+                }
+                let fits = |engine: &Engine| wanted + pages <= engine.pages_free();
+                while !fits(&self.engine) && self.give_up_idle() {}
+                while !fits(&self.engine) && decoding && self.give_up_prompt(None) {}
+                if fits(&self.engine) {
                     wanted += pages;
                     continue;
                 }
                 self.scratch.takes[at] = 0;
                 if decoding {
-                    self.requests[index].prepared.writer.finish();
+                    // What was held back as the possible beginning of a stop string stays untold.
                     self.end(index, End::Done(Reason::Context), now);
                     ended = true;
                 }
@@ -115,8 +125,12 @@ impl Scheduler {
         if ended || self.scratch.takes.iter().any(|&take| take > 0) {
             return;
         }
-        // All that are left are prompts for which there is no memory, and nothing ends that would give them some: the
-        // last one goes. It may go on later, because its session stays.
+        // All that are left are prompts for which there is no memory. The first one gets what the others have; if that is
+        // not enough, the last one goes. It may go on later, because its session stays.
+        let first = self.scratch.who.first().copied();
+        if self.give_up_prompt(first) {
+            return;
+        }
         if let Some(&index) = self.scratch.who.last() {
             let error = Error::new(
                 Kind::Budget,
@@ -128,6 +142,31 @@ impl Scheduler {
             );
             self.end(index, End::Failed(error), now);
         }
+    }
+
+    /// Takes back what was computed of the prompt that came last, of those that have pages and are not `except`; false
+    /// if there is none. It has no rows in this sweep, and is computed again when there is room for all of it.
+    fn give_up_prompt(&mut self, except: Option<usize>) -> bool {
+        let youngest = (0..self.requests.len()).rev().find_map(|index| {
+            let request = &self.requests[index];
+            let State::Running(session) = request.state else {
+                return None;
+            };
+            let computed = self.engine.session_len(request.model, session);
+            let may = request.counts.answer == 0 && computed > request.before;
+            (may && except != Some(index)).then_some((index, session))
+        });
+        let Some((index, session)) = youngest else {
+            return false;
+        };
+        let request = &self.requests[index];
+        self.engine.truncate(request.model, session, request.before);
+        for (&who, take) in self.scratch.who.iter().zip(&mut self.scratch.takes) {
+            if who == index {
+                *take = 0;
+            }
+        }
+        true
     }
 
     /// Takes the pages of the idle session that is missed least; false if no idle one has any.

@@ -1,0 +1,179 @@
+//! Requests that want more memory than there is, and conversations that want more context.
+
+use super::*;
+
+/// More sessions than there is memory for, if all were long.
+#[test]
+fn when_memory_is_short_idle_sessions_make_way_and_then_answers_end() {
+    let (_folder, path) = model(Arch::Llama);
+    let ask = |name: &str, first: u32, count: u32| Generate {
+        session: Some(name.into()),
+        ..greedy(&[first, 2, 3], count)
+    };
+    let mut wide = Serving::open(&[("m", &path)], 4, 1024, None, Limits::default());
+    let expected = wide.ask(&ask("a", 1, 300)).tokens;
+    let memory = least_memory(&path, 4, 1024);
+    let mut narrow = Serving::open(&[("m", &path)], 4, 1024, Some(memory), Limits::default());
+    let slots = narrow.scheduler.engine().pages_free();
+    // One after the other all fit, because those before give up their pages; they go on all the same.
+    for (name, first) in [("a", 1), ("b", 5), ("c", 6), ("d", 7)] {
+        let count = if name == "a" { 300 } else { 900 };
+        assert!(
+            done(Reason::Length)(&narrow.ask(&ask(name, first, count)).ending),
+            "{name}"
+        );
+    }
+    let status = narrow.scheduler.status();
+    let a = status.models[0]
+        .sessions
+        .iter()
+        .find(|s| s.name.as_deref() == Some("a"));
+    assert_eq!(
+        a.map(|s| (s.tokens, s.computed)),
+        Some((303, 0)),
+        "its pages went, its words did not"
+    );
+    let mut talk = vec![1, 2, 3];
+    talk.extend(&expected);
+    let more = Generate {
+        prompt: Prompt::Tokens(talk.clone()),
+        ..ask("a", 1, 9)
+    };
+    assert_eq!(narrow.ask(&more).tokens, wide.ask(&more).tokens);
+
+    // All at once do not fit: some end early and say why, and what they said is right.
+    for client in 0..4 {
+        narrow
+            .submit(tag(client, 0), &greedy(&[client, 9], 900))
+            .expect("room");
+    }
+    narrow.finish();
+    let mut whole = 0;
+    for client in 0..4 {
+        let answer = &narrow.answers[&tag(client, 0)];
+        let alone = wide.ask(&greedy(&[client, 9], 900)).tokens;
+        assert!(alone.starts_with(&answer.tokens));
+        match answer.ending {
+            Some(Ending::Done(Reason::Length, _)) => whole += 1,
+            Some(Ending::Done(Reason::Context, _)) => assert!(answer.tokens.len() > 100),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((1..4).contains(&whole), "{whole} were answered to the end");
+    assert_eq!(all_slots(&mut narrow), slots);
+}
+
+/// Pages that nobody uses at present are worth less than weights that are read again and again.
+#[test]
+fn where_weights_stream_a_beginning_is_kept_for_the_next_request_only() {
+    let (_folder, path) = model(Arch::Llama);
+    let memory = least_memory(&path, 4, 512);
+    let mut serving = Serving::open(&[("m", &path)], 4, 512, Some(memory), Limits::default());
+    let slots = serving.scheduler.engine().pages_free();
+    let beginning: Vec<u32> = (10..110).collect();
+    let ask = |last: u32| greedy(&[&beginning[..], &[last]].concat(), 4);
+    assert_eq!(serving.ask(&ask(1)).accepted, Some((101, 0)));
+    assert_eq!(serving.ask(&ask(2)).accepted, Some((101, 100)));
+    serving.ask(&greedy(&[7, 8, 9], 4));
+    assert_eq!(serving.ask(&ask(3)).accepted, Some((101, 0)));
+    assert_eq!(all_slots(&mut serving), slots);
+}
+
+/// An answer that goes on as long as its context lets it, beside a prompt that takes the rest of the memory.
+#[test]
+fn a_prompt_makes_way_for_an_answer_and_is_computed_again() {
+    for arch in [Arch::Llama, Arch::Gemma3] {
+        let (_folder, path) = model(arch);
+        let memory = least_memory(&path, 3, 1024);
+        let mut narrow = Serving::open(&[("m", &path)], 3, 1024, Some(memory), Limits::default());
+        let slots = narrow.scheduler.engine().pages_free();
+        let mut wide = Serving::open(&[("m", &path)], 3, 1024, None, Limits::default());
+        let mut random = Random(5);
+        let answer = greedy(&[1, 2, 3], 1000);
+        let prompts: Vec<Generate> = [700, 900]
+            .map(|tokens| greedy(&prompt(&mut random, tokens), 20))
+            .into();
+        narrow.submit(tag(0, 0), &answer).expect("room");
+        for _ in 0..100 {
+            narrow.step();
+        }
+        for (client, prompt) in (1..).zip(&prompts) {
+            narrow.submit(tag(client, 0), prompt).expect("room");
+        }
+        narrow.finish();
+        for (client, request) in (0..).zip([&answer].into_iter().chain(&prompts)) {
+            let told = &narrow.answers[&tag(client, 0)];
+            assert!(
+                done(Reason::Length)(&told.ending),
+                "{arch:?}, {client}: {:?}",
+                told.ending
+            );
+            assert_eq!(told.tokens, wide.ask(request).tokens, "{arch:?}, {client}");
+        }
+        assert_eq!(all_slots(&mut narrow), slots);
+    }
+}
+
+/// The words of a turn may fit where the conversation that it begins does not; the others do not suffer for that.
+#[test]
+fn what_is_too_long_as_a_whole_ends_alone() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let mut serving = Serving::open(&[("m", &model)], 3, 256, None, Limits::default());
+    let neighbour = greedy(&[1, 2, 3], 100);
+    serving.submit(tag(0, 0), &neighbour).expect("room");
+    serving.step();
+    let long = Generate {
+        session: Some("x".into()),
+        system: Some("sea ".repeat(400)),
+        ..Generate::new(Prompt::Text("Hi".into()))
+    };
+    serving.submit(tag(1, 0), &long).expect("its turn fits");
+    serving.finish();
+    let told = &serving.answers[&tag(1, 0)];
+    assert_eq!(told.ending, Some(Ending::Failed(Kind::Budget)), "{told:?}");
+    assert!(done(Reason::Length)(&serving.answers[&tag(0, 0)].ending));
+    // In a session that holds something, its turn is all there is to it.
+    let short = Generate {
+        system: None,
+        max_tokens: Some(3),
+        ..long.clone()
+    };
+    serving.ask(&short);
+    let more = Generate {
+        max_tokens: Some(3),
+        ..long
+    };
+    assert!(done(Reason::Length)(&serving.ask(&more).ending));
+}
+
+/// A conversation is left to its client's next requests, but not for ever if they come without a break.
+#[test]
+fn a_client_that_sends_ahead_keeps_nobody_waiting() {
+    let (_folder, path) = model(Arch::Llama);
+    let mut serving = Serving::open(&[("m", &path)], 1, 256, None, Limits::default());
+    let ahead = Generate {
+        session: Some("a".into()),
+        ..greedy(&[1, 2, 3], 5)
+    };
+    for request in 0..2 {
+        serving.submit(tag(0, request), &ahead).expect("room");
+    }
+    serving
+        .submit(tag(1, 0), &greedy(&[7, 8, 9], 5))
+        .expect("room");
+    for request in 2..40 {
+        serving.now += Duration::from_secs(1);
+        serving.step();
+        serving.submit(tag(0, request), &ahead).expect("room");
+        if serving.answers[&tag(1, 0)].ending.is_some() {
+            assert!(
+                request > 5,
+                "conversations were left to those who came later, for a while"
+            );
+            return;
+        }
+    }
+    panic!("it waits for all that are sent meanwhile");
+}
