@@ -65,7 +65,6 @@ macro_rules! compiled_strip {
             panel: *const u8,
             out: *mut f32,
             stride: usize,
-            rows: usize,
             resume: bool,
         ) {
             let parts = 1 $(+ { let _: Option<$part>; 1 })*;
@@ -74,7 +73,7 @@ macro_rules! compiled_strip {
             let mut sums: strip::Sums<R> = [[0.0; 16]; R];
             if resume {
                 // SAFETY: as above.
-                sums = unsafe { strip::load(out, stride, rows) };
+                sums = unsafe { strip::load(out, stride) };
             }
             let mut left = cols;
             while left > 0 {
@@ -88,7 +87,7 @@ macro_rules! compiled_strip {
                 left -= cols;
             }
             // SAFETY: as above.
-            unsafe { strip::store(&sums, out, stride, rows) }
+            unsafe { strip::store(&sums, out, stride) }
         }
     };
 }

@@ -322,7 +322,29 @@ impl Job<'_> {
                         let out = tile
                             .out
                             .add(first_row * tile.out_stride + strip * STRIP_ROWS);
-                        kernel(packed, cols, panel, out, tile.out_stride, rows, col > 0);
+                        if rows == STRIP_ROWS {
+                            kernel(packed, cols, panel, out, tile.out_stride, col > 0);
+                            continue;
+                        }
+                        // Kernels write 16 outputs of each batch row: here some are not the strip's.
+                        let mut whole = [[0.0; STRIP_ROWS]; PANEL_ROWS];
+                        let of_row = |row| {
+                            std::slice::from_raw_parts_mut(out.add(row * tile.out_stride), rows)
+                        };
+                        for (row, whole) in whole[..width].iter_mut().enumerate() {
+                            whole[..rows].copy_from_slice(of_row(row));
+                        }
+                        kernel(
+                            packed,
+                            cols,
+                            panel,
+                            whole.as_mut_ptr().cast(),
+                            STRIP_ROWS,
+                            col > 0,
+                        );
+                        for (row, whole) in whole[..width].iter().enumerate() {
+                            of_row(row).copy_from_slice(&whole[..rows]);
+                        }
                     }
                 }
             }

@@ -8,9 +8,9 @@
 //! rows: a tile that stays is packed in its slot the first time it is used, a
 //! streamed one into scratch each time. A kernel (`strip`) takes one packed
 //! strip and up to 8 activation rows through the whole width of the matrix,
-//! reading the weights through a codec (`codec_32`, `codec_256`); on aarch64 the
-//! dot products are taken in another order (`weights_first`). Threads (`pool`)
-//! share out runs of strips (`matmul`).
+//! reading the weights through a codec (`codec_32`, `codec_256`); with AVX-512 and
+//! on aarch64 the dot products are taken in another order (`groups_first`,
+//! `weights_first`). Threads (`pool`) share out runs of strips (`matmul`).
 //!
 //! Kernels are written once over the trait in `vector`; `portable`,
 //! `x86_64` and `aarch64` implement it, and the results of all are the same bit for bit.
@@ -20,6 +20,7 @@ mod activations;
 mod attend;
 mod codec_256;
 mod codec_32;
+mod groups_first;
 mod heads;
 mod isa;
 mod kernels;

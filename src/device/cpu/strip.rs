@@ -14,13 +14,14 @@
 use super::activations::{MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes};
 use super::codec_32::Codec32;
 use super::codec_256::Codec256;
+use super::groups_first;
 use super::precision::{BITS_8, FINE_BITS, SECOND, shape};
 use super::vector::Vector;
 use super::weights_first;
 
-/// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's output to the next,
-/// rows in the strip, whether the outputs hold the sums of the columns before).
-pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize, usize, bool);
+/// A kernel: (packed strip, cols, panel, first output, f32s from one batch row's 16 outputs to the next,
+/// whether the outputs hold the sums of the columns before).
+pub(super) type StripFn = unsafe fn(*const u8, usize, *const u8, *mut f32, usize, bool);
 
 /// The sums of R batch rows, each of 16 weight rows, between two runs of columns.
 pub(super) type Sums<const R: usize> = [[f32; 16]; R];
@@ -37,38 +38,24 @@ pub(super) const RUN_COLS: usize = 512;
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-pub(super) unsafe fn load<const R: usize>(out: *const f32, stride: usize, rows: usize) -> Sums<R> {
+pub(super) unsafe fn load<const R: usize>(out: *const f32, stride: usize) -> Sums<R> {
     let mut sums = [[0.0; 16]; R];
     for r in 0..R {
-        let out = out.add(r * stride);
-        let to = sums[r].as_mut_ptr();
-        if rows == 16 {
-            out.copy_to_nonoverlapping(to, 16);
-        } else {
-            out.copy_to_nonoverlapping(to, rows);
-        }
+        sums[r] = out.add(r * stride).cast::<[f32; 16]>().read_unaligned();
     }
     sums
 }
 
-/// Stores `sums[r]` for each batch row r; only `rows` lanes of it.
+/// Stores `sums[r]` for each batch row r.
 ///
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-pub(super) unsafe fn store<const R: usize>(
-    sums: &Sums<R>,
-    out: *mut f32,
-    stride: usize,
-    rows: usize,
-) {
+pub(super) unsafe fn store<const R: usize>(sums: &Sums<R>, out: *mut f32, stride: usize) {
     for r in 0..R {
-        let out = out.add(r * stride);
-        if rows == 16 {
-            out.copy_from_nonoverlapping(sums[r].as_ptr(), 16);
-        } else {
-            out.copy_from_nonoverlapping(sums[r].as_ptr(), rows);
-        }
+        out.add(r * stride)
+            .cast::<[f32; 16]>()
+            .write_unaligned(sums[r]);
     }
 }
 
@@ -77,7 +64,7 @@ pub(super) unsafe fn store<const R: usize>(
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn vectors<V: Vector, const R: usize>(sums: &Sums<R>) -> [V::F; R] {
+pub(super) unsafe fn vectors<V: Vector, const R: usize>(sums: &Sums<R>) -> [V::F; R] {
     let mut acc = [V::splat_f(0.0); R];
     for r in 0..R {
         acc[r] = V::load_f(sums[r].as_ptr());
@@ -90,7 +77,7 @@ unsafe fn vectors<V: Vector, const R: usize>(sums: &Sums<R>) -> [V::F; R] {
 /// # Safety
 /// As for [`StripFn`].
 #[inline(always)]
-unsafe fn put_back<V: Vector, const R: usize>(acc: [V::F; R], sums: &mut Sums<R>) {
+pub(super) unsafe fn put_back<V: Vector, const R: usize>(acc: [V::F; R], sums: &mut Sums<R>) {
     for r in 0..R {
         V::store_f(acc[r], sums[r].as_mut_ptr());
     }
@@ -218,6 +205,9 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize, const B
     cols: usize,
     sums: &mut Sums<R>,
 ) -> Place {
+    if V::MANY_REGISTERS {
+        return groups_first::blocks_32::<V, C, R, BITS>((p, panel), cols, sums);
+    }
     let mut acc = vectors::<V, R>(sums);
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
@@ -261,6 +251,9 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const
     cols: usize,
     sums: &mut Sums<R>,
 ) -> Place {
+    if V::MANY_REGISTERS {
+        return groups_first::blocks_256::<V, C, R, BITS>((p, panel), cols, sums);
+    }
     let mut acc = vectors::<V, R>(sums);
     for _ in 0..cols / 256 {
         let q = panel.cast::<i8>();
@@ -320,10 +313,10 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const
 /// `p`, of which the compiler forgets what it has loaded from there. Otherwise it would keep
 /// dwords that several runs share, in registers that it does not have.
 #[inline(always)]
-fn forget(mut p: *const u8) -> *const u8 {
-    // SAFETY: no instruction at all.
+pub(super) fn forget(mut p: *const u8) -> *const u8 {
+    // SAFETY: no instruction at all. Not `pure`, or the compiler would make one of several.
     unsafe {
-        std::arch::asm!("/* {0} */", inout(reg) p, options(pure, readonly, nostack, preserves_flags));
+        std::arch::asm!("/* {0} */", inout(reg) p, options(readonly, nostack, preserves_flags));
     }
     p
 }
@@ -358,16 +351,29 @@ unsafe fn run<V: Vector, C: Codec256<V>, const R: usize, const BITS: u32>(
             }
         }
         let index = (outer * C::INNER + inner) * (32 / C::SUB_VALUES) + sub;
-        let byte = V::shr(scales[index / 4], 8 * (index % 4) as u32);
-        let mut scale = V::and(byte, V::splat(0xff));
-        if C::SCALE_OFFSET != 0 {
-            scale = V::add_i(scale, V::splat(-C::SCALE_OFFSET));
-        }
+        let scale = sub_scale::<V, C>(scales, index);
         let subs = whole::<V, R, BITS>(&parts);
         for r in 0..R {
             dots[r] = V::add_i(dots[r], V::mul_i(subs[r], scale));
         }
     }
+}
+
+/// The integer scale of sub-block `index` of each row.
+///
+/// # Safety
+/// As for [`StripFn`].
+#[inline(always)]
+pub(super) unsafe fn sub_scale<V: Vector, C: Codec256<V>>(
+    scales: &[V::I; 4],
+    index: usize,
+) -> V::I {
+    let byte = V::shr(scales[index / 4], 8 * (index % 4) as u32);
+    let scale = V::and(byte, V::splat(0xff));
+    if C::SCALE_OFFSET == 0 {
+        return scale;
+    }
+    V::add_i(scale, V::splat(-C::SCALE_OFFSET))
 }
 
 /// How a dword becomes float weights.

@@ -40,6 +40,9 @@ pub(super) trait Vector: Copy + 'static {
     /// weights through all parts.
     const WEIGHTS_FIRST: bool = false;
 
+    /// Whether there are 32 registers of 16 lanes: then `groups_first` has the kernels for strips.
+    const MANY_REGISTERS: bool = false;
+
     methods! {
         /// Asks for the cache line at `p`, which may be anywhere.
         fn prefetch(p: *const u8) -> ();
@@ -119,6 +122,15 @@ pub(super) trait Vector: Copy + 'static {
         fn min(a: Self::F, b: Self::F) -> Self::F;
         /// Lanes `from..to` of `a`, the other lanes of `other`.
         fn select_range(from: usize, to: usize, a: Self::F, other: Self::F) -> Self::F;
+    }
+
+    /// The integer at `p` in every lane.
+    ///
+    /// # Safety
+    /// As for the others.
+    #[inline(always)]
+    unsafe fn splat_at(p: *const i32) -> Self::I {
+        Self::splat(p.read_unaligned())
     }
 
     /// `(a >> n) & mask`.

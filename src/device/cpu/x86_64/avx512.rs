@@ -16,6 +16,7 @@ impl Vector for Avx512 {
 
     /// `vpdpbusd` wants one unsigned side, so signed weights move up by 128.
     const SIGNED_OFFSET: i32 = 128;
+    const MANY_REGISTERS: bool = true;
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
@@ -50,6 +51,10 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn splat(x: i32) -> __m512i {
         _mm512_set1_epi32(x)
+    }
+    #[inline(always)]
+    unsafe fn splat_at(p: *const i32) -> __m512i {
+        broadcast(p)
     }
     #[inline(always)]
     unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
@@ -105,11 +110,7 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn dot_pairs(acc: __m512i, weights: __m512i, a: *const i16) -> __m512i {
-        _mm512_dpwssd_epi32(
-            acc,
-            weights,
-            _mm512_set1_epi32(a.cast::<i32>().read_unaligned()),
-        )
+        dot_pairs(acc, weights, a)
     }
     #[inline(always)]
     unsafe fn store_bytes(a: __m512i, p: *mut i8) {
@@ -192,6 +193,41 @@ impl Vector for Avx512 {
         let mask = (u32::MAX << from) & !(u32::MAX << to);
         _mm512_mask_blend_ps(mask as __mmask16, other, a)
     }
+}
+
+/// The dword at `p` in every lane. The compiler would rather shift a single lane and then move it to all,
+/// which is slower than to load it into all.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn broadcast(p: *const i32) -> __m512i {
+    let all;
+    std::arch::asm!(
+        "vpbroadcastd {all}, dword ptr [{p}]",
+        all = lateout(zmm_reg) all,
+        p = in(reg) p,
+        options(pure, readonly, nostack, preserves_flags),
+    );
+    all
+}
+
+/// `vpdpwssd`, which the compiler would take apart into two instructions.
+///
+/// # Safety
+/// As for [`Vector`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dot_pairs(mut acc: __m512i, weights: __m512i, a: *const i16) -> __m512i {
+    std::arch::asm!(
+        "vpdpwssd {acc}, {weights}, dword ptr [{a}]{{1to16}}",
+        acc = inout(zmm_reg) acc,
+        weights = in(zmm_reg) weights,
+        a = in(reg) a,
+        options(pure, readonly, nostack, preserves_flags),
+    );
+    acc
 }
 
 /// 16 bytes of each of four rows, 4 x `stride` bytes apart.
