@@ -80,6 +80,7 @@ pub(super) unsafe fn blocks_32<V: Vector, C: Codec32<V>, const R: usize, const B
     let (rows, parts) = together(R, BITS);
     for _ in 0..cols / 32 {
         prefetch::<V>(p, C::BYTES);
+        prefetch::<V>(panel, block_32_bytes(R, BITS));
         let mut weights = [(V::splat(0), V::splat(0)); 4];
         let (scale, min) = (C::scale(p), C::min(p));
         let act_scales = panel.add(run_bytes(R, BITS)).cast::<f32>();
@@ -163,6 +164,8 @@ pub(super) unsafe fn blocks_256<V: Vector, C: Codec256<V>, const R: usize, const
         for outer in 0..8 / C::INNER {
             let share = C::BYTES / (8 / C::INNER);
             prefetch::<V>(p.add(outer * share), share);
+            let share = block_256_bytes(R, BITS) / (8 / C::INNER);
+            prefetch::<V>(panel.add(outer * share), share);
             let q = q.add(outer * C::INNER * run_bytes(R, BITS));
             run::<V, C, R, BITS>(p, &integers, q, outer, 0, &mut dots);
             run::<V, C, R, BITS>(p, &integers, q, outer, 1, &mut dots);

@@ -115,8 +115,9 @@ impl Drop for Scratch {
 /// Bytes of weights in a unit of work, so that taking one costs little beside it.
 const UNIT_BYTES: usize = 32 << 10;
 /// The same for more than one panel of rows, of weights in `CHUNK_COLS` columns: what stays in a
-/// core's own cache, beside a panel's part, while all panels pass.
-const UNIT_BYTES_MANY_ROWS: usize = 128 << 10;
+/// core's own cache, beside a panel's part, while all panels pass. Panels of many rows come from memory
+/// that all cores share, so the more strips they meet there, the better.
+const UNIT_BYTES_MANY_ROWS: usize = 256 << 10;
 /// Columns that all panels and all strips of a unit take before the next ones, so that all panels are
 /// read once per unit. With 1024 a panel's part would stay in the first cache while the strips pass,
 /// but the sums that go to the outputs and come back cost more: 7% of the products' time.
@@ -180,14 +181,16 @@ impl Cpu {
         if strips == 0 {
             return;
         }
-        // Small units balance the threads, but no unit is smaller than a strip.
-        let unit_bytes = if x.rows() > PANEL_ROWS {
+        let many = x.rows() > PANEL_ROWS;
+        let unit_bytes = if many {
             UNIT_BYTES_MANY_ROWS * x.cols().div_ceil(CHUNK_COLS)
         } else {
             UNIT_BYTES
         };
+        // No unit is smaller than a strip.
         let run =
             (unit_bytes * strips / bytes.max(1)).clamp(1, strips.div_ceil(4 * self.threads()));
+        let units = Units::new(strips, run, if many { self.threads() } else { 1 });
         let job = Job {
             kernels: self.kernels,
             scratch: &self.scratch,
@@ -196,10 +199,11 @@ impl Cpu {
             inspect,
         };
         let between = Shared(std::cell::Cell::new(Some(&mut *poll)));
-        self.pool.run(strips.div_ceil(run), &|worker, unit| {
+        self.pool.run(units.count(), &|worker, unit| {
             let between = &between;
+            let strips = units.strips(unit);
             // SAFETY: each unit is a run of strips of its own; the caller vouches for the tiles.
-            unsafe { job.strips(unit * run, run, worker) };
+            unsafe { job.strips(strips.start, strips.len(), worker) };
             // Only this thread is worker 0.
             if worker == 0
                 && let Some(call) = between.0.take()
@@ -210,6 +214,72 @@ impl Cpu {
         });
         // The others may have been faster and have left nothing to do between.
         poll();
+    }
+}
+
+/// Which strips a unit of work takes.
+///
+/// With many rows a strip takes long, and whoever is done first would wait for the other's last unit: there
+/// the units of each worker's share become smaller towards its end, each at most half of what is left.
+#[derive(Debug, Clone, Copy)]
+struct Units {
+    strips: usize,
+    /// Strips of a unit, at most.
+    run: usize,
+    /// Runs of strips that are divided each by itself, one for each worker; with 1 all units have `run` strips.
+    shares: usize,
+}
+
+impl Units {
+    fn new(strips: usize, run: usize, shares: usize) -> Units {
+        Units {
+            strips,
+            run,
+            shares,
+        }
+    }
+
+    /// Units of each share; the last ones may be empty.
+    fn each(&self) -> usize {
+        let mut left = self.strips.div_ceil(self.shares);
+        if self.shares == 1 {
+            return left.div_ceil(self.run);
+        }
+        let whole = left.saturating_sub(2 * self.run) / self.run;
+        left -= whole * self.run;
+        let mut units = whole;
+        while left > 0 {
+            left -= self.next(left);
+            units += 1;
+        }
+        units
+    }
+
+    /// Strips of the next unit when `left` strips of its share are left.
+    fn next(&self, left: usize) -> usize {
+        left.div_ceil(2).min(self.run)
+    }
+
+    fn count(&self) -> usize {
+        self.shares * self.each()
+    }
+
+    fn strips(&self, unit: usize) -> std::ops::Range<usize> {
+        if self.shares == 1 {
+            let first = unit * self.run;
+            return first..self.strips.min(first + self.run);
+        }
+        let (share, unit) = (unit / self.each(), unit % self.each());
+        let bound = |share: usize| share * self.strips / self.shares;
+        let (mut first, end) = (bound(share), bound(share + 1));
+        let whole = (end - first).saturating_sub(2 * self.run) / self.run;
+        first += whole.min(unit) * self.run;
+        let mut count = self.next(end - first);
+        for _ in whole..unit {
+            first += count;
+            count = self.next(end - first);
+        }
+        first..first + count
     }
 }
 
@@ -348,6 +418,34 @@ impl Job<'_> {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_cover_all_strips_once_and_end_small() {
+        for (strips, run, shares) in (1..200).flat_map(|strips| {
+            (1..20).flat_map(move |run| (1..5).map(move |shares| (strips, run, shares)))
+        }) {
+            let units = Units::new(strips, run, shares);
+            let mut next = 0;
+            for share in 0..shares {
+                let of_share = (share * units.each()..(share + 1) * units.each())
+                    .map(|unit| units.strips(unit))
+                    .filter(|strips| !strips.is_empty());
+                let mut last = 0;
+                for strips in of_share {
+                    assert_eq!(strips.start, next);
+                    assert!(strips.len() <= run);
+                    (next, last) = (strips.end, strips.len());
+                }
+                assert!(shares == 1 || last <= 1);
+            }
+            assert_eq!(next, strips);
         }
     }
 }
