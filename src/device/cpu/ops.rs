@@ -81,11 +81,21 @@ impl Cpu {
         let unit_rows =
             (QUERIES_MAX / unit_heads).clamp(1, rows.len().div_ceil(2 * self.threads()).max(1));
         let rows = Shared(rows);
+        let shares = self.threads();
         self.pool.run(
-            rows.0.len().div_ceil(unit_rows) * kv_heads * parts,
+            rows.0.len().div_ceil(unit_rows).next_multiple_of(shares) * kv_heads * parts,
             &|_, unit| {
                 let rows = &rows;
-                let (chunk, head) = (unit / (kv_heads * parts), unit % (kv_heads * parts));
+                let (place, head) = (unit / (kv_heads * parts), unit % (kv_heads * parts));
+                // Later rows of a prompt attend to more positions: of each few neighbouring chunks of rows
+                // every worker has one, and the long ones come first, so that nobody waits for them.
+                let chunks = rows.0.len().div_ceil(unit_rows);
+                let each = chunks.div_ceil(shares);
+                let before = place % each * shares + place / each;
+                if before >= chunks {
+                    return;
+                }
+                let chunk = chunks - 1 - before;
                 let (kv_head, part) = (head / parts, head % parts);
                 let first_head = kv_head * group + part * unit_heads;
                 let unit_heads = unit_heads.min(group - part * unit_heads);
