@@ -8,7 +8,7 @@
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -240,42 +240,66 @@ impl Slots {
         unsafe { self.base.add(slot as usize * self.slot_bytes) }
     }
 
-    /// Gives the memory of a slot back to the system; it reads as zeros when it is used again.
+    /// Gives the memory of some slots of a [`Reservation`] back to the system, until they are [taken
+    /// back](Self::take_back).
     ///
-    /// Nobody may use the slot meanwhile, the kernel's registered buffers included (those keep the memory).
-    pub fn discard(&self, slot: SlotId) {
-        let start = self.ptr(slot).cast::<c_void>();
-        // SAFETY: the range is one slot of the mapping, which nobody uses.
-        let discarded = unsafe { madvise(start, self.slot_bytes, MmapAdvise::MADV_DONTNEED) };
-        debug_assert!(discarded.is_ok());
+    /// Nobody may use them meanwhile, the kernel's registered buffers included (those keep the memory).
+    pub fn discard(&self, slots: Range<SlotId>) {
+        // Zapping part of a huge page frees none of it before the system is short of memory; freeing lazily splits it.
+        // The part that stays must not be made whole again either.
+        for advice in [MmapAdvise::MADV_FREE, MmapAdvise::MADV_NOHUGEPAGE] {
+            // A kernel without it has no huge pages to split.
+            let _ = self.advise(&slots, advice);
+        }
+        if let Err(error) = self.advise(&slots, MmapAdvise::MADV_DONTNEED) {
+            log::warn!("the system does not take memory back ({error})");
+        }
     }
 
-    /// The slots that are `live` as few long regions, none longer than io_uring takes as one buffer.
-    pub fn regions(&self, live: impl Fn(SlotId) -> bool) -> Vec<(NonNull<u8>, usize)> {
-        self.pieces(REGION_BYTES_MAX, live)
+    /// Has slots whose memory was [given back](Self::discard) be as they were in the beginning: they read as zeros.
+    pub fn take_back(&self, slots: Range<SlotId>) {
+        // As of the whole reservation: without huge pages all still works.
+        let _ = self.advise(&slots, MmapAdvise::MADV_HUGEPAGE);
+    }
+
+    fn advise(&self, slots: &Range<SlotId>, advice: MmapAdvise) -> nix::Result<()> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        assert!(slots.end <= self.count, "slots {slots:?} of {}", self.count);
+        let start = self.ptr(slots.start).cast::<c_void>();
+        // SAFETY: the range is part of the mapping, and nobody uses what lies there.
+        unsafe { madvise(start, slots.len() * self.slot_bytes, advice) }
+    }
+
+    /// Copies the first `bytes` of one slot into another.
+    ///
+    /// # Safety
+    /// The processor can touch both, and nobody else uses either meanwhile.
+    pub unsafe fn copy(&self, from: SlotId, to: SlotId, bytes: usize) {
+        assert!(from != to && bytes <= self.slot_bytes);
+        let (from, to) = (self.ptr(from), self.ptr(to));
+        // SAFETY: both lie within the memory, and apart.
+        unsafe { from.copy_to_nonoverlapping(to, bytes) };
+    }
+
+    /// The first `count` slots as regions, none longer than io_uring takes as one buffer.
+    pub fn regions(&self, count: u32) -> impl Iterator<Item = (NonNull<u8>, usize)> {
+        self.pieces(count, REGION_BYTES_MAX)
     }
 
     /// The same as pieces of whole slots, of at most `bytes_max` unless a slot is larger. Where one ends does not depend
-    /// on which slots are live before it.
+    /// on how many there are.
     pub fn pieces(
         &self,
+        count: u32,
         bytes_max: usize,
-        live: impl Fn(SlotId) -> bool,
-    ) -> Vec<(NonNull<u8>, usize)> {
-        let per_region = (bytes_max / self.slot_bytes).max(1) as u32;
-        let mut regions: Vec<(SlotId, usize)> = Vec::new();
-        for slot in (0..self.count).filter(|&slot| live(slot)) {
-            match regions.last_mut() {
-                Some((first, len))
-                    if *first + *len as u32 == slot && !slot.is_multiple_of(per_region) =>
-                {
-                    *len += 1
-                }
-                _ => regions.push((slot, 1)),
-            }
-        }
-        let region = |(first, len): (SlotId, usize)| (self.ptr(first), len * self.slot_bytes);
-        regions.into_iter().map(region).collect()
+    ) -> impl Iterator<Item = (NonNull<u8>, usize)> {
+        let per_piece = (bytes_max / self.slot_bytes).max(1) as u32;
+        (0..count).step_by(per_piece as usize).map(move |first| {
+            let len = per_piece.min(count - first) as usize;
+            (self.ptr(first), len * self.slot_bytes)
+        })
     }
 }
 
@@ -298,17 +322,36 @@ mod tests {
             slots.ptr(1).as_ptr() as usize - slots.ptr(0).as_ptr() as usize,
             8192
         );
-        assert_eq!(slots.regions(|_| true), [(slots.ptr(0), 7 * 8192)]);
-        let split = slots.regions(|slot| slot != 2);
-        assert_eq!(split, [(slots.ptr(0), 2 * 8192), (slots.ptr(3), 4 * 8192)]);
-        let pieces = slots.pieces(3 * 8192 + 1, |slot| slot != 1);
-        let expected = [(0, 1), (2, 1), (3, 3), (6, 1)];
-        assert_eq!(
-            pieces,
-            expected.map(|(slot, n)| (slots.ptr(slot), n * 8192))
-        );
-        assert_eq!(slots.pieces(1, |_| true).len(), 7, "a slot is never cut");
+        let pieces = slots.pieces(6, 3 * 8192 + 1);
+        assert!(pieces.eq([(0, 3), (3, 3)].map(|(slot, n)| (slots.ptr(slot), n * 8192))));
+        assert_eq!(slots.pieces(7, 1).count(), 7, "a slot is never cut");
+        assert!(slots.regions(7).eq([(slots.ptr(0), 7 * 8192)]));
+        assert!(slots.regions(5).eq([(slots.ptr(0), 5 * 8192)]));
+        assert_eq!(slots.regions(0).count(), 0);
         assert_eq!(a[99], 1.0);
+    }
+
+    #[test]
+    fn a_region_is_no_longer_than_io_uring_takes() {
+        let slots = Reservation::new(5 << 30)
+            .expect("address space")
+            .seal(384 << 20);
+        let lens: Vec<usize> = slots.regions(13).map(|(_, len)| len >> 20).collect();
+        assert_eq!(lens, [768, 768, 768, 768, 768, 768, 384]);
+    }
+
+    #[test]
+    fn discarded_slots_read_as_zeros() {
+        let slots = Reservation::new(64 << 10).expect("64 KiB").seal(8192);
+        // SAFETY: slots of this test alone.
+        let byte = |slot| unsafe { &mut *slots.ptr(slot).as_ptr() };
+        for slot in 0..slots.count() {
+            *byte(slot) = slot as u8 + 1;
+        }
+        slots.discard(3..8);
+        slots.take_back(3..8);
+        let bytes: Vec<u8> = (0..8).map(|slot| *byte(slot)).collect();
+        assert_eq!(bytes, [1, 2, 3, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn every_backend_reads_the_bytes_of_the_file() {
                 } else {
                     Vec::new()
                 };
-                let mut io = choose(&files, &regions, 9, Some(backend)).expect("a backend");
+                let mut io = backend.open(&files, &regions, 9).expect("a backend");
                 let description = io.describe().to_owned();
                 assert_eq!(
                     description.contains("buffered"),
@@ -164,7 +164,9 @@ fn memory_file_systems_are_read_too() {
     let files = open(&path, Access::Direct);
     for backend in BOTH {
         let mut buffer = Buffer::new(4 * (64 << 10));
-        let mut io = choose(&files, &[buffer.region()], 4, Some(backend)).expect("a backend");
+        let mut io = backend
+            .open(&files, &[buffer.region()], 4)
+            .expect("a backend");
         check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 8);
     }
 }
@@ -209,7 +211,9 @@ fn no_read_leaves_the_page_cache_full() {
             }
             let files = open(&path, access);
             let buffer = Buffer::new(32 << 20);
-            let mut io = choose(&files, &[buffer.region()], 8, Some(backend)).expect("a backend");
+            let mut io = backend
+                .open(&files, &[buffer.region()], 8)
+                .expect("a backend");
             let mut done = [Completion::NONE; 8];
             for offset in (0..32u64).map(|mib| mib << 20) {
                 let at = offset as usize;
@@ -241,7 +245,7 @@ fn several_files_keep_their_numbers() {
     );
     for backend in BOTH {
         let buffer = Buffer::new(4096);
-        let mut io = choose(&files, &[], 1, Some(backend)).expect("a backend");
+        let mut io = backend.open(&files, &[], 1).expect("a backend");
         let read = Read {
             file: FileId(1),
             offset: 0,
@@ -274,7 +278,9 @@ fn finished_reads_turn_up_without_waiting() {
     let files = open(&path, Access::Direct);
     for backend in BOTH {
         let buffer = Buffer::new(1 << 20);
-        let mut io = choose(&files, &[buffer.region()], 16, Some(backend)).expect("a backend");
+        let mut io = backend
+            .open(&files, &[buffer.region()], 16)
+            .expect("a backend");
         for i in 0..16 {
             submit(io.as_mut(), &buffer, i << 16, (i as u64) << 16, 1 << 16).expect("it fits");
         }
@@ -299,7 +305,9 @@ fn reads_survive_a_move_to_another_thread() {
     let files = open(&path, Access::Direct);
     for backend in BOTH {
         let mut buffer = Buffer::new(1 << 20);
-        let mut io = choose(&files, &[buffer.region()], 8, Some(backend)).expect("a backend");
+        let mut io = backend
+            .open(&files, &[buffer.region()], 8)
+            .expect("a backend");
         submit(io.as_mut(), &buffer, 0, 0, 1 << 19).expect("it fits");
         io.flush().expect("reads are taken");
         let (files, bytes) = (files.clone(), bytes.clone());
@@ -319,7 +327,9 @@ fn dropping_waits_for_reads_in_flight() {
     for backend in BOTH {
         for _ in 0..5 {
             let buffer = Buffer::new(16 << 20);
-            let mut io = choose(&files, &[buffer.region()], 32, Some(backend)).expect("a backend");
+            let mut io = backend
+                .open(&files, &[buffer.region()], 32)
+                .expect("a backend");
             for i in 0..31 {
                 submit(io.as_mut(), &buffer, i << 19, (i as u64) << 19, 1 << 19).expect("it fits");
             }
@@ -368,7 +378,7 @@ fn a_file_that_changes_is_noticed() {
     );
     for backend in BOTH {
         let buffer = Buffer::new(8192);
-        let mut io = choose(&files, &[], 1, Some(backend)).expect("a backend");
+        let mut io = backend.open(&files, &[], 1).expect("a backend");
         submit(io.as_mut(), &buffer, 0, 0, 8192).expect("it fits");
         let mut done = [Completion::NONE];
         assert_eq!(io.reap(&mut done, true).expect("reads finish"), 1);
@@ -426,10 +436,16 @@ fn child_reads_with_what_it_gets() {
     let files = open(Path::new(&path), Access::Direct);
     let bytes = std::fs::read(&path).expect("the parent's file");
     let mut buffer = Buffer::new(1 << 20);
-    let mut io = choose(&files, &[buffer.region()], 8, None).expect("a backend");
+    let mut io = choose(&files, &[buffer.region()], 8, None)
+        .expect("a backend")
+        .0;
     println!("described as: {}", io.describe());
     check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 10);
-    let another = || choose(&files, &[buffer.region()], 8, None).expect("a backend");
+    let another = || {
+        choose(&files, &[buffer.region()], 8, None)
+            .expect("a backend")
+            .0
+    };
     println!("beside it: {}", another().describe());
     io.register(&[]);
     println!("in its place: {}", another().describe());
@@ -439,7 +455,7 @@ fn child_reads_with_what_it_gets() {
     drop(io);
     while storm && restrict::signals() < 500 {
         for backend in BOTH {
-            let mut io = choose(&files, &[], 8, Some(backend)).expect("a backend");
+            let mut io = backend.open(&files, &[], 8).expect("a backend");
             check_reads(io.as_mut(), files.align() as usize, &bytes, &mut buffer, 11);
         }
     }

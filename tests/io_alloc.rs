@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use airstream::io::buffer::Buffer;
 use airstream::io::sim::{Content, Fault, Faults, Options, Sim, Timing};
-use airstream::io::{Access, Backend, Completion, FileId, Io, Read, choose, open_model};
+use airstream::io::{Access, Backend, Completion, FileId, Io, Read, open_model};
 
 /// Keeps the queue full for a while; returns the allocations of the whole process after the first rounds.
 fn allocations_of(io: &mut dyn Io, buffer: &Buffer, file_bytes: usize) -> usize {
@@ -50,7 +50,9 @@ fn reads_allocate_nothing() {
     for access in [Access::Direct, Access::Buffered] {
         let files = Arc::new(open_model(std::slice::from_ref(&path), access).expect("it opens"));
         for backend in [Backend::Uring, Backend::Pread] {
-            let mut io = choose(&files, &[buffer.region()], 8, Some(backend)).expect("a backend");
+            let mut io = backend
+                .open(&files, &[buffer.region()], 8)
+                .expect("a backend");
             let rounds = (0..3).map(|_| allocations_of(io.as_mut(), &buffer, file_bytes));
             assert_eq!(rounds.min(), Some(0), "{backend:?} {access:?}");
         }

@@ -8,7 +8,8 @@ mod support;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use airstream::error::{Error, Kind, Result};
+use airstream::arena::SlotId;
+use airstream::error::Result;
 use airstream::format::tile::{self, Matrix};
 use airstream::io::sim::{Content, Fault, Faults, Log, Options, Sim, Timing};
 use airstream::io::{Completion, Full, Io, Read, Region};
@@ -181,13 +182,11 @@ fn a_model_goes_with_its_reads_in_flight_and_another_comes() {
         store.feed();
         // Fewer slots stay while a model is on its way out, as if its place were needed for something else.
         store
-            .remove(ids[0], (slots as u32 - 2, WINDOW), |_| {
-                Ok(sim(&[1], seed + 100).0)
-            })
+            .remove(ids[0], (slots as u32 - 2, WINDOW), sim(&[1], seed + 100).0)
             .expect("nothing stands against it");
         sweep(&mut store, ids[1], 1);
         store
-            .resize(slots as u32, WINDOW, |_| Ok(sim(&[1, 2], seed + 200).0))
+            .resize(slots as u32, WINDOW, Some(sim(&[1, 2], seed + 200).0))
             .expect("there were as many");
         let third = store.add(weights(2));
         assert!(
@@ -207,13 +206,76 @@ fn a_removal_that_fails_changes_nothing() {
     let (mut store, ids, _log) = store(&[0, 1], 30, 3);
     store.set_rates(&[1.0, 0.5].map(Rate::of_all));
     sweep(&mut store, ids[0], 0);
-    let refused = |_: &[Region]| Err(Error::new(Kind::Io, "no ring", "none"));
+    let pages: Vec<_> = (0..10).map(|_| store.take_page().expect("room")).collect();
     store
-        .remove(ids[0], (28, WINDOW), refused)
-        .expect_err("refused");
+        .remove(ids[0], (14, WINDOW), sim(&[1], 4).0)
+        .expect_err("no room for the pages and the window");
     assert_eq!(store.slots_in_use(), 30);
     for (id, model) in [(ids[0], 0), (ids[1], 1)] {
         sweep(&mut store, id, model);
+    }
+    for page in pages {
+        store.free_page(page);
+    }
+    store
+        .remove(ids[0], (14, WINDOW), sim(&[1], 4).0)
+        .expect("the pages are free");
+    sweep(&mut store, ids[1], 1);
+}
+
+/// What a page holds, all over.
+fn fill(store: &Store, page: SlotId, byte: u8) {
+    // SAFETY: the page is this test's.
+    unsafe { store.page(page).write_bytes(byte, SLOT_BYTES) };
+}
+
+#[test]
+fn what_stays_moves_to_the_front() {
+    for seed in 0..30 {
+        let (mut store, ids, log) = store(&[0, 1], 60, seed);
+        store.set_rates(&[1.0, 0.5].map(Rate::of_all));
+        // Pages lie between tiles, in slots of tiles that were given up here and there.
+        let mut pages = Vec::new();
+        for round in 0..4 {
+            sweep(&mut store, ids[round % 2], (round % 2) as u8);
+            pages.extend((0..3).map(|_| store.take_page().expect("room")));
+        }
+        for (number, &page) in pages.iter().enumerate() {
+            fill(&store, page, number as u8);
+        }
+        sweep(&mut store, ids[0], 0);
+        while store.idle().expect("nothing fails") {}
+        let kept = store.resident_bytes_of(ids[0]);
+        let before = bytes(&log);
+        for slots in [40, 25, 33, 20] {
+            let moved = store.resize(slots, WINDOW, None).expect("there is room");
+            for page in &mut pages {
+                if let Some(moved) = moved.iter().find(|moved| moved.from == *page) {
+                    *page = moved.to;
+                }
+            }
+            let regions = store.regions();
+            assert_eq!(regions.len(), 1);
+            assert_eq!(regions[0].len, slots as usize * SLOT_BYTES);
+            let mut distinct = pages.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            assert_eq!(distinct.len(), pages.len());
+            for (number, &page) in pages.iter().enumerate() {
+                assert!(0 < page && page < slots, "page {page} of {slots} slots");
+                // SAFETY: the page is this test's.
+                let held =
+                    unsafe { std::slice::from_raw_parts(store.page(page).as_ptr(), SLOT_BYTES) };
+                assert!(held.iter().all(|&byte| byte == number as u8), "page {page}");
+            }
+            if slots == 40 {
+                assert_eq!(bytes(&log), before);
+                let left = store.resident_bytes_of(ids[0]);
+                assert!(left * 10 > kept * 8, "{left} of {kept} bytes moved");
+            }
+            sweep(&mut store, ids[1], 1);
+            sweep(&mut store, ids[0], 0);
+        }
     }
 }
 
@@ -263,7 +325,9 @@ impl Io for Holder {
     fn register(&mut self, regions: &[Region]) {
         assert_eq!(self.in_flight(), 0);
         let bytes = regions.iter().map(|region| region.len).sum();
-        self.held.lock().expect("nobody panicked with it")[self.own] = bytes;
+        let mut held = self.held.lock().expect("nobody panicked with it");
+        held[self.own] = bytes;
+        assert!(held.iter().filter(|&&bytes| bytes > 0).count() <= 1);
     }
 
     fn describe(&self) -> &str {
@@ -277,22 +341,17 @@ fn memory_is_never_held_twice_for_reads() {
     let now = || held.lock().expect("nobody panicked with it").clone();
     let slots = support::slots(30, SLOT_BYTES);
     let region = |(start, len)| Region { start, len };
-    let all: Vec<Region> = slots.regions(|_| true).into_iter().map(region).collect();
+    let all: Vec<Region> = slots.regions(30).map(region).collect();
     let mut store = Store::empty(slots, 30, Holder::boxed(&all, &held), WINDOW);
     let id = store.add(weights(0));
     store.set_rates(&[1.0].map(Rate::of_all));
     sweep(&mut store, id, 0);
     assert_eq!(now(), [30 * SLOT_BYTES]);
 
-    let reopen = |regions: &[Region]| {
-        assert_eq!(now(), [0], "the old ones are let go of first");
-        Ok(Holder::boxed(regions, &held))
-    };
-    store.resize(20, WINDOW, reopen).expect("there is room");
-    assert_eq!(now(), [0, 20 * SLOT_BYTES]);
-
-    let refused = |_: &[Region]| Err(Error::new(Kind::Io, "no ring", "none"));
-    store.resize(25, WINDOW, refused).expect_err("refused");
-    assert_eq!(now(), [0, 20 * SLOT_BYTES], "as before");
+    store.resize(20, WINDOW, None).expect("there is room");
+    assert_eq!(now(), [20 * SLOT_BYTES]);
+    let another = Holder::boxed(&[], &held);
+    store.resize(25, WINDOW, Some(another)).expect("room");
+    assert_eq!(now(), [0, 25 * SLOT_BYTES], "one lets go before the other");
     sweep(&mut store, id, 0);
 }

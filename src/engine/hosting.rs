@@ -21,7 +21,7 @@ use crate::device::cuda::{self, Cuda, Sizes};
 use crate::error::Result;
 use crate::io::{self, Access, Files, Io, Region};
 use crate::model::kv;
-use crate::store::Store;
+use crate::store::{Moved, Store};
 
 /// What a model or the pool has of the budget, for listings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,11 +84,10 @@ impl Engine {
         let slots = Reservation::new(bytes)?.seal(pool.slot_bytes);
         let in_use = pool.slots as u32;
         let regions: Vec<Region> = slots
-            .regions(|slot| slot < in_use)
-            .into_iter()
+            .regions(in_use)
             .map(|(start, len)| Region { start, len })
             .collect();
-        let io = io::choose(&files, &regions, pool.depth(), options.backend)?;
+        let (io, backend) = io::choose(&files, &regions, pool.depth(), options.backend)?;
         let mut store = Store::empty(slots, in_use, io, pool.window);
         store.set_plain(!device.packs());
         match (&pool.gpu, &mut device) {
@@ -108,7 +107,11 @@ impl Engine {
             next: None,
             batch: Vec::new(),
             files,
-            options: options.clone(),
+            // Whatever comes later is read in the same way: what fails then may work a moment later.
+            options: Options {
+                backend: Some(backend),
+                ..options.clone()
+            },
             pace: None,
             before: None,
         };
@@ -124,7 +127,8 @@ impl Engine {
     /// Unloads a model, between sweeps: its sessions end, and all its memory goes to the others. A trace begins anew.
     ///
     /// # Errors
-    /// The system refuses, or another model is being loaded; the model is still there then.
+    /// The system refuses, or another model is being loaded; the model is still there then, but its conversations may not
+    /// be.
     pub fn unload(&mut self, model: ModelId) -> Result<()> {
         self.check_nothing_is_reserved()?;
         let place = self.place(model);
@@ -141,19 +145,23 @@ impl Engine {
         };
         let files = Arc::new(Files::together(others().map(|hosted| &hosted.files)));
         self.store.save_checksums();
-        let (backend, depth) = (self.options.backend, pool.depth());
-        let reopen = |regions: &[Region]| io::choose(&files, regions, depth, backend);
+        let io = self.open_io(&files, &pool)?;
+        // The pool for the others has no room for its conversations.
+        let sessions = &mut self.hosted[place].sessions;
+        for session in 0..sessions.len() {
+            kv::clear(sessions, session, &mut self.store);
+        }
         let size = (pool.slots as u32, pool.window);
-        self.store.remove(model, size, reopen)?;
+        let moved = self.store.remove(model, size, io)?;
         // Tiles and matrices have other numbers now.
         self.store.trace().clear();
         self.demand.remove(place);
-        let mut gone = self.hosted.remove(place);
-        for session in 0..gone.sessions.len() {
-            kv::clear(&mut gone.sessions, session, &mut self.store);
-        }
+        // A GPU sees its memory until `settle`.
+        let gone = self.hosted.remove(place);
+        self.follow(&moved);
         (self.pool, self.files) = (pool, files);
         self.settle();
+        drop(gone);
         Ok(())
     }
 
@@ -200,17 +208,32 @@ impl Engine {
 
     /// Changes the slots in use, and the files that reads know; nothing if it fails.
     pub(super) fn change_pool(&mut self, pool: Pool, files: Arc<Files>) -> Result<()> {
-        let (backend, depth) = (self.options.backend, pool.depth());
-        let reopen = |regions: &[Region]| -> Result<Box<dyn Io>> {
-            io::choose(&files, regions, depth, backend)
+        let same = Arc::ptr_eq(&files, &self.files) && pool.depth() == self.pool.depth();
+        let io = match same {
+            true => None,
+            false => Some(self.open_io(&files, &pool)?),
         };
-        self.store.resize(pool.slots as u32, pool.window, reopen)?;
+        let moved = self.store.resize(pool.slots as u32, pool.window, io)?;
+        self.follow(&moved);
         if let Some(gpu) = &pool.gpu {
             self.store.set_device_window(gpu.window);
         }
         (self.pool, self.files) = (pool, files);
         self.settle();
         Ok(())
+    }
+
+    /// Another way to read, for these files; the store registers its memory there.
+    fn open_io(&self, files: &Arc<Files>, pool: &Pool) -> Result<Box<dyn Io>> {
+        let (io, _) = io::choose(files, &[], pool.depth(), self.options.backend)?;
+        Ok(io)
+    }
+
+    /// Has all sessions find their pages where these lie now.
+    fn follow(&mut self, moved: &[Moved]) {
+        for hosted in &mut self.hosted {
+            kv::follow(&mut hosted.sessions, moved, &self.store);
+        }
     }
 
     /// Sees to what depends on all models together.

@@ -173,11 +173,10 @@ fn measure_from(
     let bytes = (read_bytes as usize * depth).max(ARENA_BYTES_MIN);
     let slots = Reservation::new(bytes)?.seal(read_bytes as usize);
     let regions: Vec<Region> = slots
-        .regions(|_| true)
-        .into_iter()
+        .regions(slots.count())
         .map(|(start, len)| Region { start, len })
         .collect();
-    let mut io = choose(files, &regions, depth, backend)?;
+    let (mut io, _) = choose(files, &regions, depth, backend)?;
     let mut submit = |io: &mut dyn super::Io, place: u64| {
         let offset = *at % reads_in_file * u64::from(read_bytes);
         *at += 1;

@@ -85,7 +85,7 @@ pub struct Full;
 pub struct Region {
     /// First byte, page-aligned.
     pub start: NonNull<u8>,
-    /// Bytes.
+    /// Bytes; io_uring takes 1 GiB at most.
     pub len: usize,
 }
 
@@ -134,26 +134,40 @@ pub enum Backend {
     Pread,
 }
 
-/// Starts the best way to read that this system has, or the one in `force`.
+impl Backend {
+    /// Starts to read in this way. `regions` is the memory that reads land in, registered with the kernel where it
+    /// agrees.
+    ///
+    /// # Errors
+    /// This system does not have it, or refuses.
+    pub fn open(self, files: &Arc<Files>, regions: &[Region], depth: usize) -> Result<Box<dyn Io>> {
+        Ok(match self {
+            Backend::Uring => Box::new(uring::Uring::new(files, regions, depth)?),
+            Backend::Pread => Box::new(pread::Pread::new(files, depth)?),
+        })
+    }
+}
+
+/// Starts the best way to read that this system has, or the one in `force`, and tells which it is.
 ///
-/// `regions` is the memory that reads land in, registered with the kernel where
-/// it agrees. Where io_uring is not to be had, says why in the log and reads
-/// with threads.
+/// Where io_uring is not to be had, says why in the log and reads with threads.
+///
+/// # Errors
+/// As of [`Backend::open`].
 pub fn choose(
     files: &Arc<Files>,
     regions: &[Region],
     depth: usize,
     force: Option<Backend>,
-) -> Result<Box<dyn Io>> {
-    match force {
-        Some(Backend::Uring) => Ok(Box::new(uring::Uring::new(files, regions, depth)?)),
-        Some(Backend::Pread) => Ok(Box::new(pread::Pread::new(files, depth)?)),
-        None => match uring::Uring::new(files, regions, depth) {
-            Ok(uring) => Ok(Box::new(uring)),
-            Err(e) => {
-                log::warn!("{e}\n  reading with threads instead");
-                Ok(Box::new(pread::Pread::new(files, depth)?))
-            }
-        },
+) -> Result<(Box<dyn Io>, Backend)> {
+    if let Some(backend) = force {
+        return Ok((backend.open(files, regions, depth)?, backend));
+    }
+    match Backend::Uring.open(files, regions, depth) {
+        Ok(io) => Ok((io, Backend::Uring)),
+        Err(e) => {
+            log::warn!("{e}\n  reading with threads instead");
+            Ok((Backend::Pread.open(files, regions, depth)?, Backend::Pread))
+        }
     }
 }

@@ -24,9 +24,6 @@ use crate::error::{Error, Kind, Result};
 
 use super::{Access, Completion, Files, Full, Io, Read, Region};
 
-/// The kernel's limit for one registered buffer.
-const REGISTERED_BYTES_MAX: usize = 1 << 30;
-
 /// The bit of `io_uring_enter(2)` that asks for completions.
 const ENTER_GETEVENTS: u32 = 1;
 
@@ -293,17 +290,13 @@ fn description(files: &Files, buffers: &[libc::iovec]) -> String {
     format!("io_uring, {access}, {registered} buffers")
 }
 
-/// Registers the regions in pieces that the kernel takes, in order of address; none if it refuses.
+/// Registers the regions, in order of address; none if the kernel refuses.
 fn register_buffers(ring: &IoUring, regions: &[Region]) -> Vec<libc::iovec> {
-    let mut buffers = Vec::new();
-    for region in regions {
-        for at in (0..region.len).step_by(REGISTERED_BYTES_MAX) {
-            buffers.push(libc::iovec {
-                iov_base: region.start.as_ptr().wrapping_add(at).cast(),
-                iov_len: (region.len - at).min(REGISTERED_BYTES_MAX),
-            });
-        }
-    }
+    let buffer = |region: &Region| libc::iovec {
+        iov_base: region.start.as_ptr().cast(),
+        iov_len: region.len,
+    };
+    let mut buffers: Vec<libc::iovec> = regions.iter().map(buffer).collect();
     if buffers.is_empty() {
         return buffers;
     }
@@ -350,6 +343,7 @@ fn unavailable(doing: &str, source: &OsError) -> Error {
             "allow it: sysctl kernel.io_uring_disabled=0, and a seccomp profile (container) that lets io_uring through"
         }
         Some(libc::ENOMEM) => "raise RLIMIT_MEMLOCK (ulimit -l unlimited)",
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
         _ => "run a Linux kernel from 5.6 on that has CONFIG_IO_URING",
     };
     Error::new(

@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::device::cpu::KvLayout;
 use crate::error::{Error, Kind, Result};
 use crate::model::config::{Config, LayerSpec};
-use crate::store::Store;
+use crate::store::{Moved, Store};
 
 /// Positions of a page are a multiple of this: attention goes through the context in such blocks.
 const PAGE_POSITIONS_STEP: usize = 16;
@@ -333,6 +333,18 @@ fn cut(sessions: &mut [Session], index: usize, end: usize, store: &mut Store) {
         }
         let pages = &mut sessions[index].layers[layer];
         (pages.first, pages.end) = (first.min(end), before.min(end));
+    }
+}
+
+/// Has sessions find their pages where these lie now; `moved` is in the order of the slots where they were.
+pub fn follow(sessions: &mut [Session], moved: &[Moved], store: &Store) {
+    for layer in sessions.iter_mut().flat_map(|session| &mut session.layers) {
+        for page in layer.first..layer.end {
+            if let Ok(at) = moved.binary_search_by_key(&layer.slots[page], |moved| moved.from) {
+                let slot = moved[at].to;
+                (layer.slots[page], layer.pages[page]) = (slot, store.page(slot).as_ptr());
+            }
+        }
     }
 }
 

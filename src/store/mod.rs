@@ -48,6 +48,7 @@ pub use integrity::Sums;
 use models::Member;
 pub use models::{ModelId, Weights};
 use order::Order;
+pub use resize::Moved;
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
 use staging::Staging;
@@ -58,6 +59,8 @@ pub type Fence = Box<dyn FnMut() -> Result<()> + Send>;
 
 /// Completions reaped at a time.
 const REAP_MAX: usize = 32;
+/// The slot that single rows are read into.
+const ROWS_SLOT: SlotId = 0;
 
 /// Where a tile is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,11 +150,9 @@ pub struct Store {
     // The order of these two fields matters: dropping the I/O waits for its reads, and only then may slots go.
     io: Box<dyn Io>,
     slots: Slots,
+    /// The first so many slots are in use; the others are not while the budget is smaller than the arena.
+    in_use: u32,
     free: Vec<SlotId>,
-    /// Slots that are out of use while the budget is smaller than the arena.
-    withdrawn: Vec<SlotId>,
-    /// The slot that single rows are read into.
-    rows_slot: SlotId,
     /// The begun range, and how many of its tiles were not handed out yet.
     current: Range<u32>,
     waiting: u32,
@@ -184,8 +185,8 @@ impl Store {
     /// The first `in_use` slots are in use; the others may be some time ([`resize`](Self::resize)). `window` is how many
     /// slots streamed tiles pass through. One slot is taken for reads of single rows.
     pub fn empty(slots: Slots, in_use: u32, io: Box<dyn Io>, window: u32) -> Self {
-        let mut free: Vec<SlotId> = (0..in_use).rev().collect();
-        let rows_slot = free.pop().expect("the planner gives at least one slot");
+        assert!(in_use > ROWS_SLOT, "the planner gives at least one slot");
+        let free: Vec<SlotId> = (ROWS_SLOT + 1..in_use).rev().collect();
         Store {
             models: Vec::new(),
             models_ever: 0,
@@ -199,10 +200,9 @@ impl Store {
             residency: Residency::empty(free.len() as u32, window),
             staging: None,
             io,
-            withdrawn: (in_use..slots.count()).rev().collect(),
             slots,
+            in_use,
             free,
-            rows_slot,
             current: 0..0,
             waiting: 0,
             order: Order::default(),

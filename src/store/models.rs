@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use super::integrity::Integrity;
 use super::order::Order;
 use super::staging::Place;
-use super::{Phase, Store, TileState, tile_uses};
+use super::{Moved, Phase, Store, TileState, tile_uses};
 use crate::error::Result;
 use crate::format::tile::{Matrix, Tile};
-use crate::io::{Io, Region};
+use crate::io::Io;
 use crate::residency::Rate;
 
 /// Names a model for as long as the process runs; never given to another one later.
@@ -104,7 +104,7 @@ impl Store {
 
     /// Removes a model between sweeps, and changes the slots in use and the window as [`resize`](Self::resize) does.
     ///
-    /// Reads in flight are waited for. `reopen` gives an [`Io`] that knows the files of the other models only.
+    /// Its pages must be free already, and `io` knows the files of the other models only.
     ///
     /// # Errors
     /// As of `resize`; the model is still there then.
@@ -112,16 +112,12 @@ impl Store {
         &mut self,
         model: ModelId,
         (slots, window): (u32, u32),
-        reopen: impl FnOnce(&[Region]) -> Result<Box<dyn Io>>,
-    ) -> Result<()> {
+        io: Box<dyn Io>,
+    ) -> Result<Vec<Moved>> {
         let place = self.place(model);
-        self.resize(slots, window, reopen)?;
-        for tile in self.models[place].tiles.clone() {
-            if self.states[tile as usize].phase == Phase::Ready {
-                self.give_up(tile);
-            }
-        }
-        self.give_up_on_device(self.models[place].tiles.clone());
+        self.drain()?;
+        self.give_up_all(place);
+        let moved = self.resize(slots, window, Some(io))?;
         let gone = self.models.remove(place);
         let (tiles, matrices) = (gone.tiles.len() as u32, gone.matrices.len() as u32);
         let files = gone.files.len() as u16;
@@ -154,7 +150,7 @@ impl Store {
         self.sweeping = 0;
         self.set_order();
         self.restart_ahead();
-        Ok(())
+        Ok(moved)
     }
 
     /// Begins a sweep of a model: calls that take the number of a matrix mean this model's from now on.
@@ -224,13 +220,18 @@ impl Store {
         if let Err(error) = self.drain().and(self.wait_for_readers()) {
             log::debug!("while all tiles are forgotten: {error}");
         }
-        for tile in self.models[self.sweeping].tiles.clone() {
+        self.give_up_all(self.sweeping);
+        self.models[self.sweeping].integrity.forget();
+    }
+
+    /// Drops every tile of the model at a place that lies idle.
+    fn give_up_all(&mut self, place: usize) {
+        for tile in self.models[place].tiles.clone() {
             if self.states[tile as usize].phase == Phase::Ready {
                 self.give_up(tile);
             }
         }
-        self.give_up_on_device(self.models[self.sweeping].tiles.clone());
-        self.models[self.sweeping].integrity.forget();
+        self.give_up_on_device(self.models[place].tiles.clone());
         self.restart_ahead();
     }
 

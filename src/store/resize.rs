@@ -1,37 +1,52 @@
 //! Slots that leave the pool and come back: the budget changes while the engine runs.
+//!
+//! Slots in use are always the first ones, so that those that leave are one run at the end of the arena. Scattered ones
+//! would give little back: the system's huge pages are larger than a slot, and one slot in use keeps all of a page. What
+//! lies in a slot that leaves moves to one that stays.
+#![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 
 use super::{Phase, Store};
+use crate::arena::SlotId;
 use crate::error::{Error, Kind, Result};
 use crate::io::{Io, Region};
+
+/// A KV page that lies in another slot now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// Where it was.
+    pub from: SlotId,
+    /// Where it is.
+    pub to: SlotId,
+}
 
 impl Store {
     /// Slots in use: by tiles, pages, single rows, and free ones.
     pub fn slots_in_use(&self) -> u32 {
-        self.slots.count() - self.withdrawn.len() as u32
+        self.in_use
     }
 
     /// Changes the number of slots in use and of those in the window, between sweeps; the memory of slots that leave goes
     /// back to the system.
     ///
-    /// Reads in flight are waited for, since the kernel holds on to registered memory: `reopen` gives an [`Io`] over
-    /// the regions that stay, and the old one ends. Tiles and pages in slots that stay are not touched.
+    /// Reads in flight are waited for. From then on `io` performs them, if it is given; it has nothing
+    /// [registered](Io::register) so far. Answers which pages lie elsewhere now, by the slots where they were.
     ///
     /// # Errors
-    /// The pages and a window of reads need more slots, a read failed, or `reopen` did; nothing has changed then.
+    /// The pages and a window of reads need more slots, or a read failed; nothing has changed then.
     pub fn resize(
         &mut self,
         slots: u32,
         window: u32,
-        reopen: impl FnOnce(&[Region]) -> Result<Box<dyn Io>>,
-    ) -> Result<()> {
+        io: Option<Box<dyn Io>>,
+    ) -> Result<Vec<Moved>> {
         assert!(
             self.acquired.is_empty() && self.waiting == 0,
             "the pool is resized between sweeps"
         );
-        let (before, slots) = (self.slots_in_use(), slots.min(self.slots.count()));
-        let (capacity, window_before) = (self.residency.capacity(), self.residency.window());
+        let (before, slots) = (self.in_use, slots.min(self.slots.count()));
+        let capacity = self.residency.capacity();
         let leaving = before.saturating_sub(slots);
         let spare = capacity.saturating_sub(window.min(self.residency.tiles()));
         if leaving > spare {
@@ -46,50 +61,64 @@ impl Store {
             ));
         }
         self.drain()?;
-        let withdrawn = self.withdrawn.len();
         self.residency.set_window(window);
-        if leaving > 0 {
-            self.residency.set_capacity(capacity - leaving);
-            self.make_free(leaving);
-            // The last slots leave, so that the others stay few long regions.
-            self.free.sort_unstable();
-            let stay = self.free.len() - leaving as usize;
-            self.withdrawn.extend(self.free.drain(stay..));
-        } else {
-            self.residency.set_capacity(capacity + (slots - before));
-            let back = withdrawn - (slots - before) as usize;
-            self.free.extend(self.withdrawn.drain(back..));
-        }
-        self.restart_ahead();
-        // What both held would count twice against RLIMIT_MEMLOCK.
+        self.residency.set_capacity(capacity + slots - before);
+        // The kernel holds on to registered memory, and what two hold counts twice against RLIMIT_MEMLOCK.
         self.io.register(&[]);
-        match reopen(&self.regions()) {
-            Ok(io) => self.io = io,
-            Err(error) => {
-                // As before: nothing was read since, so the slots that moved are still the last of their list.
-                self.residency.set_window(window_before);
-                self.residency.set_capacity(capacity);
-                if leaving > 0 {
-                    self.free.extend(self.withdrawn.drain(withdrawn..));
-                } else {
-                    let stay = self.free.len() - (slots - before) as usize;
-                    self.withdrawn.extend(self.free.drain(stay..));
-                }
-                self.io.register(&self.regions());
-                return Err(error);
+        if let Some(io) = io {
+            self.io = io;
+        }
+        let moved = self.vacate(slots);
+        self.free.extend(before..slots);
+        // All may be free at once, and none of them comes with an allocation.
+        self.free.reserve(slots as usize - self.free.len());
+        self.slots.discard(slots..before);
+        self.slots.take_back(before..slots);
+        self.in_use = slots;
+        self.io.register(&self.regions());
+        self.restart_ahead();
+        Ok(moved)
+    }
+
+    /// Empties all slots from `end` on, and answers which pages had to move for that.
+    fn vacate(&mut self, end: SlotId) -> Vec<Moved> {
+        self.make_free(self.in_use.saturating_sub(end));
+        let mut used = vec![true; self.in_use as usize];
+        for &slot in &self.free {
+            used[slot as usize] = false;
+        }
+        self.free.retain(|&slot| slot < end);
+        for tile in 0..self.tiles.len() {
+            let state = self.states[tile];
+            if state.phase == Phase::Ready && state.slot >= end {
+                used[state.slot as usize] = false;
+                let bytes = self.tiles[tile].lead() + self.tiles[tile].bytes as usize;
+                self.states[tile].slot = self.copy_down(state.slot, bytes);
             }
         }
-        for &slot in &self.withdrawn[withdrawn.min(self.withdrawn.len())..] {
-            self.slots.discard(slot);
-        }
-        Ok(())
+        // Nothing else is in use there but pages.
+        let pages = (end..self.in_use).filter(|&slot| used[slot as usize]);
+        let moved = pages.map(|from| Moved {
+            from,
+            to: self.copy_down(from, self.slots.slot_bytes()),
+        });
+        moved.collect()
+    }
+
+    /// Copies what lies in a slot to a free one.
+    fn copy_down(&mut self, from: SlotId, bytes: usize) -> SlotId {
+        let to = self.free.pop().expect("as many are free as have to be");
+        // SAFETY: nothing is read into slots and nobody computes between sweeps, when this happens. They are the
+        // processor's.
+        unsafe { self.slots.copy(from, to, bytes) };
+        to
     }
 
     /// Gives up tiles outside the plan, and if these are too few others, until so many slots are free.
     fn make_free(&mut self, slots: u32) {
         for kept in [false, true] {
             for tile in 0..self.tiles.len() as u32 {
-                if kept && self.free.len() >= slots as usize {
+                if self.free.len() >= slots as usize {
                     return;
                 }
                 let ready = self.states[tile as usize].phase == Phase::Ready;
@@ -111,23 +140,12 @@ impl Store {
 
     /// The slots in use, as regions to register for reads.
     pub fn regions(&self) -> Vec<Region> {
-        let live = self.live();
-        let regions = self.slots.regions(|slot| live[slot as usize]).into_iter();
+        let regions = self.slots.regions(self.in_use);
         regions.map(|(start, len)| Region { start, len }).collect()
     }
 
     /// The same in pieces of at most `bytes_max`, none of which ends within a slot.
     pub fn pieces(&self, bytes_max: usize) -> Vec<(NonNull<u8>, usize)> {
-        let live = self.live();
-        self.slots.pieces(bytes_max, |slot| live[slot as usize])
-    }
-
-    /// Whether each slot is in use.
-    fn live(&self) -> Vec<bool> {
-        let mut live = vec![true; self.slots.count() as usize];
-        for &slot in &self.withdrawn {
-            live[slot as usize] = false;
-        }
-        live
+        self.slots.pieces(self.in_use, bytes_max).collect()
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 
 use super::reads::{FILE_ENDS, ROW_TOKEN, WRONG_BYTES, queue_full};
-use super::{Phase, Store};
+use super::{Phase, ROWS_SLOT, Store};
 use crate::arena::PAGE_BYTES;
 use crate::error::Result;
 use crate::format::tile::STRIP_ROWS;
@@ -152,7 +152,7 @@ impl Store {
         // SAFETY: the read of this piece was reaped and its bytes lie within the piece; the rows' slot is used for
         // nothing else.
         unsafe {
-            let piece = self.slots.ptr(self.rows_slot).as_ptr();
+            let piece = self.slots.ptr(ROWS_SLOT).as_ptr();
             std::slice::from_raw_parts(
                 piece.add(place * read.piece_bytes as usize + lead),
                 read.count as usize * self.matrices[matrix].row_bytes(),
@@ -232,7 +232,7 @@ impl Store {
         // SAFETY: there are no more places than pieces in the slot, and arrived is less than a piece.
         let into = unsafe {
             self.slots
-                .ptr(self.rows_slot)
+                .ptr(ROWS_SLOT)
                 .add(place * piece_bytes as usize + arrived as usize)
         };
         let read = Read {
