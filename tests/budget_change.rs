@@ -65,7 +65,7 @@ fn the_budget_changes_in_mid_conversation() {
         .expect("prefill");
     let before = resident_mib();
     let mut tokens = Vec::new();
-    for memory in [all, 60 * MIB, 90 * MIB, 45 * MIB, 4 * all, 60 * MIB] {
+    for memory in [all, 60 * MIB, 90 * MIB, 45 * MIB, all, 60 * MIB] {
         engine
             .set_memory(memory)
             .expect("a budget that is large enough");
@@ -108,6 +108,12 @@ fn the_budget_changes_in_mid_conversation() {
         .expect_err("too little")
         .to_string();
     assert!(refused.contains("at least"), "{refused}");
+    let refused = engine
+        .set_memory(1 << 40)
+        .expect_err("too much")
+        .to_string();
+    assert!(refused.contains("--memory 1048576MiB"), "{refused}");
+    assert_eq!(engine.pool().memory, all);
     engine
         .decode(ModelId::FIRST, 0, 7, &mut spent)
         .expect("nothing has changed");

@@ -80,8 +80,7 @@ impl Engine {
 
         let opened = openings.iter().map(|opening| &opening.files);
         let files = Arc::new(Files::together(opened));
-        let bytes = pool.slots_reserved * pool.slot_bytes;
-        let slots = Reservation::new(bytes)?.seal(pool.slot_bytes);
+        let slots = Reservation::new(pool.reserved_bytes())?.seal(pool.slot_bytes);
         let in_use = pool.slots as u32;
         let regions: Vec<Region> = slots
             .regions(in_use)
@@ -171,14 +170,11 @@ impl Engine {
     /// memory from the next sweep on.
     ///
     /// # Errors
-    /// The budget cannot hold the buffers, the full contexts and a window of reads, or a model is being loaded; nothing
-    /// has changed then.
+    /// The budget cannot hold the buffers, the full contexts and a window of reads, or is larger than that of the start, or
+    /// a model is being loaded; nothing has changed then.
     pub fn set_memory(&mut self, memory: u64) -> Result<()> {
         self.check_nothing_is_reserved()?;
-        let pool = Pool {
-            memory,
-            ..self.pool
-        };
+        let pool = self.pool.within(memory)?;
         let pool = pool.shared_by(self.hosted.iter().map(|hosted| &hosted.plan))?;
         self.change_pool(pool, Arc::clone(&self.files))
     }

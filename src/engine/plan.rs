@@ -86,8 +86,6 @@ pub struct Plan {
     pub slot_bytes: usize,
     /// Slots of the pool that weights and KV pages share.
     pub slots: usize,
-    /// Slots that there is address space for: the budget may grow to them.
-    pub slots_reserved: usize,
     /// Slots that KV pages take when the contexts of as many sessions are full as there is surely memory for: of all
     /// sessions where memory is plenty, of one at least. The others may take slots from the weights meanwhile.
     pub pages_full: usize,
@@ -235,8 +233,7 @@ impl Plan {
     /// Puts the plan into a pool, from now on.
     pub fn move_to(&mut self, pool: &Pool) {
         self.memory = pool.memory;
-        (self.slots, self.slots_reserved, self.window) =
-            (pool.slots, pool.slots_reserved, pool.window);
+        (self.slots, self.window) = (pool.slots, pool.window);
         self.lines.truncate(self.own_lines);
         self.gpu_lines.truncate(self.gpu_own_lines);
         let shares = pool.shares(&[self]);
@@ -472,7 +469,6 @@ impl Own {
             limits: self.limits,
             slot_bytes,
             slots: 0,
-            slots_reserved: 0,
             pages_full,
             layout,
             window: 0,

@@ -39,8 +39,8 @@ pub struct Pool {
     pub slot_bytes: usize,
     /// Slots in use: for the weights and KV pages of all models, and one for single rows.
     pub slots: usize,
-    /// Slots that there is address space for.
-    pub slots_reserved: usize,
+    /// What the engine was opened with: no budget is larger, since the arena does not grow.
+    pub memory_most: u64,
     /// Slots that streamed tiles pass through.
     pub window: u32,
     /// The slots of a GPU's own memory, if one computes there: KV pages are in these then.
@@ -86,7 +86,7 @@ impl Pool {
             memory,
             slot_bytes,
             slots: 0,
-            slots_reserved: (memory / slot_bytes as u64) as usize,
+            memory_most: memory,
             window: 0,
             gpu_context: gpu.map_or(0, Placement::context_bytes),
             gpu: gpu.and_then(Placement::gpu_memory).map(|memory| GpuPool {
@@ -98,6 +98,22 @@ impl Pool {
             disk,
             row_bytes_max: 0,
         }
+    }
+
+    /// The same pool in another budget, until models [share](Self::shared_by) it.
+    ///
+    /// # Errors
+    /// The budget is larger than the one that the engine was opened with.
+    pub fn within(self, memory: u64) -> Result<Pool> {
+        if memory > self.memory_most {
+            let [mib, most] = [memory.div_ceil(1 << 20), self.memory_most >> 20];
+            return Err(Error::new(
+                Kind::Budget,
+                format!("{mib} MiB are more than the {most} MiB that there is address space for"),
+                format!("give no more than {most} MiB, or start again with --memory {mib}MiB"),
+            ));
+        }
+        Ok(Pool { memory, ..self })
     }
 
     /// The pool when these models share it: each takes its own part of the budget first.
@@ -146,9 +162,7 @@ impl Pool {
         }
         // Even what a GPU keeps passes through once.
         let passing = tiles.max(all.tiles.min(*WINDOW_SLOTS.end()));
-        let slots = (slots as usize)
-            .min(1 + passing + pages)
-            .min(self.slots_reserved);
+        let slots = (slots as usize).min(1 + passing + pages);
         let in_flight = self.disk.map_or(0, |disk| disk.bytes_in_flight());
         let window = window(
             (slots, slots - 1),
@@ -215,6 +229,11 @@ impl Pool {
     pub fn total_bytes(&self, plans: &[Plan]) -> u64 {
         let own: u64 = plans.iter().map(Plan::own_bytes).sum();
         own + self.common_bytes() + (self.slots * self.slot_bytes) as u64
+    }
+
+    /// Bytes of all slots that there can ever be.
+    pub fn reserved_bytes(&self) -> usize {
+        self.memory_most as usize / self.slot_bytes * self.slot_bytes
     }
 
     /// Bytes of the longest row of weights of all models.
