@@ -46,10 +46,18 @@ impl Error {
 
     /// A system call on `path` failed.
     pub fn file(path: &Path, doing: &str, source: &std::io::Error) -> Self {
-        let remedy = match source.kind() {
-            std::io::ErrorKind::NotFound => "check the path",
-            std::io::ErrorKind::PermissionDenied => "give this user permission to read the file",
-            _ => "check the disk and its file system (dmesg shows hardware errors)",
+        use std::io::ErrorKind as Why;
+        let remedy = match (source.kind(), source.raw_os_error()) {
+            (Why::NotFound, _) => "check the path".to_owned(),
+            (Why::PermissionDenied, _) => format!("give this user permission to {doing} it"),
+            (Why::StorageFull | Why::QuotaExceeded, _) => {
+                "make room on its file system, or give another path".to_owned()
+            }
+            (Why::ReadOnlyFilesystem, _) => "give a path that can be written to".to_owned(),
+            (_, Some(libc::EMFILE | libc::ENFILE)) => {
+                "raise the limit of open files (ulimit -n)".to_owned()
+            }
+            _ => "check the disk and its file system (dmesg shows hardware errors)".to_owned(),
         };
         Error::new(
             Kind::Io,
@@ -81,3 +89,29 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_call_has_the_remedy_that_helps() {
+        let remedy = |doing, errno| {
+            let source = std::io::Error::from_raw_os_error(errno);
+            Error::file(Path::new("f"), doing, &source)
+                .remedy()
+                .to_owned()
+        };
+        for (doing, errno, helps) in [
+            ("open", libc::ENOENT, "check the path"),
+            ("listen on", libc::EACCES, "permission to listen on it"),
+            ("write", libc::ENOSPC, "make room"),
+            ("create", libc::EROFS, "can be written to"),
+            ("open", libc::EMFILE, "ulimit -n"),
+            ("read", libc::EIO, "dmesg"),
+        ] {
+            let remedy = remedy(doing, errno);
+            assert!(remedy.contains(helps), "{errno}: {remedy}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 
+use crate::arena::PAGE_BYTES;
 use crate::error::{Error, Kind, Result};
 
 use super::FileId;
@@ -41,7 +42,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    fn of(metadata: &std::fs::Metadata) -> Self {
+    /// What the system says of a file.
+    pub fn of(metadata: &std::fs::Metadata) -> Self {
         Identity {
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -279,10 +281,8 @@ fn open_noatime(path: &Path) -> std::io::Result<File> {
 /// Switches `file` to direct reads and returns their alignment; `None` if its file system has none.
 fn make_direct(file: &File) -> std::result::Result<Option<u32>, Errno> {
     let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
-    let align = match direct_alignment(file) {
-        Some(0) => return Ok(None),
-        Some(bytes) => bytes,
-        None => ALIGN_DEFAULT,
+    let Some(align) = usable_alignment(direct_alignment(file)) else {
+        return Ok(None);
     };
     match fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_DIRECT)) {
         Err(Errno::EINVAL) => return Ok(None),
@@ -297,6 +297,12 @@ fn make_direct(file: &File) -> std::result::Result<Option<u32>, Errno> {
         }
         _ => Ok(Some(align)),
     }
+}
+
+/// The alignment of direct reads, given what the kernel says of it; none if reads in whole pages would not do.
+fn usable_alignment(told: Option<u32>) -> Option<u32> {
+    let align = told.unwrap_or(ALIGN_DEFAULT);
+    (1..=PAGE_BYTES as u32).contains(&align).then_some(align)
 }
 
 /// What the kernel says (since 6.1) direct reads of `file` are to be aligned to; `Some(0)`: there are none.
@@ -324,5 +330,17 @@ fn direct_alignment(file: &File) -> Option<u32> {
                 .max(512)
                 .next_power_of_two(),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_aligned_to_more_than_a_page_is_read_buffered() {
+        let told = [None, Some(0), Some(512), Some(4096), Some(8192)];
+        let usable = [Some(4096), None, Some(512), Some(4096), None];
+        assert_eq!(told.map(usable_alignment), usable);
     }
 }

@@ -104,9 +104,8 @@ pub trait Io: Send {
     fn flush(&mut self) -> Result<()>;
 
     /// Moves finished reads into `done`, as many as it holds, and returns how
-    /// many. With `wait`, blocks for at least one if any is in flight (and
-    /// flushes first, for what was never sent never finishes). Takes no system
-    /// call where finished reads are there already.
+    /// many. With `wait`, blocks for at least one if any is in flight, and then
+    /// flushes first, for what was never sent never finishes.
     fn reap(&mut self, done: &mut [Completion], wait: bool) -> Result<usize>;
 
     /// The most reads that can be in flight.

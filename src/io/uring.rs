@@ -29,6 +29,8 @@ const ENTER_GETEVENTS: u32 = 1;
 
 /// How long to wait before asking again a kernel that is short of memory.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
+/// One that is short of it for longer is not going to recover by waiting.
+const BUSY_PAUSES_MAX: u32 = 5000;
 
 /// Reads in flight in an io_uring.
 pub struct Uring {
@@ -154,19 +156,21 @@ impl Uring {
 
     /// Hands queued reads over and waits until `want` are finished.
     fn enter(&self, want: usize) -> Result<()> {
-        // A kernel that stays short of memory for this long is not going to recover by waiting.
-        for _ in 0..5000 {
-            match self.ring.submit_and_wait(want) {
-                Ok(_) => return Ok(()),
-                Err(e) => match e.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    Some(libc::EAGAIN | libc::EBUSY) if want == 0 => return Ok(()),
-                    Some(libc::EAGAIN | libc::EBUSY) => std::thread::sleep(BUSY_PAUSE),
-                    _ => return Err(enter_failed(&e)),
-                },
+        let mut pauses = 0;
+        loop {
+            let Err(e) = self.ring.submit_and_wait(want) else {
+                return Ok(());
+            };
+            match e.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN | libc::EBUSY) if want == 0 => return Ok(()),
+                Some(libc::EAGAIN | libc::EBUSY) if pauses < BUSY_PAUSES_MAX => {
+                    pauses += 1;
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+                _ => return Err(enter_failed(&e)),
             }
         }
-        Err(enter_failed(&Errno::EAGAIN.into()))
     }
 }
 
