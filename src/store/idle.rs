@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::reads::queue_full;
+use super::reads::{MEASURED_TOKEN, queue_full};
 use super::{Phase, REAP_MAX, Store};
 use crate::arena::SlotId;
 use crate::error::Result;
@@ -58,12 +58,15 @@ impl Store {
         }
         self.restart_ahead();
         let streamed = self.residency.streamed().collect();
-        let mut places = std::mem::take(&mut self.free);
-        let depth = places.len().min(self.io.depth()).min(self.reads_max);
-        let measured = self.measure_into(&places[..depth], streamed, budget);
-        // If the system broke down in the middle of it, reads may still arrive there.
+        let depth = self.free.len().min(self.in_flight_max());
+        let places = self.free.split_off(self.free.len() - depth);
+        let measured = self.measure_into(&places, streamed, budget);
         if self.io.in_flight() == 0 {
-            self.free.append(&mut places);
+            self.free.extend(places);
+        } else {
+            // The system broke down in the middle of it, so reads may still arrive there: these slots are lost.
+            let capacity = self.residency.capacity();
+            self.residency.set_capacity(capacity - places.len() as u32);
         }
         Ok(DiskSample {
             bandwidth: measured?,
@@ -130,7 +133,8 @@ impl Store {
             self.io.flush()?;
         }
         if let Some((token, errno)) = failed {
-            let what = self.tiles[tiles[token as usize % tiles.len()] as usize];
+            let submitted = (token - MEASURED_TOKEN) as usize;
+            let what = self.tiles[tiles[submitted % tiles.len()] as usize];
             return Err(self.read_error(
                 what.matrix as usize,
                 what.file,
@@ -154,7 +158,7 @@ impl Store {
             offset: what.read_offset(),
             len: what.read_bytes() as u32,
             into: self.slots.ptr(places[*submitted % places.len()]),
-            token: *submitted as u64,
+            token: MEASURED_TOKEN + *submitted as u64,
         };
         *submitted += 1;
         // SAFETY: the slots are out of the free list until every read is reaped. Two reads may be in flight to one of

@@ -21,6 +21,7 @@ pub mod integrity;
 mod models;
 mod order;
 mod pages;
+mod partial;
 mod reads;
 mod resize;
 mod rows;
@@ -48,6 +49,7 @@ pub use integrity::Sums;
 use models::Member;
 pub use models::{ModelId, Weights};
 use order::Order;
+use partial::{Next, Partial};
 pub use resize::Moved;
 pub use rows::RowBytes;
 use rows::{ROWS_MAX, RowRead};
@@ -82,12 +84,10 @@ struct TileState {
     slot: SlotId,
     /// Its rows lie in the kernels' packed order (only kept tiles do); if kept tiles stay plain, they were inspected.
     packed: bool,
-    /// Reads so far that brought nothing, while reading.
-    tries: u8,
     /// It did not agree with its checksums when it was last handed out.
     doubted: bool,
-    /// Bytes of its aligned range that have arrived, while reading.
-    arrived: u32,
+    /// How far it has come, while reading.
+    read: Partial,
     /// The pass in which it was last handed out.
     pass: u32,
 }
@@ -97,9 +97,8 @@ impl TileState {
         phase: Phase::Absent,
         slot: 0,
         packed: false,
-        tries: 0,
         doubted: false,
-        arrived: 0,
+        read: Partial::NONE,
         pass: 0,
     };
 }
@@ -159,6 +158,8 @@ pub struct Store {
     acquired: Vec<u32>,
     /// Which tiles are used next, and how many of them were considered for reading.
     order: Order,
+    /// A read ahead has failed since tiles were last considered from the current range on.
+    ahead_failed: bool,
     /// Reads ahead in flight at most, if fewer than the I/O's depth.
     reads_max: usize,
     /// The device does not pack kept tiles.
@@ -175,7 +176,7 @@ pub struct Store {
     /// [`Counters::read_bytes`], for another thread to watch.
     arrived_bytes: Arc<AtomicU64>,
     /// An error met while the device computed; the next `acquire` reports it.
-    failed: Option<Error>,
+    feed_error: Option<Error>,
     trace: Trace,
 }
 
@@ -206,17 +207,18 @@ impl Store {
             current: 0..0,
             waiting: 0,
             order: Order::default(),
+            ahead_failed: false,
             reads_max: usize::MAX,
             plain: false,
             fence: None,
             pass: 0,
-            row_reads: [RowRead::default(); ROWS_MAX],
+            row_reads: [RowRead::NONE; ROWS_MAX],
             rows_pending: 0,
             rows_failed: None,
             done: [Completion::NONE; REAP_MAX],
             counters: Counters::default(),
             arrived_bytes: Arc::default(),
-            failed: None,
+            feed_error: None,
             trace: Trace::default(),
         }
     }
@@ -358,6 +360,9 @@ impl Store {
         self.current = tiles;
         self.waiting = self.current.len() as u32;
         self.pass = self.pass.wrapping_add(1);
+        if self.ahead_failed && self.passed_by() {
+            self.restart_ahead();
+        }
     }
 
     /// Hands out tiles of the begun range that are in memory; blocks until there is one.
@@ -383,7 +388,7 @@ impl Store {
     fn acquire_some(&mut self) -> Result<usize> {
         let mut waited: Option<(Instant, u64)> = None;
         loop {
-            if let Some(error) = self.failed.take() {
+            if let Some(error) = self.feed_error.take() {
                 return Err(error);
             }
             self.poll()?;
@@ -506,6 +511,8 @@ impl Store {
     fn end_pass_if_failed<T>(&mut self, result: Result<T>) -> Result<T> {
         if result.is_err() {
             self.waiting = 0;
+            // What went wrong while the device computed was of this pass too.
+            self.feed_error = None;
             self.restart_ahead();
             self.forget_if_changed();
         }

@@ -43,6 +43,11 @@ impl Order {
         }
     }
 
+    /// How many positions were considered for reading.
+    pub(super) fn considered(&self) -> u32 {
+        self.considered
+    }
+
     /// How many tiles the ring has.
     pub(super) fn len(&self) -> u32 {
         (self.ring[0].len() + self.ring[1].len()) as u32

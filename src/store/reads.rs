@@ -4,26 +4,21 @@ use std::time::Duration;
 
 use std::sync::atomic::Ordering;
 
-use nix::errno::Errno;
-
-use super::{Phase, REAP_MAX, Store};
-use crate::arena::{PAGE_BYTES, SlotId};
+use super::{Next, Partial, Phase, REAP_MAX, Store};
+use crate::arena::SlotId;
 use crate::error::{Error, Kind, Result};
 use crate::io::{Completion, FileId, Read};
 use crate::trace::What;
 
-/// Tokens from here on are reads of single rows.
+/// Tokens from here on are reads of single rows, and from there on those that measure the disk; below they are tiles.
 pub(super) const ROW_TOKEN: u64 = 1 << 32;
+pub(super) const MEASURED_TOKEN: u64 = 1 << 33;
 
 /// Why a read has failed, where it is not the kernel that says so.
-pub(super) const FILE_ENDS: &str = "the file ends before it";
 pub(super) const WRONG_BYTES: &str =
     "its checksum was wrong twice, so these are not the bytes that were there before";
 
-/// Reads of one tile that may bring nothing, one after the other, before it is given up.
-const TRIES_MAX: u8 = 200;
-/// After so many of them the store pauses before each: the kernel is short of something.
-const TRIES_AT_ONCE: u8 = 40;
+/// How long to pause before the kernel, which is short of something, is asked again.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// The error that cannot happen: reads are only submitted while fewer than the queue's depth are in flight.
@@ -33,6 +28,13 @@ pub(super) fn queue_full() -> Error {
         "the queue of reads is full",
         "this is a defect: please report it",
     )
+}
+
+/// Pauses if the kernel needs time before a read goes on.
+pub(super) fn pause_before(next: Next) {
+    if next == Next::GoOnLater {
+        std::thread::sleep(PAUSE);
+    }
 }
 
 impl Store {
@@ -45,14 +47,15 @@ impl Store {
 
     /// Keeps the disk busy while the device computes; an error waits for the next `acquire`.
     pub fn feed(&mut self) {
-        if self.failed.is_none() {
-            self.failed = self.poll().err();
+        if self.feed_error.is_none() {
+            self.feed_error = self.poll().err();
         }
     }
 
     /// Starts considering tiles from the current range on again (slots or plan have changed).
     pub(super) fn restart_ahead(&mut self) {
         self.order.restart();
+        self.ahead_failed = false;
         if let Some(staging) = &mut self.staging {
             staging.order.restart();
         }
@@ -61,8 +64,7 @@ impl Store {
     /// Submits reads for the coming tiles that are not in memory, in the order of their use.
     fn read_ahead(&mut self) -> Result<()> {
         let mut submitted = false;
-        let in_flight_max = self.io.depth().min(self.reads_max);
-        while self.io.in_flight() < in_flight_max {
+        while self.io.in_flight() < self.in_flight_max() {
             let Some((tile, used)) = self.order.next() else {
                 break;
             };
@@ -79,6 +81,17 @@ impl Store {
             self.io.flush()?;
         }
         Ok(())
+    }
+
+    /// Whether reading ahead has passed by a tile of the current range that is needed.
+    pub(super) fn passed_by(&self) -> bool {
+        let mut passed = self.current.clone().take(self.order.considered() as usize);
+        passed.any(|tile| self.wants(tile, true))
+    }
+
+    /// Reads in flight at most.
+    pub(super) fn in_flight_max(&self) -> usize {
+        self.io.depth().min(self.reads_max)
     }
 
     /// Whether an absent tile is to be read ahead; `used` if one of the sweeps at hand uses it.
@@ -147,7 +160,7 @@ impl Store {
     /// Submits the first read of a tile into a slot that is its own from now on.
     fn read_into(&mut self, tile: u32, slot: SlotId) -> Result<()> {
         let state = &mut self.states[tile as usize];
-        (state.slot, state.arrived, state.tries) = (slot, 0, 0);
+        (state.slot, state.read) = (slot, Partial::NONE);
         self.submit(tile)
     }
 
@@ -160,7 +173,7 @@ impl Store {
         );
         state.phase = Phase::Reading;
         let what = &self.tiles[tile as usize];
-        let arrived = state.arrived as usize;
+        let arrived = state.read.arrived() as usize;
         // SAFETY: arrived is less than the length of the read, which fits in the slot.
         let into = unsafe { self.slots.ptr(state.slot).add(arrived) };
         let read = Read {
@@ -192,10 +205,11 @@ impl Store {
             for completion in &done[..count] {
                 self.trace
                     .completed(completion.token, completion.result.unwrap_or(0));
-                let taken = if completion.token >= ROW_TOKEN {
-                    self.row_done(completion)
-                } else {
-                    self.tile_done(completion)
+                let taken = match completion.token {
+                    // Left of a measurement in which the system broke down.
+                    MEASURED_TOKEN.. => Ok(()),
+                    ROW_TOKEN.. => self.row_done(completion),
+                    _ => self.tile_done(completion),
                 };
                 failed = failed.or(taken.err());
             }
@@ -209,8 +223,11 @@ impl Store {
         result
     }
 
-    /// Counts a read that brought `bytes` of a file.
+    /// Counts a read that brought `bytes` of a file, if any.
     pub(super) fn count_read(&mut self, file: u16, bytes: u32) {
+        if bytes == 0 {
+            return;
+        }
         if let Some(member) = self.models.iter_mut().find(|m| m.files.contains(&file)) {
             member.reads += 1;
         }
@@ -228,25 +245,17 @@ impl Store {
             Phase::Reading,
             "a completion for a tile that is not being read"
         );
-        let arrived_before = self.states[tile as usize].arrived;
-        match completion.result {
-            Err(errno @ (Errno::EINTR | Errno::EAGAIN)) => self.try_again(tile, errno.desc()),
-            Err(errno) => self.failed(tile, errno.desc()),
-            Ok(0) => self.failed(tile, FILE_ENDS),
-            Ok(bytes) => {
-                self.count_read(what.file, bytes);
-                let arrived = arrived_before + bytes;
-                if arrived as usize >= what.lead() + what.bytes as usize {
-                    self.states[tile as usize].phase = Phase::Ready;
-                    return Ok(());
-                }
-                // A short read goes on from the last whole block, as direct reads must.
-                let whole = arrived / PAGE_BYTES as u32 * PAGE_BYTES as u32;
-                self.states[tile as usize].arrived = whole;
-                if whole == arrived_before {
-                    return self.try_again(tile, FILE_ENDS);
-                }
-                self.states[tile as usize].tries = 0;
+        self.count_read(what.file, completion.result.unwrap_or(0));
+        let needed = what.lead() + what.bytes as usize;
+        let state = &mut self.states[tile as usize];
+        match state.read.take(completion.result, needed) {
+            Next::Done => {
+                state.phase = Phase::Ready;
+                Ok(())
+            }
+            Next::Failed(why) => self.failed(tile, why),
+            next => {
+                pause_before(next);
                 self.submit(tile)?;
                 self.io.flush()
             }
@@ -288,20 +297,6 @@ impl Store {
         );
     }
 
-    /// Repeats a read that brought nothing, unless that happened too often.
-    fn try_again(&mut self, tile: u32, why: &str) -> Result<()> {
-        let state = &mut self.states[tile as usize];
-        state.tries += 1;
-        if state.tries == TRIES_MAX {
-            return self.failed(tile, why);
-        }
-        if state.tries > TRIES_AT_ONCE {
-            std::thread::sleep(PAUSE);
-        }
-        self.submit(tile)?;
-        self.io.flush()
-    }
-
     /// Gives up a read that failed for good: the tile is absent and its slot free again.
     ///
     /// It is an error only if the pass at hand needs the tile. If not, the disk may be well again by the time the
@@ -315,6 +310,7 @@ impl Store {
             self.restart_ahead();
             return Err(self.read_error(what.matrix as usize, what.file, what.offset, why));
         }
+        self.ahead_failed = true;
         log::debug!("reading tile {tile} ahead failed ({why})");
         Ok(())
     }

@@ -50,13 +50,13 @@ impl Store {
         let leaving = before.saturating_sub(slots);
         let spare = capacity.saturating_sub(window.min(self.residency.tiles()));
         if leaving > spare {
-            let least = before - spare;
+            let missing = (leaving - spare) as usize * self.slot_bytes();
             return Err(Error::new(
                 Kind::Budget,
-                format!("{slots} slots cannot hold the pages in use and a window of reads"),
+                "so much memory cannot hold the conversations that there are and a window of reads",
                 format!(
-                    "leave at least {least} slots of {} bytes",
-                    self.slot_bytes()
+                    "give {} MiB more, or end a conversation first",
+                    missing.div_ceil(1 << 20)
                 ),
             ));
         }

@@ -6,10 +6,8 @@
 use std::ptr::NonNull;
 use std::time::Instant;
 
-use nix::errno::Errno;
-
-use super::reads::{FILE_ENDS, ROW_TOKEN, WRONG_BYTES, queue_full};
-use super::{Phase, ROWS_SLOT, Store};
+use super::reads::{ROW_TOKEN, WRONG_BYTES, pause_before, queue_full};
+use super::{Next, Partial, Phase, ROWS_SLOT, Store};
 use crate::arena::PAGE_BYTES;
 use crate::error::Result;
 use crate::format::tile::STRIP_ROWS;
@@ -35,11 +33,8 @@ pub enum RowBytes<'a> {
 /// The most rows read at a time.
 pub(super) const ROWS_MAX: usize = 32;
 
-/// Reads of one row that may bring nothing before it is given up.
-const TRIES_MAX: u32 = 1000;
-
 /// A row, or its strip, on its way into its piece of the rows' slot.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct RowRead {
     matrix: u32,
     /// The first row that is read, and how many are.
@@ -47,12 +42,21 @@ pub(super) struct RowRead {
     count: u32,
     /// Bytes of a piece; the row's is the one of its place in the table.
     piece_bytes: u32,
-    /// Reads so far that brought nothing.
-    tries: u32,
+    /// How far it has come.
+    read: Partial,
     /// It was read already and did not agree with its checksum.
     doubted: bool,
-    /// Bytes of its aligned range that have arrived.
-    arrived: u32,
+}
+
+impl RowRead {
+    pub(super) const NONE: RowRead = RowRead {
+        matrix: 0,
+        first: 0,
+        count: 0,
+        piece_bytes: 0,
+        read: Partial::NONE,
+        doubted: false,
+    };
 }
 
 impl Store {
@@ -71,7 +75,7 @@ impl Store {
         let matrix = self.first_matrix() + matrix;
         let row_bytes = self.matrices[matrix].row_bytes();
         let strip_rows = match self.sums().verify() {
-            true => STRIP_ROWS,
+            true => STRIP_ROWS.min(self.matrices[matrix].rows),
             false => 1,
         };
         let piece_bytes = (strip_rows * row_bytes + PAGE_BYTES).next_multiple_of(PAGE_BYTES);
@@ -87,7 +91,7 @@ impl Store {
                 if let Some(data) = self.row_on_device(matrix, row) {
                     with(number * batch + place, RowBytes::OnDevice(data));
                 } else if !self
-                    .row_from_tile(matrix, row, |bytes| with(number * batch + place, bytes))
+                    .row_from_tile(matrix, row, |bytes| with(number * batch + place, bytes))?
                 {
                     missing |= 1 << place;
                     let first = row as usize / strip_rows * strip_rows;
@@ -96,7 +100,7 @@ impl Store {
                         first: first as u32,
                         count: strip_rows.min(self.matrices[matrix].rows - first) as u32,
                         piece_bytes: piece_bytes as u32,
-                        ..RowRead::default()
+                        ..RowRead::NONE
                     };
                     self.submit_row(place)?;
                 }
@@ -175,16 +179,22 @@ impl Store {
         Some(unsafe { slot.add(what.lead() + within) })
     }
 
-    /// Gives the row to `with` if its tile is in memory, and it is as it should be if nobody has seen to that yet.
-    fn row_from_tile(&self, matrix: usize, row: u32, with: impl FnOnce(RowBytes<'_>)) -> bool {
+    /// Gives the row to `with` if its tile is in memory, and it is as it should be if nobody has seen to that yet. If it is
+    /// not, the tile is read again.
+    fn row_from_tile(
+        &mut self,
+        matrix: usize,
+        row: u32,
+        with: impl FnOnce(RowBytes<'_>),
+    ) -> Result<bool> {
         let range = self.ranges[matrix].clone();
         if range.is_empty() {
-            return false;
+            return Ok(false);
         }
         let tile = range.start + row / self.tiles[range.start as usize].rows;
-        let state = &self.states[tile as usize];
+        let state = self.states[tile as usize];
         if !matches!(state.phase, Phase::Ready | Phase::InUse) {
-            return false;
+            return Ok(false);
         }
         let what = &self.tiles[tile as usize];
         let row_bytes = self.matrices[matrix].row_bytes();
@@ -207,9 +217,12 @@ impl Store {
         } else if state.packed || self.row_agrees(matrix, row, strip) {
             with(RowBytes::Plain(&strip[lane * row_bytes..][..row_bytes]));
         } else {
-            return false;
+            if state.phase == Phase::Ready {
+                self.doubt(tile, false)?;
+            }
+            return Ok(false);
         }
-        true
+        Ok(true)
     }
 
     /// Submits the read of what is still missing for a row into its piece of the rows' slot.
@@ -222,9 +235,10 @@ impl Store {
             first,
             count,
             piece_bytes,
-            arrived,
+            read,
             ..
         } = self.row_reads[place];
+        let arrived = read.arrived();
         let row_bytes = self.matrices[matrix as usize].row_bytes() as u64;
         let offset = self.row_offset(matrix as usize, first);
         let start = offset / PAGE_BYTES as u64 * PAGE_BYTES as u64 + u64::from(arrived);
@@ -258,39 +272,30 @@ impl Store {
             matrix,
             first,
             count,
-            arrived,
-            tries,
             doubted,
             ..
         } = self.row_reads[place];
         let (file, row_bytes) = {
             let matrix = &self.matrices[matrix as usize];
-            (matrix.file, matrix.row_bytes() as u64)
+            (matrix.file, matrix.row_bytes())
         };
         let offset = self.row_offset(matrix as usize, first);
-        let needed = offset % PAGE_BYTES as u64 + u64::from(count) * row_bytes;
-        let failed = match completion.result {
-            Err(Errno::EINTR | Errno::EAGAIN) if tries < TRIES_MAX => None,
-            Err(errno) => Some(errno.desc()),
-            Ok(0) => Some(FILE_ENDS),
-            // A short read goes on from the last whole block, as direct reads must.
-            Ok(bytes) if u64::from(arrived + bytes) < needed => {
-                self.row_reads[place].arrived =
-                    (arrived + bytes) / PAGE_BYTES as u32 * PAGE_BYTES as u32;
-                self.count_read(file, bytes);
-                (tries == TRIES_MAX).then_some(FILE_ENDS)
+        let needed = (offset % PAGE_BYTES as u64) as usize + count as usize * row_bytes;
+        self.count_read(file, completion.result.unwrap_or(0));
+        let next = self.row_reads[place].read.take(completion.result, needed);
+        let failed = match next {
+            Next::GoOn | Next::GoOnLater => None,
+            Next::Failed(why) => Some(why),
+            Next::Done if self.row_agrees(matrix as usize, first, self.row_read(place)) => {
+                return Ok(());
             }
-            Ok(bytes) => {
-                self.count_read(file, bytes);
-                if self.row_agrees(matrix as usize, first, self.row_read(place)) {
-                    return Ok(());
-                }
+            Next::Done => {
                 if !doubted {
                     self.counters.doubted += 1;
                     self.warn_of_wrong(matrix as usize, file, offset);
                 }
                 let read = &mut self.row_reads[place];
-                (read.arrived, read.doubted) = (0, true);
+                (read.read, read.doubted) = (Partial::NONE, true);
                 doubted.then_some(WRONG_BYTES)
             }
         };
@@ -300,7 +305,7 @@ impl Store {
             }
             return Ok(());
         }
-        self.row_reads[place].tries += 1;
+        pause_before(next);
         self.submit_row(place)?;
         self.io.flush()
     }
