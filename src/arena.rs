@@ -1,6 +1,6 @@
-//! One reservation of memory, made at start and never grown.
+//! Reservations of memory, which never grow: one of slots for all models, and one of what each model has for itself.
 //!
-//! `Reservation::new` maps it, `carve` takes fixed spans from its front, and
+//! `Reservation::new` maps one, `carve` takes fixed spans from its front, and
 //! `seal` turns the rest into equal slots. After `seal` nothing can be carved:
 //! the type is gone. Slots hold weight tiles and KV pages ([`crate::store`]).
 #![allow(unsafe_code)]
@@ -65,7 +65,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Reserves `bytes` (rounded up to whole huge pages) of zeroed anonymous memory.
+    /// Reserves `bytes` (rounded up to whole pages) of zeroed anonymous memory, in huge pages where the system has some.
     pub fn new(bytes: usize) -> Result<Self> {
         let refused = |what: &str, e: nix::Error| {
             Error::new(

@@ -110,7 +110,6 @@ fn read_everything(gguf: &Gguf) {
                 array.strings().map(Iterator::count),
                 array.u32s().map(Iterator::count),
                 array.f32s().map(Iterator::count),
-                array.bools().map(Iterator::count),
             ];
             assert!(
                 counts
