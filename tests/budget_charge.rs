@@ -78,7 +78,7 @@ fn what_leaves_the_budget_is_no_longer_charged() {
             ..Options::default()
         };
         let mut engine = open(&model, &options);
-        let mut decode = |engine: &mut airstream::engine::Engine| {
+        let decode = |engine: &mut airstream::engine::Engine| {
             for token in 5..8 {
                 let spent = &mut Spent::default();
                 engine

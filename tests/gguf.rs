@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use airstream::Error;
 use airstream::error::Kind;
-use airstream::format::gguf::{Gguf, ValueType};
+use airstream::format::gguf::Gguf;
 use airstream::format::quant::QuantType;
 use gguf_sample::{array, sample};
 use gguf_writer::GgufWriter;
@@ -99,7 +99,7 @@ fn a_value_of_another_type_is_an_error_that_names_key_and_types() {
     );
     let negative = gguf.array("v.negative").unwrap().unwrap();
     says(&negative.u32s().err().unwrap(), &["\"v.negative\"", "-1"]);
-    assert!(negative.f32s().is_err() && negative.bools().is_err() && negative.strings().is_err());
+    assert!(negative.f32s().is_err() && negative.strings().is_err());
 }
 
 #[test]
@@ -116,11 +116,7 @@ fn arrays_are_views() {
         array("v.scores").f32s().unwrap().collect::<Vec<_>>(),
         [0.0, -1.5, 2.0]
     );
-    assert_eq!(
-        array("v.bools").bools().unwrap().collect::<Vec<_>>(),
-        [false, true]
-    );
-    assert_eq!(array("v.nested").element_type(), ValueType::Array);
+    assert_eq!(array("v.bools").len(), 2);
     assert_eq!(array("v.nested").len(), 2);
 }
 
@@ -146,8 +142,8 @@ fn tensors_have_shape_and_absolute_place() {
     let file = sample();
     let bytes = file.to_bytes();
     let gguf = open(&bytes).unwrap();
-    assert_eq!(gguf.mapped_bytes(), file.header().len());
-    assert_eq!(gguf.file_bytes(), [bytes.len() as u64]);
+    assert_eq!(gguf.opened().len(), 1);
+    assert_eq!(gguf.opened()[0].metadata.len(), bytes.len() as u64);
     let cube = gguf.tensor("cube").unwrap();
     assert_eq!((cube.cols, cube.rows, cube.dims), (32, 6, [32, 2, 3, 1]));
     assert_eq!(
@@ -361,7 +357,7 @@ fn any_part_opens_a_split_model() {
             let tensor = gguf.tensor(name).unwrap();
             assert_eq!(tensor.file, file, "{name}");
             let bytes = std::fs::read(&gguf.files()[file]).unwrap();
-            assert_eq!(gguf.file_bytes()[file], bytes.len() as u64);
+            assert_eq!(gguf.opened()[file].metadata.len(), bytes.len() as u64);
             let data = &bytes[tensor.offset as usize..][..tensor.bytes as usize];
             assert!(data.iter().all(|&b| b == fill), "{name}");
         }

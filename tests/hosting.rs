@@ -1,18 +1,14 @@
 //! Synthetic models come to an engine and go under a budget, and what stands against it.
 
-#[path = "support/gguf_writer.rs"]
-mod gguf_writer;
-#[path = "support/synth.rs"]
-mod synth;
-#[path = "support/weights.rs"]
-mod weights;
+mod support;
 
 use std::path::{Path, PathBuf};
 
-use airstream::engine::{Engine, ModelId, ModelOptions, Options, Spent};
+use airstream::engine::{Engine, Loaded, ModelId, ModelOptions, Opening, Options, Spent};
 use airstream::error::Kind;
 use airstream::format::quant::QuantType;
-use synth::{Arch, SynthSpec};
+use support::gguf_writer::{self, GgufWriter};
+use support::synth::{Arch, Mix, SynthSpec, all_specs};
 
 const MIB: u64 = 1 << 20;
 
@@ -34,12 +30,20 @@ fn options(dir: &Path, memory: u64) -> Options {
     }
 }
 
+/// A small model.
+fn spec() -> SynthSpec {
+    let found = all_specs()
+        .into_iter()
+        .find(|(name, _)| name == "llama-q8_0");
+    found.expect("there is one").1
+}
+
 /// A model file in the folder.
 fn model(dir: &Path, name: &str, change: impl Fn(&mut SynthSpec)) -> PathBuf {
     let path = dir.join(name);
-    let mut spec = SynthSpec::new(Arch::Llama, QuantType::Q8_0, 1);
+    let mut spec = spec();
     change(&mut spec);
-    synth::write(&spec, &path).expect("a synthetic model");
+    support::synth::write(&spec, &path).expect("a synthetic model");
     path
 }
 
@@ -124,4 +128,59 @@ fn conversations_go_on_where_their_pages_are() {
             "step {step}, {mib} MiB"
         );
     }
+}
+
+#[test]
+fn a_model_is_one_file_whatever_comes_to_its_path() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let [path, other] = [(1, "a.gguf"), (77, "b.gguf")]
+        .map(|(seed, name)| model(dir.path(), name, |spec| spec.seed = seed));
+    let first = model(dir.path(), "c.gguf", |spec| spec.seed = 1);
+    let mut engine = Engine::open(&first, &options(dir.path(), 16 * MIB)).expect("it fits");
+    let expected = decode(&mut engine, ModelId::FIRST, 5);
+
+    let read = Loaded::read(&path).expect("it is sound");
+    let opening = Opening::read(&path, &wishes(64)).expect("it is sound");
+    std::fs::rename(&other, &path).expect("the same folder");
+    let built = engine.reserve(opening).expect("there is room").build();
+    let id = engine.admit(built).expect("it is still open");
+    assert_eq!(decode(&mut engine, id, 5), expected, "that of a.gguf");
+    let refused = Opening::new(read, &wishes(64)).err().expect("another file");
+    assert_eq!(refused.remedy(), "load it again");
+}
+
+#[test]
+fn a_vocabulary_is_no_larger_than_its_embeddings() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("a.gguf");
+    let mut tokens = [8u32.to_le_bytes().to_vec(), 321u64.to_le_bytes().to_vec()].concat();
+    (0..321).for_each(|_| tokens.extend(gguf_writer::string("a")));
+    let add = |file: &mut GgufWriter| file.entry("tokenizer.ggml.tokens", 9, &tokens);
+    support::synth::write_with(&spec(), &path, add).expect("a model");
+    let refused = Loaded::read(&path).err().expect("320 rows");
+    assert_eq!(refused.kind(), Kind::Format);
+    assert!(refused.what().contains("321 tokens"), "{refused}");
+}
+
+#[test]
+fn a_vocabulary_may_be_smaller_than_a_strip() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = model(dir.path(), "a.gguf", |spec| {
+        (spec.arch, spec.qtype, spec.mix) = (Arch::Qwen3, QuantType::Q2_K, Mix::MoreBits);
+        (spec.vocab, spec.embd, spec.layers) = (4, 8192, 1);
+        (spec.heads, spec.head_dim, spec.kv_heads) = (2, 128, 1);
+        spec.ffn = 256;
+    });
+    let mut opened = 0;
+    for mib in [1, 2, 3, 4, 8, 64] {
+        let options = Options {
+            model: wishes(16),
+            ..options(dir.path(), mib * MIB)
+        };
+        if let Ok(mut engine) = Engine::open(&path, &options) {
+            decode(&mut engine, ModelId::FIRST, 1);
+            opened += 1;
+        }
+    }
+    assert!(opened > 1, "slots of several sizes");
 }

@@ -87,7 +87,7 @@ impl Inspect {
                 .iter()
                 .map(|p| p.display().to_string())
                 .collect(),
-            file_bytes: gguf.file_bytes().iter().sum(),
+            file_bytes: gguf.opened().iter().map(|file| file.metadata.len()).sum(),
             layers: config.layers.len(),
             dim: config.dim,
             heads: config.heads,

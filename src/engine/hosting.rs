@@ -19,7 +19,7 @@ use crate::device::cpu::{Cpu, Isa};
 use crate::device::cuda::driver::Driver;
 use crate::device::cuda::{self, Cuda, Sizes};
 use crate::error::Result;
-use crate::io::{self, Access, Files, Io, Region};
+use crate::io::{self, Files, Io, Region};
 use crate::model::kv;
 use crate::store::{Moved, Store};
 
@@ -258,8 +258,4 @@ impl Engine {
         let rows = self.hosted.iter().map(|hosted| hosted.plan.limits.rows);
         self.batch = Vec::<Row>::with_capacity(rows.max().unwrap_or(0));
     }
-}
-
-pub(super) fn open_files(loaded: &Loaded) -> Result<Arc<Files>> {
-    io::open_model(loaded.gguf.files(), Access::Direct).map(Arc::new)
 }

@@ -9,7 +9,7 @@ use crate::board::detect::memory_available;
 use crate::device::cpu::{Cpu, Isa, Precision};
 use crate::device::cuda::driver::Driver;
 use crate::device::{DeviceChoice, Placement};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 use crate::io::Backend;
 use crate::io::advice::Advice;
@@ -157,6 +157,18 @@ impl Loaded {
         let matrices = MatrixPlan::new(&gguf, &config)?;
         for matrix in &matrices.matrices {
             Cpu::check_matrix(matrix.qtype, matrix.cols)?;
+        }
+        let tokens = gguf.array("tokenizer.ggml.tokens")?;
+        if let Some(tokens) = tokens
+            && tokens.len() > config.vocab
+        {
+            let what = format!(
+                "the vocabulary has {} tokens, but there are embeddings of {} only",
+                tokens.len(),
+                config.vocab
+            );
+            let remedy = "convert or download the model again";
+            return Err(Error::new(Kind::Format, what, remedy));
         }
         let vocabulary = gguf
             .str("tokenizer.ggml.model")?

@@ -10,7 +10,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::hosting::open_files;
 use super::plan::Plan;
 use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options};
 use crate::arena::Reservation;
@@ -18,7 +17,7 @@ use crate::device::cpu::Precision;
 use crate::device::{Device, Placement};
 use crate::error::{Error, Kind, Result};
 use crate::format::tile;
-use crate::io::Files;
+use crate::io::{self, Access, Files, Identity};
 use crate::model::forward::Model;
 use crate::model::kv::Session;
 use crate::store::integrity::Integrity;
@@ -58,7 +57,14 @@ impl Opening {
     /// # Errors
     /// It is not a sound GGUF of a supported model.
     pub fn read(path: &Path, wishes: &ModelOptions) -> Result<Opening> {
-        let loaded = Loaded::read(path)?;
+        Opening::new(Loaded::read(path)?, wishes)
+    }
+
+    /// Opens the files of a model that was read.
+    ///
+    /// # Errors
+    /// They are not the ones any more that were read.
+    pub fn new(loaded: Loaded, wishes: &ModelOptions) -> Result<Opening> {
         let template = match &loaded.tokenizer {
             Some(tokenizer) => Some(ChatTemplate::from_gguf(&loaded.gguf, tokenizer)?),
             None => None,
@@ -95,6 +101,24 @@ impl Opening {
     }
 }
 
+/// Opens the files of a model for reads of its weights.
+///
+/// # Errors
+/// The system refuses, or another file has the place of one meanwhile, or one was written to.
+fn open_files(loaded: &Loaded) -> Result<Arc<Files>> {
+    let files = io::open_model(loaded.gguf.files(), Access::Direct)?;
+    for ((_, file), read) in files.iter().zip(loaded.gguf.opened()) {
+        if file.identity() != Identity::of(&read.metadata) {
+            return Err(Error::new(
+                Kind::Io,
+                format!("{} changed while it was loaded", file.path().display()),
+                "load it again",
+            ));
+        }
+    }
+    Ok(Arc::new(files))
+}
+
 impl Reserved {
     /// Takes the model's own memory, and reads what stays there.
     ///
@@ -126,7 +150,7 @@ impl Reserved {
             &mut arena,
         )?;
         let paths = gguf.files().to_vec();
-        // The metadata's mapping goes before the slots fill, so that both never count at once.
+        // Nothing looks at the metadata from here on, and its mapping is memory beside the budget.
         drop(gguf);
         let (tiles, ranges) = tile::cut(&list, plan.slot_bytes);
         let integrity = Integrity::new(

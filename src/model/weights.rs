@@ -1,6 +1,5 @@
 //! Which tensors a model has: matrices to stream, and small vectors that stay.
 
-use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
@@ -183,16 +182,13 @@ impl Vectors {
 
     /// Reads them from the model's files into the arena.
     pub fn load(gguf: &Gguf, config: &Config, arena: &mut Reservation) -> Result<Vectors> {
-        let files: Vec<File> = gguf
-            .files()
-            .iter()
-            .map(|path| File::open(path).map_err(|e| Error::file(path, "open", &e)))
-            .collect::<Result<_>>()?;
         let mut seen = Vec::new();
         let mut read = |name: &str, len: usize| -> Result<Vec<f32>> {
             let tensor = find(gguf, name, 1, len)?;
             let mut raw = vec![0; tensor.bytes as usize];
-            files[tensor.file]
+            let opened = &gguf.opened()[tensor.file];
+            opened
+                .file
                 .read_exact_at(&mut raw, tensor.offset)
                 .map_err(|e| Error::file(&gguf.files()[tensor.file], "read", &e))?;
             seen.push(Seen {

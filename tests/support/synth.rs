@@ -153,12 +153,22 @@ pub fn all_specs() -> Vec<(String, SynthSpec)> {
 
 /// Writes the model of `spec` to `path`.
 pub fn write(spec: &SynthSpec, path: &Path) -> std::io::Result<()> {
+    write_with(spec, path, |_| ())
+}
+
+/// The same with more metadata.
+pub fn write_with(
+    spec: &SynthSpec,
+    path: &Path,
+    add: impl FnOnce(&mut GgufWriter),
+) -> std::io::Result<()> {
     let mut model = Model {
         spec,
         rng: Rng(spec.seed),
         file: GgufWriter::new(),
     };
     model.metadata();
+    add(&mut model.file);
     model.weights();
     std::fs::write(path, model.file.to_bytes())
 }

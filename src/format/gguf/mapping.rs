@@ -1,15 +1,15 @@
 //! Read-only mappings of the metadata at the start of a file.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::path::Path;
 
 use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Kind, Result};
 
-/// Opens `path` for reading, if it is a plain file; returns its size too.
-pub(super) fn open(path: &Path) -> Result<(File, u64)> {
+/// Opens `path` for reading, if it is a plain file; returns what it is like now, too.
+pub(super) fn open(path: &Path) -> Result<(File, Metadata)> {
     let fail = |source| Error::file(path, "open", &source);
     // Asked before opening, because opening a named pipe would wait for a writer.
     let metadata = std::fs::metadata(path).map_err(fail)?;
@@ -21,8 +21,8 @@ pub(super) fn open(path: &Path) -> Result<(File, u64)> {
         ));
     }
     let file = File::open(path).map_err(fail)?;
-    let bytes = file.metadata().map_err(fail)?.len();
-    Ok((file, bytes))
+    let metadata = file.metadata().map_err(fail)?;
+    Ok((file, metadata))
 }
 
 /// Maps the first `len` bytes of `file` (`path` is for the message).

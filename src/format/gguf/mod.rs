@@ -16,6 +16,7 @@ mod split;
 mod tensors;
 mod value;
 
+use std::fs::{File, Metadata};
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -29,7 +30,8 @@ pub use value::{Array, Value, ValueType};
 /// A model: the metadata and the tensor table of one GGUF file or of all parts of a split one.
 pub struct Gguf {
     files: Vec<PathBuf>,
-    file_bytes: Vec<u64>,
+    /// The same, open.
+    opened: Vec<Opened>,
     version: u32,
     /// The metadata of the first file.
     mapping: Mmap,
@@ -39,10 +41,18 @@ pub struct Gguf {
     by_name: Vec<u32>,
 }
 
+/// A file of a model as it was when its metadata was read.
+pub struct Opened {
+    /// Open for reading.
+    pub file: File,
+    /// Whatever is at its path now, what is read of it must be of a file like this.
+    pub metadata: Metadata,
+}
+
 /// One file of a model, parsed.
 struct Part {
     path: PathBuf,
-    file_bytes: u64,
+    opened: Opened,
     header: Header,
     /// Exactly the metadata.
     mapping: Mmap,
@@ -50,7 +60,8 @@ struct Part {
 
 impl Part {
     fn open(path: &Path, file_index: usize) -> Result<Part> {
-        let (file, file_bytes) = mapping::open(path)?;
+        let (file, metadata) = mapping::open(path)?;
+        let file_bytes = metadata.len();
         if file_bytes == 0 {
             return Err(cursor::damaged(path, "the file is empty"));
         }
@@ -60,7 +71,7 @@ impl Part {
         let mapping = mapping::map(&file, header.metadata_bytes, path)?;
         Ok(Part {
             path: path.to_owned(),
-            file_bytes,
+            opened: Opened { file, metadata },
             header,
             mapping,
         })
@@ -99,11 +110,12 @@ impl Gguf {
             }
         }
         let files = parts.iter().map(|p| p.path.clone()).collect();
-        let file_bytes = parts.iter().map(|p| p.file_bytes).collect();
-        let first = parts.swap_remove(0);
+        let mut parts = parts.into_iter();
+        let first = parts.next().expect("a model has a file");
+        let others = parts.map(|part| part.opened);
         Ok(Gguf {
             files,
-            file_bytes,
+            opened: std::iter::once(first.opened).chain(others).collect(),
             version: first.header.version,
             mapping: first.mapping,
             entries: first.header.entries,
@@ -117,19 +129,14 @@ impl Gguf {
         &self.files
     }
 
-    /// The size of each file, in the order of [`Gguf::files`].
-    pub fn file_bytes(&self) -> &[u64] {
-        &self.file_bytes
+    /// The same files as they were opened.
+    pub fn opened(&self) -> &[Opened] {
+        &self.opened
     }
 
     /// The GGUF version, 2 or 3.
     pub fn version(&self) -> u32 {
         self.version
-    }
-
-    /// Bytes of metadata that are mapped, which count as memory.
-    pub fn mapped_bytes(&self) -> usize {
-        self.mapping.len()
     }
 
     /// The value of `key`, an integer of any type that fits.

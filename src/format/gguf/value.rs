@@ -275,11 +275,6 @@ impl<'a> Array<'a> {
         self.len == 0
     }
 
-    /// Type of the elements.
-    pub fn element_type(&self) -> ValueType {
-        self.element
-    }
-
     /// The strings, as bytes: vocabularies hold pieces that are not whole UTF-8.
     pub fn strings(&self) -> Result<impl ExactSizeIterator<Item = &'a [u8]> + Clone + use<'a>> {
         self.expect("string", self.element == ValueType::String)?;
@@ -330,12 +325,6 @@ impl<'a> Array<'a> {
                 f32::from_le_bytes(first(b))
             }
         }))
-    }
-
-    /// The bools.
-    pub fn bools(&self) -> Result<impl ExactSizeIterator<Item = bool> + Clone + use<'a>> {
-        self.expect("bool", self.element == ValueType::Bool)?;
-        Ok(self.fixed().map(|b| b[0] != 0))
     }
 
     /// The bytes of each element of a type of fixed size.
