@@ -110,6 +110,19 @@ impl Config {
                 "use a dense model: experts are not supported yet",
             ));
         }
+        for name in [
+            "attention.head_count",
+            "attention.head_count_kv",
+            "feed_forward_length",
+        ] {
+            if gguf.array(&key(name)).is_ok_and(|array| array.is_some()) {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!("the layers of this {arch} model differ in {name}"),
+                    "use a model whose layers are all alike",
+                ));
+            }
+        }
         let (dim, heads) = (needed("embedding_length")?, needed("attention.head_count")?);
         if dim == 0 || heads == 0 {
             return Err(unsound(format!("{dim} dimensions and {heads} heads")));
@@ -214,18 +227,19 @@ impl Config {
     }
 }
 
-/// The factor on positions that `rope.scaling.*` asks for.
+/// The factor on positions that `rope.scaling.*` asks for, read as llama.cpp does: a factor alone is linear, and counts
+/// for nothing where there is to be no scaling.
 fn linear_scale(gguf: &Gguf, arch: &str) -> Result<f32> {
     let kind = gguf
         .str(&format!("{arch}.rope.scaling.type"))?
-        .unwrap_or("none");
+        .unwrap_or("linear");
     let factor = match gguf.f32(&format!("{arch}.rope.scaling.factor"))? {
         Some(factor) => Some(factor),
         None => gguf.f32(&format!("{arch}.rope.scale_linear"))?,
     };
     match (kind, factor) {
-        ("none", None) => Ok(1.0),
-        ("none" | "linear", Some(factor)) if factor > 0.0 => Ok(1.0 / factor),
+        ("none", _) | ("linear", None) => Ok(1.0),
+        ("linear", Some(factor)) if factor > 0.0 => Ok(1.0 / factor),
         _ => Err(Error::new(
             Kind::Unsupported,
             format!("the model scales its context by {kind} (factor {factor:?})"),
