@@ -33,7 +33,11 @@ fn the_engines_thread_answers_without_an_allocation() {
         model.display()
     );
     let config = Config::parse(&text, Path::new("test")).expect("sound");
-    let worker = Worker::new(64, Status::default());
+    let status = Status {
+        models: serve::status::models(&config),
+        ..Status::default()
+    };
+    let worker = Worker::new(64, status);
     let (told, opened) = std::sync::mpsc::channel();
     let engine = {
         let worker = worker.clone();
@@ -74,7 +78,7 @@ fn the_engines_thread_answers_without_an_allocation() {
 /// Some requests of one client with a small outbox, which is emptied slowly at first.
 fn answer_all(worker: &Worker, runtime: &tokio::runtime::Runtime, round: u32) {
     let outbox = Arc::new(Outbox::new(4));
-    let mut cancelled = None;
+    let (mut cancelled, mut statuses) = (None, 0);
     for request in 0..REQUESTS {
         let generate = Generate {
             session: (request % 4 == 0).then(|| format!("s{request} {round}")),
@@ -98,10 +102,14 @@ fn answer_all(worker: &Worker, runtime: &tokio::runtime::Runtime, round: u32) {
                 tag,
                 outbox,
                 prepared,
+                place: None,
             })
             .expect("room");
         cancelled = Some(tag);
+        let status = runtime.block_on(worker.status());
+        statuses += usize::from(status.running > 0 && !status.sessions.is_empty());
     }
+    assert!(statuses > 0, "nobody was told of what is being answered");
     worker.order_always(Order::Cancel(cancelled.expect("there are some")));
     std::thread::sleep(Duration::from_millis(100));
     let begun = Instant::now();

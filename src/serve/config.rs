@@ -213,6 +213,17 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Requests that are waiting or being answered at a time.
+    pub fn requests(&self) -> usize {
+        self.sessions + self.queue
+    }
+
+    /// Bytes that a request may take from its arrival until it is made ready: its texts are no longer than what was
+    /// sent, but small numbers and empty texts take more than they took on the line.
+    pub fn held_bytes(&self) -> usize {
+        2 * self.request_bytes.0 as usize
+    }
+
     /// How long answers may take to end after SIGTERM.
     pub fn stop(&self) -> Duration {
         Duration::from_secs(self.stop_s)

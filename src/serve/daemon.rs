@@ -10,25 +10,24 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use super::config::Config;
+use super::config::{Config, Load};
 use super::engine::{Answering, Setup};
 use super::front::Front;
 use super::sockets::Sockets;
-use super::status::{Status, models};
+use super::status::{ModelState, Status, models};
 use super::systemd;
-use super::worker::{Order, Worker};
+use super::worker::{Order, TOKENIZING_THREADS, Worker};
 use crate::error::{Error, Kind, Result};
 use crate::units::bytes;
 
 /// How often the service manager is told how far loading is.
 const PROGRESS: Duration = Duration::from_millis(500);
+/// How long opening the models may take, before their weights are read.
+const OPENING_MAX: Duration = Duration::from_secs(600);
 /// What connections get to write the last replies.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Orders that may wait: a sweep takes them all, so there are many only while one takes long.
 const ORDERS_MAX: usize = 256;
-
-/// Threads that turn prompts into tokens; they are there only while they work.
-const TOKENIZING_THREADS: usize = 2;
 
 /// Serves until SIGTERM or Ctrl-C. `path` is where the configuration was read from, and is again at SIGHUP.
 ///
@@ -102,10 +101,16 @@ fn died() -> Error {
 
 /// The status before anything is loaded.
 fn first_status(config: &Config) -> Status {
+    let mut models = models(config);
+    for (told, model) in models.iter_mut().zip(&config.models) {
+        if model.as_ref().load == Load::Start {
+            told.state = ModelState::Loading;
+        }
+    }
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         budget_bytes: config.memory.map_or(0, |memory| memory.0),
-        models: models(config),
+        models,
         waiting_max: config.limits.queue as u32,
         ..Status::default()
     }
@@ -145,14 +150,16 @@ fn start_engine(front: &Front, setup: Setup) -> Result<(Opened, oneshot::Receive
 
 /// Tells the service manager how far loading is, and to have patience as long as it goes on.
 async fn progress(worker: &Worker) -> std::convert::Infallible {
-    let mut before = None;
+    let (mut before, begun) = (None, Instant::now());
     loop {
         let reading = worker.reading();
         let arrived = reading
             .as_ref()
             .map(|r| r.arrived.load(std::sync::atomic::Ordering::Relaxed));
-        // A disk that delivers nothing is not waited for endlessly.
-        if Some(arrived) != before {
+        // A disk that delivers nothing is not waited for endlessly. What opening does is not counted: it locks the arena,
+        // and compiles the GPU's kernels.
+        let opens = arrived.is_none() && begun.elapsed() < OPENING_MAX;
+        if opens || Some(arrived) != before {
             systemd::starting(&match (&reading, arrived) {
                 (Some(reading), Some(arrived)) => {
                     let share = (100 * arrived / reading.of.max(1)).min(100);

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
+use super::front::Place;
 use super::outbox::Outbox;
 use super::status::Work;
 use crate::engine::request::{Event, Tag};
 use crate::engine::scheduler::Flow;
 use crate::error::{Error, Kind};
 
+/// Where the events of a request go, and the place that it has until its last one.
+type Delivery = (Tag, Arc<Outbox>, Option<Place>);
+
 /// Where the events of each request go.
 #[derive(Default)]
 pub struct Deliveries {
-    outboxes: Vec<(Tag, Arc<Outbox>)>,
+    outboxes: Vec<Delivery>,
     /// Errors that end requests the scheduler knows nothing of (any more), for outboxes that were full.
     late: Vec<(Tag, Arc<Outbox>, Error)>,
     /// Requests and tokens so far; sweeps are counted elsewhere.
@@ -28,9 +32,9 @@ impl Deliveries {
     }
 
     /// A request was taken on.
-    pub fn begin(&mut self, tag: Tag, outbox: Arc<Outbox>) {
+    pub fn begin(&mut self, tag: Tag, outbox: Arc<Outbox>, place: Option<Place>) {
         self.work.requests += 1;
-        self.outboxes.push((tag, outbox));
+        self.outboxes.push((tag, outbox, place));
     }
 
     /// A request was not taken on.
@@ -58,18 +62,18 @@ impl Deliveries {
     /// A client is gone, and its requests with it.
     pub fn forget(&mut self, client: u32) {
         let before = self.outboxes.len();
-        self.outboxes.retain(|(tag, _)| tag.client != client);
+        self.outboxes.retain(|(tag, ..)| tag.client != client);
         self.work.ended += (before - self.outboxes.len()) as u64;
     }
 
     /// The requests that are not answered yet.
     pub fn tags(&self) -> impl Iterator<Item = Tag> + '_ {
-        self.outboxes.iter().map(|(tag, _)| *tag)
+        self.outboxes.iter().map(|(tag, ..)| *tag)
     }
 
     /// Puts an event into its client's outbox.
     pub fn deliver(&mut self, tag: Tag, event: &Event<'_>) -> Flow {
-        let Some(place) = self.outboxes.iter().position(|(of, _)| *of == tag) else {
+        let Some(place) = self.outboxes.iter().position(|(of, ..)| *of == tag) else {
             return Flow::Gone;
         };
         if let Event::Error {
@@ -80,7 +84,7 @@ impl Deliveries {
         {
             // The scheduler says this once, to a client whose outbox is full: it must hear it all the same if it ever
             // reads on.
-            let (tag, outbox) = self.outboxes.swap_remove(place);
+            let (tag, outbox, _) = self.outboxes.swap_remove(place);
             self.fail(
                 tag,
                 outbox,
@@ -123,7 +127,7 @@ mod tests {
             request: 7,
         };
         let mut deliveries = Deliveries::new(1);
-        deliveries.begin(tag, Arc::clone(&outbox));
+        deliveries.begin(tag, Arc::clone(&outbox), None);
         let token = Event::Token {
             index: 0,
             id: 1,

@@ -9,7 +9,7 @@ use super::config::{Config, Load, Model};
 use super::deliveries::Deliveries;
 use super::front::Done;
 use super::loader;
-use super::status::{BoardStatus, BudgetLine, ModelState, Rates, SessionStatus, Status, Work};
+use super::status::{BoardStatus, BudgetLine, Held, Latest, ModelState, Rates, Work};
 use super::systemd::Watchdog;
 use super::worker::{Order, Reading, Worker};
 use crate::board::Monitor;
@@ -101,7 +101,7 @@ fn budget_line(model: Option<&str>, line: &Line) -> BudgetLine {
 
 fn limits(config: &Config) -> Limits {
     Limits {
-        requests: config.limits.sessions + config.limits.queue,
+        requests: config.limits.requests(),
         stalled: config.limits.stalled(),
         idle: Duration::from_secs(config.limits.session_idle_s),
         neighbour_factor: config.limits.prefill_slowdown as f32,
@@ -144,8 +144,8 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// Opens the models that are loaded at the start, and reads each once, so that the first answer does not wait for
-    /// the disk.
+    /// Opens the models that are loaded at the start, and reads the first of them once, so that its first answer does not
+    /// wait for the disk. The weights of the others come when they are asked for, or while nobody asks.
     ///
     /// # Errors
     /// A model cannot be opened, or the budget cannot hold them.
@@ -159,10 +159,14 @@ impl Answering {
         let mut engine = (setup.open)(&files, &setup.options)?;
         let monitor = (setup.watch)(&mut engine);
         let mut scheduler = Scheduler::new(engine, &names, limits(&config));
-        for model in &models {
-            read(&mut scheduler, &worker, model)?;
+        if let Some(first) = models.first() {
+            read(&mut scheduler, &worker, first)?;
         }
-        let requests_max = config.limits.sessions + config.limits.queue;
+        for model in &models {
+            worker.add_vocabulary(scheduler.vocabulary(Some(&model.name))?);
+            worker.set_model_state(&model.name, ModelState::Ready);
+        }
+        let requests_max = config.limits.requests();
         let now = Instant::now();
         let answering = Answering {
             monitor,
@@ -177,7 +181,8 @@ impl Answering {
             started: now,
             samples: [(now, Work::default()); 2],
         };
-        answering.worker.set_status(|status| answering.fill(status));
+        answering.tell_budget();
+        answering.worker.set_status(|latest| answering.fill(latest));
         Ok(answering)
     }
 
@@ -200,7 +205,7 @@ impl Answering {
                 .scheduler
                 .step(now, &mut |tag, event| deliveries.deliver(tag, event));
             self.sample();
-            self.worker.clone().tell_status(|status| self.fill(status));
+            self.worker.tell_status(|latest| self.fill(latest));
             if let Some(failure) = self.scheduler.engine().device().failure() {
                 return Err(failure);
             }
@@ -230,14 +235,23 @@ impl Answering {
     }
 
     fn obey(&mut self, order: Order) {
+        let moves_memory = order.moves_memory();
+        self.act(order);
+        if moves_memory {
+            self.tell_budget();
+        }
+    }
+
+    fn act(&mut self, order: Order) {
         let now = self.started.elapsed();
         match order {
             Order::Generate {
                 tag,
                 outbox,
                 prepared,
+                place,
             } => match self.scheduler.submit(tag, *prepared, now) {
-                Ok(()) => self.deliveries.begin(tag, outbox),
+                Ok(()) => self.deliveries.begin(tag, outbox, place),
                 Err(error) => self.deliveries.refuse(tag, outbox, error),
             },
             Order::Cancel(tag) => {
@@ -314,7 +328,10 @@ impl Answering {
     }
 
     fn unload(&mut self, name: &str) -> Result<()> {
+        let spent = self.scheduler.spent(Some(name))?;
         self.scheduler.unload(name, self.started.elapsed())?;
+        // What it did is done, though it is gone.
+        self.deliveries.work.add(&spent);
         self.worker.remove_vocabulary(name);
         self.models.retain(|model| model.name != name);
         self.worker.set_model_state(name, ModelState::Off);
@@ -336,8 +353,10 @@ impl Answering {
         let idle = Duration::from_secs(config.limits.session_idle_s);
         self.scheduler.set_patience(config.limits.stalled(), idle);
         self.config = Arc::clone(&config);
-        self.worker
-            .set_status(|status| status.models = super::status::models(&config));
+        self.worker.set_status(|latest| {
+            latest.sessions.clear();
+            latest.status.models = super::status::models(&config);
+        });
         for old in self.models.clone() {
             let mut models = config.models.iter().map(|model| model.as_ref());
             match models.find(|new| new.name == old.name) {
@@ -366,57 +385,67 @@ impl Answering {
         let mut work = self.deliveries.work;
         for model in &self.models {
             // Every model here is the scheduler's too.
-            let spent = self.scheduler.spent(Some(&model.name)).unwrap_or_default();
-            work.sweeps += spent.sweeps;
-            work.sweep_s += spent.time.as_secs_f64();
-            work.stalled_s += spent.stalled.as_secs_f64();
-            work.read_bytes += spent.read_bytes;
+            work.add(&self.scheduler.spent(Some(&model.name)).unwrap_or_default());
         }
         work
     }
 
-    fn fill(&self, status: &mut Status) {
-        let scheduled = self.scheduler.status();
+    /// Writes down how the budget is divided, and makes room for all the conversations that there can be. Of the
+    /// status, this is what takes memory; it is done when models come and go, or memory does.
+    fn tell_budget(&self) {
         let engine = self.scheduler.engine();
         let name = |id| {
             let mut named = self.models.iter().zip(engine.models());
             let found = named.find(|(_, of)| Some(*of) == id);
             found.map(|(model, _)| model.name.as_str())
         };
-        let shares = engine.budget();
-        status.budget.clear();
-        status.gpu_budget.clear();
-        for share in &shares {
+        let (mut budget, mut gpu_budget) = (Vec::new(), Vec::new());
+        for share in &engine.budget() {
             let owner = name(share.model);
             let line = |line| budget_line(owner, line);
-            status.budget.extend(share.lines.iter().map(line));
-            status.gpu_budget.extend(share.gpu_lines.iter().map(line));
+            budget.extend(share.lines.iter().map(line));
+            gpu_budget.extend(share.gpu_lines.iter().map(line));
         }
-        status.budget_bytes = engine.pool().memory;
-        status.gpu_budget_bytes = engine.pool().gpu.map_or(0, |gpu| gpu.memory);
-        status.sessions.clear();
-        for (model, id) in scheduled.models.iter().zip(engine.models()) {
+        let sessions = engine.models().map(|id| engine.sessions(id)).sum();
+        self.worker.set_status(|latest| {
+            let status = &mut latest.status;
+            (status.budget, status.gpu_budget) = (budget, gpu_budget);
+            status.budget_bytes = engine.pool().memory;
+            status.gpu_budget_bytes = engine.pool().gpu.map_or(0, |gpu| gpu.memory);
+            latest.sessions.clear();
+            latest.sessions.reserve(sessions);
+        });
+    }
+
+    /// Brings the numbers of the status up to date. Allocates nothing.
+    fn fill(&self, latest: &mut Latest) {
+        let engine = self.scheduler.engine();
+        let Latest { status, sessions } = latest;
+        for (model, id) in self.models.iter().zip(engine.models()) {
             if let Some(told) = status
                 .models
                 .iter_mut()
                 .find(|told| told.name == model.name)
             {
-                told.state = ModelState::Ready;
-                told.context = model.context as u32;
+                told.context = engine.plan(id).context as u32;
                 told.weight_bytes = engine.weight_bytes(id);
                 told.resident_bytes = engine.store().resident_bytes_of(id).min(told.weight_bytes);
             }
-            status
-                .sessions
-                .extend(model.sessions.iter().map(|session| SessionStatus {
-                    model: model.name.clone(),
-                    name: session.name.clone().unwrap_or_default(),
-                    tokens: session.tokens as u32,
-                    busy: session.state == SessionState::Busy,
-                }));
         }
-        status.running = scheduled.running as u32;
-        status.waiting = scheduled.waiting as u32;
+        sessions.clear();
+        self.scheduler.each_session(|model, name, tokens, state| {
+            let place = status.models.iter().position(|told| told.name == model);
+            if let Some(model) = place {
+                sessions.push(Held {
+                    model,
+                    name: name.clone(),
+                    tokens: tokens as u32,
+                    busy: state == SessionState::Busy,
+                });
+            }
+        });
+        let (waiting, running) = self.scheduler.requests();
+        (status.waiting, status.running) = (waiting as u32, running as u32);
         status.total = self.done();
         let (reading, energy) = self.monitor.latest();
         status.board = BoardStatus {
@@ -427,10 +456,11 @@ impl Answering {
         };
         let (since, before) = self.samples[0];
         let seconds = since.elapsed().as_secs_f64().max(1e-3);
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
         status.recent = Rates {
-            prompt_tokens: (status.total.prompt_tokens - before.prompt_tokens) as f64 / seconds,
-            answer_tokens: (status.total.answer_tokens - before.answer_tokens) as f64 / seconds,
-            read_bytes: (status.total.read_bytes - before.read_bytes) as f64 / seconds,
+            prompt_tokens: rate(status.total.prompt_tokens, before.prompt_tokens),
+            answer_tokens: rate(status.total.answer_tokens, before.answer_tokens),
+            read_bytes: rate(status.total.read_bytes, before.read_bytes),
         };
     }
 }
@@ -442,20 +472,16 @@ fn tell(done: Option<Done>, result: Result<()>) {
     }
 }
 
-/// Reads a model, and lets clients ask it.
+/// Reads a model once.
 fn read(scheduler: &mut Scheduler, worker: &Worker, model: &Model) -> Result<()> {
-    worker.set_model_state(&model.name, ModelState::Loading);
     let engine = scheduler.engine();
-    let weights = engine.models().map(|id| engine.weight_bytes(id));
+    let weights = engine.models().next().map(|id| engine.weight_bytes(id));
     worker.set_reading(Some(Reading {
         model: model.name.clone(),
         arrived: engine.store().arrived_bytes(),
-        of: weights.sum(),
+        of: weights.unwrap_or(0),
     }));
     let warmed = scheduler.warm_up(&model.name);
     worker.set_reading(None);
-    warmed?;
-    worker.add_vocabulary(scheduler.vocabulary(Some(&model.name))?);
-    worker.set_model_state(&model.name, ModelState::Ready);
-    Ok(())
+    warmed
 }

@@ -45,10 +45,8 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     /// May be dropped and called again without losing anything.
     pub async fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         loop {
-            if std::mem::take(&mut self.over) {
-                self.line.clear();
-                self.line.shrink_to(KEPT_BYTES);
-                self.too_long = false;
+            if self.over {
+                self.forget();
             }
             let bytes = self.input.fill_buf().await?;
             if bytes.is_empty() {
@@ -60,6 +58,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
                 self.too_long = true;
                 self.line = Vec::new();
             } else {
+                make_room(&mut self.line, part.len(), self.bytes_max);
                 self.line.extend_from_slice(part);
             }
             let taken = part.len() + usize::from(newline.is_some());
@@ -78,6 +77,25 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
                 return Ok(Some(Line::Whole(&self.line)));
             }
         }
+    }
+}
+
+impl<R> Lines<R> {
+    /// Gives the memory of the line back that was handed out last.
+    pub fn forget(&mut self) {
+        self.over = false;
+        self.line.clear();
+        self.line.shrink_to(KEPT_BYTES);
+        self.too_long = false;
+    }
+}
+
+/// Takes memory for so many more bytes of a line, twice as much as there is where that is allowed.
+fn make_room(line: &mut Vec<u8>, more: usize, bytes_max: usize) {
+    let wanted = line.len() + more;
+    if wanted > line.capacity() {
+        let doubled = (2 * line.capacity()).min(bytes_max);
+        line.reserve_exact(doubled.max(wanted) - line.len());
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
+use super::front::ending;
 use super::worker::{Order, Worker};
 use crate::engine::{Built, ModelOptions, Opening};
 use crate::error::{Error, Kind, Result};
@@ -35,13 +36,7 @@ fn load(worker: &Worker, path: &Path, wishes: &ModelOptions) -> Result<Built> {
     let opening = Box::new(Opening::read(path, wishes)?);
     let (reply, reserved) = mpsc::sync_channel(1);
     worker.order_always(Order::Reserve(opening, reply));
-    let reserved = reserved.recv().unwrap_or_else(|_| {
-        Err(Error::new(
-            Kind::Busy,
-            "the daemon ends",
-            "load the model when it has started again",
-        ))
-    });
+    let reserved = reserved.recv().unwrap_or_else(|_| Err(ending()));
     reserved?.build()
 }
 

@@ -98,6 +98,15 @@ pub struct Reply<'a> {
     pub answer: Answer<'a>,
 }
 
+/// A reply that is only borrowed, to be written.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    /// The number of the request; 0 where it could not be read.
+    pub id: u32,
+    /// What there is to say.
+    pub answer: &'a Answer<'a>,
+}
+
 /// What the daemon answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -147,8 +156,15 @@ impl Serialize for Request {
 
 impl Serialize for Reply<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Reply { id, answer } = self;
+        Said { id: *id, answer }.serialize(serializer)
+    }
+}
+
+impl Serialize for Said<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let id = self.id;
-        match (&self.answer, serializer.is_human_readable()) {
+        match (self.answer, serializer.is_human_readable()) {
             (answer, false) => (id, answer).serialize(serializer),
             (Answer::Event(said), true) => Line { id, said }.serialize(serializer),
             (said, true) => Line { id, said }.serialize(serializer),
@@ -235,11 +251,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Reply<'a> {
         struct Line<'a> {
             id: u32,
             #[serde(flatten, borrow)]
-            said: Said<'a>,
+            said: Either<'a>,
         }
         #[derive(Deserialize)]
         #[serde(untagged)]
-        enum Said<'a> {
+        enum Either<'a> {
             #[serde(borrow)]
             Event(Event<'a>),
             #[serde(borrow)]
@@ -247,8 +263,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Reply<'a> {
         }
         let Line { id, said } = Deserialize::deserialize(deserializer)?;
         let answer = match said {
-            Said::Event(event) => Answer::Event(event),
-            Said::Other(answer) => answer,
+            Either::Event(event) => Answer::Event(event),
+            Either::Other(answer) => answer,
         };
         Ok(Reply { id, answer })
     }

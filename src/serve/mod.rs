@@ -14,6 +14,7 @@
 //! All of them say the same things ([`message`]), as [`client`] does at the other end. [`daemon`] is the life of the
 //! process, [`config`] its configuration file, [`systemd`] what it tells the service manager.
 
+mod accept;
 pub mod client;
 pub mod config;
 pub mod daemon;
@@ -31,3 +32,10 @@ pub mod status;
 pub mod systemd;
 pub mod unix;
 pub mod worker;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks what is sound after every statement, so also where a panic let it go.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

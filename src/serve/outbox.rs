@@ -4,10 +4,11 @@
 //! event is stored as `postcard` writes it. The connection's task on the front's thread takes them out.
 
 use std::borrow::Cow;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use tokio::sync::Notify;
 
+use super::lock;
 use super::message::{Answer, Nothing};
 use crate::engine::request::Event;
 use crate::engine::scheduler::Flow;
@@ -81,11 +82,6 @@ impl Outbox {
         (events * EVENT_BYTES).max(4 * EVENT_BYTES_MAX) + size_of::<Outbox>()
     }
 
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        // Every change is complete before the lock is let go, even where a panic lets it go.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Puts an event in, unless there is no room for it or the client is gone.
     pub fn put(&self, request: u32, event: &Event<'_>) -> Flow {
         self.put_by(|ring| ring.put(request, event))
@@ -97,7 +93,7 @@ impl Outbox {
     }
 
     fn put_by(&self, put: impl FnOnce(&mut Ring) -> bool) -> Flow {
-        let mut ring = self.ring();
+        let mut ring = lock(&self.ring);
         if ring.closed {
             return Flow::Gone;
         }
@@ -112,7 +108,7 @@ impl Outbox {
 
     /// The oldest event, and whether the engine waits for the room that it leaves.
     pub fn take(&self) -> Option<(Taken, bool)> {
-        let mut ring = self.ring();
+        let mut ring = lock(&self.ring);
         let taken = ring.take()?;
         // Half of it, so that a slow client does not wake the engine for every event.
         let wake = ring.refused && ring.len <= ring.bytes.len() / 2;
@@ -127,7 +123,7 @@ impl Outbox {
 
     /// The client is gone.
     pub fn close(&self) {
-        let mut ring = self.ring();
+        let mut ring = lock(&self.ring);
         ring.closed = true;
         ring.len = 0;
     }

@@ -1,13 +1,54 @@
 //! How things are: what `airstream status` shows and `/metrics` counts.
 //!
-//! The engine's thread fills it in between two sweeps, when somebody has asked.
+//! The engine's thread brings [`Latest`] up to date between two sweeps when somebody has asked: it writes numbers into
+//! memory that is there already. What takes memory is done for whoever asked, on the front's thread.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
+use crate::engine::Spent;
+use crate::engine::request::SessionName;
 use crate::units::bytes;
+
+/// The status as the engine's thread keeps it.
+#[derive(Debug, Default)]
+pub struct Latest {
+    /// All but the conversations.
+    pub status: Status,
+    /// The conversations; there is room for all that there can be.
+    pub sessions: Vec<Held>,
+}
+
+/// A conversation that is held.
+#[derive(Debug)]
+pub struct Held {
+    /// Its model, as a place in the status's list.
+    pub model: usize,
+    /// Its name; empty if it belongs to a single request.
+    pub name: SessionName,
+    /// Its tokens.
+    pub tokens: u32,
+    /// Whether an answer is being made in it.
+    pub busy: bool,
+}
+
+impl Latest {
+    /// The status in a form that can be sent.
+    pub fn to_status(&self) -> Status {
+        let named = |held: &Held| SessionStatus {
+            model: self.status.models[held.model].name.clone(),
+            name: held.name.as_str().to_owned(),
+            tokens: held.tokens,
+            busy: held.busy,
+        };
+        Status {
+            sessions: self.sessions.iter().map(named).collect(),
+            ..self.status.clone()
+        }
+    }
+}
 
 /// The daemon as a whole.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -16,7 +57,7 @@ pub struct Status {
     pub version: String,
     /// Seconds since it started.
     pub uptime_s: u64,
-    /// Connections, and how many there were so far.
+    /// Connections.
     pub clients: u32,
     /// How many there were so far.
     pub clients_ever: u32,
@@ -32,7 +73,7 @@ pub struct Status {
     pub models: Vec<ModelStatus>,
     /// The conversations that are held.
     pub sessions: Vec<SessionStatus>,
-    /// Requests that are being answered, and that wait.
+    /// Requests that are being answered.
     pub running: u32,
     /// Requests that wait.
     pub waiting: u32,
@@ -122,7 +163,7 @@ pub struct Work {
     pub ended: u64,
     /// Of these, with an error.
     pub failed: u64,
-    /// Rows of prompts computed.
+    /// Tokens of prompts to compute, counted when a request begins.
     pub prompt_tokens: u64,
     /// Tokens of answers.
     pub answer_tokens: u64,
@@ -134,6 +175,16 @@ pub struct Work {
     pub stalled_s: f64,
     /// Bytes read from disk.
     pub read_bytes: u64,
+}
+
+impl Work {
+    /// Adds what sweeps took.
+    pub fn add(&mut self, spent: &Spent) {
+        self.sweeps += spent.sweeps;
+        self.sweep_s += spent.time.as_secs_f64();
+        self.stalled_s += spent.stalled.as_secs_f64();
+        self.read_bytes += spent.read_bytes;
+    }
 }
 
 /// Work in a second.

@@ -6,22 +6,26 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::config::{Config, Model};
-use super::front::Done;
+use super::front::{Done, Place};
+use super::lock;
 use super::message::Reset;
 use super::outbox::Outbox;
-use super::status::{ModelState, Status};
+use super::status::{Latest, ModelState, Status};
 use crate::engine::request::{Generate, Tag};
 use crate::engine::{Built, Opening, Prepared, Reserved, Vocabulary};
 use crate::error::{Error, Kind, Result};
 
 /// How long to wait for the end of a sweep, before an older status has to do.
 const STATUS_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Threads that turn prompts into tokens; they are there only while they work.
+pub(super) const TOKENIZING_THREADS: usize = 2;
 
 /// What the front asks of the engine's thread.
 pub enum Order {
@@ -33,6 +37,8 @@ pub enum Order {
         outbox: Arc<Outbox>,
         /// The request, made ready.
         prepared: Box<Prepared>,
+        /// Its place, which it has until its end.
+        place: Option<Place>,
     },
     /// End an answer.
     Cancel(Tag),
@@ -66,6 +72,11 @@ impl Order {
             Order::Load(..) | Order::Unload(..) | Order::SetBudget(..) | Order::Reload(_)
         )
     }
+
+    /// Whether the budget may be divided in another way when it is done.
+    pub(super) fn moves_memory(&self) -> bool {
+        self.changes_memory() || matches!(self, Order::Reserve(..) | Order::Admit(_))
+    }
 }
 
 /// A model that is being read for the first time.
@@ -89,7 +100,7 @@ struct Shared {
     orders_max: usize,
     /// Rung for every order.
     bell: Condvar,
-    status: Mutex<Status>,
+    latest: Mutex<Latest>,
     /// Somebody wants to know the status as it is now.
     asked: AtomicBool,
     /// The status was brought up to date.
@@ -97,17 +108,15 @@ struct Shared {
     reading: Mutex<Option<Reading>>,
     /// Those of the models that can answer.
     vocabularies: Mutex<Vec<Arc<Vocabulary>>>,
+    /// One for each thread that makes requests ready: the others wait where they cost nothing, and leave with their
+    /// clients.
+    tokenizing: Arc<Semaphore>,
 }
 
 struct Orders {
     queue: VecDeque<Order>,
     /// The engine's thread is to look around before it sleeps again.
     woken: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is sound after every statement, so also where a panic let one go.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Worker {
@@ -121,11 +130,15 @@ impl Worker {
             }),
             orders_max,
             bell: Condvar::new(),
-            status: Mutex::new(status),
+            latest: Mutex::new(Latest {
+                status,
+                ..Latest::default()
+            }),
             asked: AtomicBool::new(false),
             told: Notify::new(),
             reading: Mutex::default(),
             vocabularies: Mutex::default(),
+            tokenizing: Arc::new(Semaphore::new(TOKENIZING_THREADS)),
         }))
     }
 
@@ -190,25 +203,25 @@ impl Worker {
 
     /// The status as it was last.
     pub fn last_status(&self) -> Status {
-        lock(&self.0.status).clone()
+        lock(&self.0.latest).to_status()
     }
 
     /// Brings the status up to date, if somebody asked.
-    pub(super) fn tell_status(&self, update: impl FnOnce(&mut Status)) {
+    pub(super) fn tell_status(&self, update: impl FnOnce(&mut Latest)) {
         if self.0.asked.swap(false, Ordering::Acquire) {
-            update(&mut lock(&self.0.status));
+            update(&mut lock(&self.0.latest));
             self.0.told.notify_waiters();
         }
     }
 
     /// Brings the status up to date, asked or not.
-    pub(super) fn set_status(&self, update: impl FnOnce(&mut Status)) {
-        update(&mut lock(&self.0.status));
+    pub(super) fn set_status(&self, update: impl FnOnce(&mut Latest)) {
+        update(&mut lock(&self.0.latest));
     }
 
     /// Tells whether a model can answer.
     pub(super) fn set_model_state(&self, name: &str, state: ModelState) {
-        let mut status = lock(&self.0.status);
+        let status = &mut lock(&self.0.latest).status;
         if let Some(model) = status.models.iter_mut().find(|model| model.name == name) {
             model.state = state;
         }
@@ -241,14 +254,14 @@ impl Worker {
         let known = |vocabulary: &&Arc<Vocabulary>| vocabulary.model() == model;
         let found = lock(&self.0.vocabularies).iter().find(known).cloned();
         let Some(vocabulary) = found else {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("the model {model:?} is not loaded"),
-                "load it first (\"load\"), or ask another one (`airstream status` lists them)",
-            ));
+            return Err(self.cannot_answer(model));
         };
-        let prepared =
-            tokio::task::spawn_blocking(move || vocabulary.prepare(&request).map(Box::new)).await;
+        let turn = Arc::clone(&self.0.tokenizing).acquire_owned().await;
+        let prepared = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            vocabulary.prepare(&request).map(Box::new)
+        });
+        let prepared = prepared.await;
         prepared.unwrap_or_else(|e| {
             Err(Error::new(
                 Kind::Usage,
@@ -256,5 +269,23 @@ impl Worker {
                 "report this",
             ))
         })
+    }
+
+    /// Why a model that is not there cannot answer.
+    fn cannot_answer(&self, name: &str) -> Error {
+        let status = &lock(&self.0.latest).status;
+        let model = status.models.iter().find(|model| model.name == name);
+        let (what, remedy) = match model.map_or(ModelState::Off, |model| model.state) {
+            ModelState::Loading => ("is being loaded", "ask again in a moment"),
+            ModelState::Failed => (
+                "could not be loaded",
+                "see the daemon's log, or ask another one (`airstream status` lists them)",
+            ),
+            ModelState::Off | ModelState::Ready => (
+                "is not loaded",
+                "load it first (\"load\"), or ask another one (`airstream status` lists them)",
+            ),
+        };
+        Error::new(Kind::Busy, format!("the model {name:?} {what}"), remedy)
     }
 }

@@ -1,12 +1,20 @@
 //! A model is loaded while another one answers.
 
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use airstream::board::{Board, Monitor};
+use airstream::engine::Engine;
+use airstream::serve::engine::{Answering, Setup};
+use airstream::serve::status::{ModelState, Status};
+use airstream::serve::worker::Worker;
+use airstream::serve::{self, config::Config};
 use serde_json::{Value, json};
 
-use super::daemon::{Client, Daemon, generate, is_last};
+use super::daemon::{Client, Daemon, config, generate, is_last};
 use super::models;
 
 /// The longest time between two tokens while the other model comes. Reading its vocabulary alone takes longer.
@@ -136,4 +144,58 @@ fn what_changes_memory_waits_until_a_model_is_there() {
     let mut ask = generate(2, "Hello", 4);
     ask["generate"]["model"] = json!("other");
     assert_eq!(client.ask(&ask)["done"]["counts"]["answer"], 4);
+    // What a model did stays done when it is gone.
+    let before = client.ask(&json!({ "id": 9, "status": {} }))["status"].clone();
+    let unloaded = client.ask(&json!({ "id": 6, "unload": { "model": "other" } }));
+    assert!(unloaded.get("ok").is_some(), "{unloaded}");
+    let after = client.ask(&json!({ "id": 9, "status": {} }))["status"].clone();
+    for count in ["sweeps", "sweep_s", "read_bytes", "answer_tokens"] {
+        let [before, after] = [&before, &after].map(|s| s["total"][count].as_f64());
+        assert!(
+            before > Some(0.0) && after >= before,
+            "{count}: {after:?} after {before:?}"
+        );
+    }
+    assert!(
+        after["recent"]["read_bytes"].as_f64() < Some(1e12),
+        "{after}"
+    );
+    let refused = client.ask(&ask);
+    assert_eq!(refused["error"]["code"], "busy", "{refused}");
+}
+
+#[test]
+fn the_first_model_answers_before_the_weights_of_others_are_read() {
+    let (Some(model), Some(other)) = (models::smollm2(), models::gemma3()) else {
+        return;
+    };
+    let text = config(&model, Path::new("/unused")).replace("146800640", "400MiB")
+        + &format!(
+            "[[model]]\nname = \"other\"\npath = \"{}\"\ncontext = 256\n[limits]\nsessions = 2\n",
+            other.display()
+        );
+    let config = Config::parse(&text, Path::new("test")).expect("sound");
+    let models = serve::status::models(&config);
+    let worker = Worker::new(
+        8,
+        Status {
+            models,
+            ..Status::default()
+        },
+    );
+    let board = Board::named("generic").expect("known");
+    let setup = Setup {
+        options: serve::engine::options(&config),
+        open: Box::new(Engine::new),
+        watch: Box::new(move |_| Monitor::start(&board, Path::new("/"), None)),
+    };
+    let _answering = Answering::open(Arc::new(config), setup, worker.clone()).expect("it opens");
+    let status = worker.last_status();
+    let [first, second] = [0, 1].map(|model| &status.models[model]);
+    let states = [first.state, second.state];
+    assert_eq!(states, [ModelState::Ready; 2]);
+    assert_eq!(first.resident_bytes, first.weight_bytes);
+    // What is read ahead while the first is being read.
+    let ahead = second.weight_bytes / 10;
+    assert!(second.resident_bytes < ahead, "{}", second.resident_bytes);
 }

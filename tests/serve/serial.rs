@@ -5,12 +5,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use airstream::engine::request::{Event, Generate, Prompt, Sampling};
+use airstream::board::{Board, Monitor};
+use airstream::engine::request::{Event, Generate, Prompt, Reason, Sampling};
+use airstream::error::{Error, Kind};
+use airstream::serve;
 use airstream::serve::client::Connection;
-use airstream::serve::config::FlowControl;
-use airstream::serve::message::{Answer, Command, Reply, Request};
+use airstream::serve::config::{Config, FlowControl};
+use airstream::serve::engine::Setup;
+use airstream::serve::message::{Answer, Cancel, Command, Nothing, Reply, Request};
+use airstream::serve::status::ModelState;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
@@ -257,6 +264,9 @@ fn a_person_can_type_on_a_terminal() {
         shown.take()
     };
     wait_for("> ");
+    // There is no conversation to forget, and there is none afterwards.
+    pty.write(b"/new\r");
+    wait_for("done\r\n> ");
     pty.write(b"Name a coloxx\x7f\x7fur.\r");
     let answer = wait_for("\r\n> ");
     let echo = "Name a coloxx\x08 \x08\x08 \x08ur.\r\n";
@@ -266,12 +276,96 @@ fn a_person_can_type_on_a_terminal() {
     assert!(!said.is_empty(), "{answer:?}");
     pty.write(b"Tell me a very long story about the sea.\r");
     wait_for("sea.\r\n");
+    // Typed during an answer: dropped, so there is nothing to take back later.
+    pty.write(b"xyzzy");
     pty.write(b"\x03");
     wait_for("> ");
-    pty.write(b"/new\r");
-    wait_for("done\r\n> ");
+    pty.write(b"\x15/new\r");
+    assert_eq!(wait_for("done\r\n> "), "/new\r\ndone\r\n> ");
     pty.write(b"/status\r");
     assert!(wait_for("so far").contains("slots: weights"));
+}
+
+/// A daemon that opens its model for as long as the sender lives. It ends with an error then.
+fn opening(serials: &str) -> (Sender<()>, JoinHandle<()>) {
+    let text = format!("[[model]]\nname = \"small\"\npath = \"/unused\"\n{serials}");
+    let config = Config::parse(&text, Path::new("test")).expect("sound");
+    let (sender, waits) = std::sync::mpsc::channel();
+    let daemon = std::thread::spawn(move || {
+        let board = Board::named("generic").expect("known");
+        let setup = Setup {
+            options: serve::engine::options(&config),
+            open: Box::new(move |_, _| {
+                // Nothing is ever sent.
+                let _ = waits.recv();
+                Err(Error::new(Kind::Io, "the test is over", "none"))
+            }),
+            watch: Box::new(move |_| Monitor::start(&board, Path::new("/"), None)),
+        };
+        let ended = serve::daemon::run(config, Path::new("test"), setup);
+        assert!(ended.is_err_and(|e| e.what() == "the test is over"));
+    });
+    (sender, daemon)
+}
+
+#[test]
+fn a_line_is_heard_while_a_request_waits_for_the_model() {
+    let (near, far, typed) = (Pty::new(), Pty::new(), Pty::new());
+    let serials = format!(
+        "[[serial]]\ndevice = \"{}\"\n[[serial]]\ndevice = \"{}\"\nmode = \"text\"\n",
+        near.device.display(),
+        typed.device.display()
+    );
+    let device = far.device.clone();
+    let (opens, daemon) = opening(&serials);
+    line(near, far, 0, 1);
+    runtime().block_on(async {
+        let mut connection = connect(&device).await;
+        connection.send(&question(1, "Hi", 4)).await.expect("sent");
+        let (status, cancel) = (Command::Status(Nothing {}), Cancel { request: 1 });
+        let request = Request {
+            id: 2,
+            command: status,
+        };
+        connection.send(&request).await.expect("sent");
+        let reply = connection.next().await.expect("a reply");
+        let Answer::Status(status) = reply.answer else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(status.models[0].state, ModelState::Loading);
+        let request = Request {
+            id: 3,
+            command: Command::Cancel(cancel),
+        };
+        connection.send(&request).await.expect("sent");
+        assert_eq!(connection.next().await.expect("a reply").id, 3);
+        let reply = connection.next().await.expect("a reply");
+        let cancelled = matches!(
+            reply.answer,
+            Answer::Event(Event::Done {
+                reason: Reason::Cancelled,
+                ..
+            })
+        );
+        assert!(cancelled && reply.id == 1, "{reply:?}");
+        connection.finish().await;
+    });
+    let mut shown = String::new();
+    let mut wait_for = |text: &str| {
+        let begun = Instant::now();
+        while !shown.contains(text) {
+            assert!(begun.elapsed() < PATIENCE, "{text:?} is not in {shown:?}");
+            shown += &String::from_utf8_lossy(&typed.read(Duration::from_millis(20)));
+        }
+    };
+    typed.write(b"Hi\r");
+    wait_for("Hi\r\n");
+    typed.write(b"\x03");
+    wait_for("(stopped)\r\n> ");
+    typed.write(b"/help\r");
+    wait_for("/status tells");
+    drop(opens);
+    daemon.join().expect("it ends");
 }
 
 #[test]

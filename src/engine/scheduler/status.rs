@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::Scheduler;
 use super::request::State;
 use super::sessions::Use;
+use crate::engine::request::SessionName;
 
 /// What there is to do and to do it with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -66,17 +67,38 @@ pub enum SessionState {
 }
 
 impl Scheduler {
+    /// Requests that wait for a session, and requests that are being answered. Allocates nothing.
+    pub fn requests(&self) -> (usize, usize) {
+        let count = |wanted: fn(&State) -> bool| {
+            let states = self.requests.iter().map(|request| &request.state);
+            states.filter(|state| wanted(state)).count()
+        };
+        let running = count(|state| matches!(state, State::Running(_)));
+        (count(|state| *state == State::Waiting), running)
+    }
+
+    /// Shows every session that holds something: its model, its name (empty for that of a single request), its tokens,
+    /// and whether it is in use. Allocates nothing.
+    pub fn each_session(&self, mut show: impl FnMut(&str, &SessionName, usize, SessionState)) {
+        for hosted in &self.models {
+            for entry in &hosted.sessions.entries {
+                let state = match entry.used {
+                    Use::Free => continue,
+                    Use::Idle => SessionState::Idle,
+                    Use::Busy => SessionState::Busy,
+                };
+                let model = hosted.vocabulary.model();
+                show(model, &entry.name, entry.tokens.len(), state);
+            }
+        }
+    }
+
     /// What there is at the moment. It takes memory, so it is for those who ask now and then.
     pub fn status(&self) -> Status {
-        let in_state = |wanted: fn(&State) -> bool| {
-            self.requests
-                .iter()
-                .filter(|request| wanted(&request.state))
-                .count()
-        };
+        let (waiting, running) = self.requests();
         Status {
-            waiting: in_state(|state| *state == State::Waiting),
-            running: in_state(|state| matches!(state, State::Running(_))),
+            waiting,
+            running,
             stalled: self
                 .requests
                 .iter()

@@ -13,7 +13,7 @@ use super::openai::{Asked, Head, Interface, Refused, error};
 use super::{Body, json_reply, with_body};
 use crate::engine::request::{Event, Generate};
 use crate::error::Kind;
-use crate::serve::front::{Client, Front};
+use crate::serve::front::{Client, Connected, Front};
 use crate::serve::message::{Answer, Command, Request};
 use crate::serve::outbox::Taken;
 
@@ -26,8 +26,8 @@ const COMMENT_EVERY: Duration = Duration::from_secs(2);
 
 /// Answers a request.
 pub(super) async fn answer(
-    front: Rc<Front>,
-    name: String,
+    front: &Front,
+    connected: Rc<Connected>,
     asked: Asked,
     interface: Interface,
 ) -> Response<Body> {
@@ -43,7 +43,8 @@ pub(super) async fn answer(
     };
     let config = front.config();
     let Some(model) = config.model(generate.model.as_deref()) else {
-        let what = format!("there is no model {:?}", generate.model.unwrap_or_default());
+        let name = generate.model.unwrap_or_default();
+        let what = format!("there is no model {name:?}: /v1/models lists them");
         let body = error(
             &what,
             "invalid_request_error",
@@ -53,15 +54,7 @@ pub(super) async fn answer(
         return json_reply(StatusCode::NOT_FOUND, &body);
     };
     let created = UNIX_EPOCH.elapsed().map_or(0, |t| t.as_secs());
-    let client = match front.admit(name) {
-        Ok(client) => client,
-        Err(e) => {
-            return json_reply(
-                StatusCode::TOO_MANY_REQUESTS,
-                &error(&e.to_string(), "overloaded", None, None),
-            );
-        }
-    };
+    let client = Client::new(connected);
     let kind = if interface == Interface::Chat {
         "chatcmpl"
     } else {
@@ -91,7 +84,7 @@ pub(super) async fn answer(
             .await
             .is_none()
         {
-            log::info!("{}: gone before the end of its answer", client.name());
+            log::debug!("{}: gone before the end of its answer", client.name());
         }
     });
     with_body(StatusCode::OK, "text/event-stream", Either::Right(channel))

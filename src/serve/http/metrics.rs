@@ -83,7 +83,7 @@ pub(super) fn text(status: &Status) -> String {
         (
             "prompt_tokens_total",
             "counter",
-            "Rows of prompts computed.",
+            "Tokens of prompts to compute, counted when a request begins.",
             total.prompt_tokens as f64,
         ),
         (

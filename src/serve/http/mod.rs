@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http_body_util::channel::Channel;
-use http_body_util::{BodyExt, Either, Full, Limited};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, ORIGIN};
 use hyper::server::conn::http1;
@@ -19,15 +19,16 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 
 use self::openai::{Asked, Interface, error};
 use self::patient::Patient;
-use super::front::Front;
+use super::accept::accept;
+use super::front::{Connected, Front};
 use super::unix::listen::Listening;
 
-/// When no connection can be accepted (no descriptors), how long to let things be.
-const PAUSE: Duration = Duration::from_millis(100);
+/// What a connection holds each way: the head of a request, and what is written of a reply.
+const BUFFER_BYTES: usize = 16 << 10;
 /// A client that is slower than this to send a request's head is not a client.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,9 +57,13 @@ impl Token {
     fn is_shown(&self, header: Option<&HeaderValue>) -> bool {
         let Some(token) = &self.0 else { return true };
         let shown = header.map_or(&[][..], HeaderValue::as_bytes);
-        let Some(shown) = shown.strip_prefix(b"Bearer ") else {
+        // The scheme is written in any case (RFC 9110), the token in its own.
+        let Some((scheme, shown)) = shown.split_at_checked(b"Bearer ".len()) else {
             return false;
         };
+        if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+            return false;
+        }
         let pairs = shown.iter().zip(token.as_bytes());
         shown.len() == token.len() && pairs.fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
     }
@@ -69,46 +74,27 @@ pub async fn serve(front: Rc<Front>, listener: Listener, token: Token) {
     let server = Rc::new(Server { front, token });
     let front = &server.front;
     match listener {
-        Listener::Tcp(listener) => loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = front.stopped() => return,
-            };
-            match accepted {
-                Ok((stream, address)) => {
-                    // Tokens are small and somebody waits for each.
-                    let _ = stream.set_nodelay(true);
-                    connect(&server, stream, format!("http {address}"));
-                }
-                Err(e) => cannot_accept(&e).await,
-            }
-        },
+        Listener::Tcp(listener) => {
+            let next = async || listener.accept().await;
+            accept(front, next, |(stream, address)| {
+                // Tokens are small and somebody waits for each.
+                let _ = stream.set_nodelay(true);
+                connect(&server, stream, format!("http {address}"));
+            })
+            .await;
+        }
         Listener::Unix(listening) => {
-            let listener = match listening
-                .socket
-                .try_clone()
-                .and_then(UnixListener::from_std)
-            {
+            let listener = match listening.listener() {
                 Ok(listener) => listener,
                 Err(e) => return log::error!("cannot wait for HTTP clients: {e}"),
             };
-            loop {
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
-                    () = front.stopped() => return,
-                };
-                match accepted {
-                    Ok((stream, _)) => connect(&server, stream, "http".to_owned()),
-                    Err(e) => cannot_accept(&e).await,
-                }
-            }
+            let next = async || listener.accept().await;
+            accept(front, next, |(stream, _)| {
+                connect(&server, stream, "http".to_owned());
+            })
+            .await;
         }
     }
-}
-
-async fn cannot_accept(e: &std::io::Error) {
-    log::warn!("cannot accept an HTTP client: {e}");
-    tokio::time::sleep(PAUSE).await;
 }
 
 /// What the connections share.
@@ -121,35 +107,35 @@ fn connect<S>(server: &Rc<Server>, stream: S, name: String)
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    // A connection without a request is no client yet, but there may be no more of them either.
-    if Rc::strong_count(server) > server.front.limits().clients {
-        return log::warn!("{name}: refused, there are too many HTTP connections");
-    }
+    let front = &server.front;
+    // Connections come and go with requests, so the log need not tell of each. One too many breaks off.
+    let Ok(connected) = front.connect(name, log::Level::Debug) else {
+        return;
+    };
+    let stream = Patient::new(stream, front.limits().stalled());
     let server = Rc::clone(server);
-    let stream = Patient::new(stream, server.front.limits().stalled());
     tokio::task::spawn_local(async move {
         let service = service_fn(|request| {
-            let (front, name, token) =
-                (Rc::clone(&server.front), name.clone(), server.token.clone());
-            async move { Ok::<_, Infallible>(route(front, name, &token, request).await) }
+            let (server, connected) = (Rc::clone(&server), Rc::clone(&connected));
+            async move { Ok::<_, Infallible>(route(&server, connected, request).await) }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_PATIENCE)
-            .max_buf_size(64 << 10)
+            .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(e) = connection.await {
-            log::debug!("{name}: {e}");
+            log::debug!("{}: {e}", connected.name());
         }
     });
 }
 
 async fn route(
-    front: Rc<Front>,
-    name: String,
-    token: &Token,
+    server: &Server,
+    connected: Rc<Connected>,
     request: Request<Incoming>,
 ) -> Response<Body> {
+    let Server { front, token } = server;
     let path = request.uri().path().to_owned();
     if path != "/health" && !token.is_shown(request.headers().get(AUTHORIZATION)) {
         let what = "the token is missing or wrong: send `Authorization: Bearer TOKEN`";
@@ -164,7 +150,7 @@ async fn route(
     let get = request.method() == Method::GET;
     let post = request.method() == Method::POST;
     match path.as_str() {
-        "/health" if get => health(&front),
+        "/health" if get => health(front),
         "/metrics" if get => {
             let text = metrics::text(&front.status().await);
             reply(
@@ -182,10 +168,20 @@ async fn route(
                 .collect();
             json_reply(StatusCode::OK, &json!({ "object": "list", "data": data }))
         }
-        "/v1/chat/completions" if post => complete(front, name, request, Interface::Chat).await,
-        "/v1/completions" if post => complete(front, name, request, Interface::Text).await,
+        "/v1/chat/completions" if post => {
+            complete(front, connected, request, Interface::Chat).await
+        }
+        "/v1/completions" if post => complete(front, connected, request, Interface::Text).await,
         "/health" | "/metrics" | "/v1/models" | "/v1/chat/completions" | "/v1/completions" => {
-            let what = format!("{} is not what {path} understands", request.method());
+            let method = if path.ends_with("completions") {
+                "POST"
+            } else {
+                "GET"
+            };
+            let what = format!(
+                "{path} does not understand {}: send {method}",
+                request.method()
+            );
             json_reply(
                 StatusCode::METHOD_NOT_ALLOWED,
                 &error(&what, "invalid_request_error", None, None),
@@ -197,7 +193,9 @@ async fn route(
             {
                 return json_reply(StatusCode::OK, &model_object(model));
             }
-            let what = format!("there is no {path}");
+            let what = format!(
+                "there is no {path}: there are /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics"
+            );
             json_reply(
                 StatusCode::NOT_FOUND,
                 &error(&what, "invalid_request_error", None, None),
@@ -221,47 +219,60 @@ fn model_object(name: &str) -> Value {
 }
 
 async fn complete(
-    front: Rc<Front>,
-    name: String,
+    front: &Rc<Front>,
+    connected: Rc<Connected>,
     request: Request<Incoming>,
     interface: Interface,
 ) -> Response<Body> {
     let limits = front.limits();
-    let body = Limited::new(request.into_body(), limits.request_bytes.0 as usize);
-    let asked = match tokio::time::timeout(limits.stalled(), body.collect()).await {
-        Ok(Ok(body)) => serde_json::from_slice::<Asked>(&body.to_bytes()),
-        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
-            let what = format!("the request has more than {} bytes", limits.request_bytes.0);
-            return json_reply(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                &error(&what, "invalid_request_error", None, None),
+    let (bytes_max, stalled) = (limits.request_bytes.0 as usize, limits.stalled());
+    let refused =
+        |status, what: &str| json_reply(status, &error(what, "invalid_request_error", None, None));
+    let body = read(request.into_body(), bytes_max);
+    let asked = match tokio::time::timeout(stalled, body).await {
+        Ok(Ok(Some(body))) => serde_json::from_slice::<Asked>(&body),
+        Ok(Ok(None)) => {
+            let what = format!(
+                "the request has more than {bytes_max} bytes: send less, or raise `request_bytes` under [limits]"
             );
+            return refused(StatusCode::PAYLOAD_TOO_LARGE, &what);
         }
         Ok(Err(e)) => {
             let what = format!("the request broke off: {e}");
-            return json_reply(
-                StatusCode::BAD_REQUEST,
-                &error(&what, "invalid_request_error", None, None),
-            );
+            return refused(StatusCode::BAD_REQUEST, &what);
         }
         Err(_) => {
-            let what = "the request took too long to come";
-            return json_reply(
-                StatusCode::REQUEST_TIMEOUT,
-                &error(what, "invalid_request_error", None, None),
+            let what = format!(
+                "the request took longer than {} s to come: send it in one go",
+                stalled.as_secs()
             );
+            return last_reply(refused(StatusCode::REQUEST_TIMEOUT, &what));
         }
     };
     match asked {
-        Ok(asked) => answer::answer(front, name, asked, interface).await,
+        Ok(asked) => answer::answer(front, connected, asked, interface).await,
         Err(e) => {
-            let what = format!("this is no request: {e}");
-            json_reply(
-                StatusCode::BAD_REQUEST,
-                &error(&what, "invalid_request_error", None, None),
-            )
+            let what = format!(
+                "this is no request: {e}; send JSON like {{\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}]}}"
+            );
+            refused(StatusCode::BAD_REQUEST, &what)
         }
     }
+}
+
+/// A body of at most `bytes_max` bytes; none if it is longer. However it is cut in pieces, it takes no more memory.
+async fn read(mut body: Incoming, bytes_max: usize) -> Result<Option<Vec<u8>>, hyper::Error> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame?.into_data() else {
+            continue;
+        };
+        if bytes.len() + piece.len() > bytes_max {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(Some(bytes))
 }
 
 fn json_reply(status: StatusCode, value: &Value) -> Response<Body> {
@@ -296,7 +307,7 @@ mod tests {
     fn a_token_must_be_shown_whole() {
         let token = Token::new(Some("secret".into()));
         let shown = |text: &'static str| token.is_shown(Some(&HeaderValue::from_static(text)));
-        assert!(shown("Bearer secret"));
+        assert!(shown("Bearer secret") && shown("bearer secret"));
         assert!(
             !shown("Bearer secre")
                 && !shown("Bearer secret2")

@@ -7,7 +7,8 @@ pub const LINE_BYTES_MAX: usize = 1024;
 
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
-const CTRL_C: u8 = 0x03;
+/// Ends an answer, or drops the line.
+pub const CTRL_C: u8 = 0x03;
 const CTRL_U: u8 = 0x15;
 const ESCAPE: u8 = 0x1b;
 const BELL: &[u8] = b"\x07";

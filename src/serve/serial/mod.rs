@@ -15,7 +15,7 @@ use self::link::{Event, MESSAGE_MAX};
 use self::port::Port;
 use super::config::{Serial, SerialMode};
 use super::front::{Client, Front, refusal};
-use super::message::{Answer, Reply, Request};
+use super::message::{Answer, Request, Said};
 use crate::error::{Error, Kind};
 
 /// Serves a port, whatever becomes of the device meanwhile.
@@ -48,7 +48,10 @@ async fn converse(
     client: &mut Option<Client>,
 ) -> io::Result<()> {
     loop {
-        while let Some(event) = framed.event() {
+        // A peer that asks and asks, but acknowledges nothing, is not heard until there is room for a reply.
+        while framed.link().has_room(MESSAGE_MAX)
+            && let Some(event) = framed.event()
+        {
             let message = match event {
                 Event::Connected => {
                     // A peer that is new, or has started again, knows nothing of what was asked before.
@@ -102,15 +105,18 @@ async fn filled(client: &Option<Client>) {
     }
 }
 
-/// Queues a reply. A peer that asks and asks, but acknowledges nothing, is not told everything.
+/// Queues a reply; there is room for the longest.
 fn send(framed: &mut Framed, id: u32, answer: &Answer<'_>) {
     let mut bytes = [0; MESSAGE_MAX];
-    let reply = Reply {
-        id,
-        answer: answer.clone(),
-    };
-    let sent = postcard::to_slice(&reply, &mut bytes).map(|bytes| framed.link().send(bytes));
-    if !matches!(sent, Ok(Ok(()))) {
-        log::warn!("a reply to request {id} found no room on the line");
+    if let Ok(bytes) = postcard::to_slice(&Said { id, answer }, &mut bytes) {
+        let sent = framed.link().send(bytes);
+        return debug_assert!(sent.is_ok(), "there was no room");
     }
+    let what = format!("the reply has more than the {MESSAGE_MAX} bytes of a message on this line");
+    let remedy = "ask on a socket, or configure fewer models and sessions";
+    send(
+        framed,
+        id,
+        &refusal(&Error::new(Kind::Unsupported, what, remedy)),
+    );
 }

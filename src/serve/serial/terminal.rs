@@ -3,10 +3,12 @@
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
-use super::editor::{Editor, Typed};
+use super::editor::{CTRL_C, Editor, Typed};
 use super::port::Port;
 use crate::engine::request::{Event, Generate, Prompt, Reason, SESSION_NAME_BYTES_MAX};
+use crate::error::Kind;
 use crate::serve::config::Serial;
 use crate::serve::front::{Client, Front};
 use crate::serve::message::{Answer, Command, Nothing, Request, Reset};
@@ -26,14 +28,17 @@ pub(super) async fn serve(front: Rc<Front>, serial: Serial) {
     let device = &serial.device;
     loop {
         let port = Port::wait_for(device, serial.baud, serial.flow).await;
-        // Nobody is there to be told of a limit when a port opens, and the limit on clients may pass.
-        let Ok(client) = front.admit(device.display().to_string()) else {
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            continue;
+        let client = loop {
+            // Nobody is there to be told of a limit when a port opens, and the limit on clients may pass.
+            match front.admit(device.display().to_string()) {
+                Ok(client) => break client,
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
         };
         let mut terminal = Terminal {
             client,
             session: session_name(device),
+            forgetting: false,
             out: GREETING.into(),
         };
         if let Err(e) = terminal.converse(&port).await {
@@ -51,6 +56,8 @@ fn session_name(device: &Path) -> String {
 struct Terminal {
     client: Client,
     session: String,
+    /// The command that is being done is `/new`.
+    forgetting: bool,
     /// What the terminal is to show.
     out: Vec<u8>,
 }
@@ -69,7 +76,10 @@ impl Terminal {
             tokio::select! {
                 read = port.read(&mut bytes) => {
                     for &byte in &bytes[..read?] {
-                        self.typed(editor.push(byte)).await;
+                        match self.client.is_busy() {
+                            true => self.interrupted(byte),
+                            false => self.typed(editor.push(byte)).await,
+                        }
                     }
                 }
                 written = port.write(&self.out), if !self.out.is_empty() => {
@@ -80,19 +90,24 @@ impl Terminal {
         }
     }
 
+    /// What is typed during an answer would be mixed with it on the screen, and is dropped; Ctrl-C ends the answer.
+    fn interrupted(&mut self, byte: u8) {
+        match byte {
+            CTRL_C => self.client.cancel(ANSWER),
+            b'\r' => self.print("\n(still answering: Ctrl-C stops it)\n"),
+            _ => {}
+        }
+    }
+
     async fn typed(&mut self, typed: Typed<'_>) {
-        // What is typed during an answer is for later, and would be mixed with it on the screen.
-        let busy = self.client.is_busy();
         match typed {
-            Typed::Echo(bytes) if !busy => self.out.extend_from_slice(&bytes),
-            Typed::Erase(columns) if !busy => {
+            Typed::Echo(bytes) => self.out.extend_from_slice(&bytes),
+            Typed::Erase(columns) => {
                 (0..columns).for_each(|_| self.out.extend_from_slice(b"\x08 \x08"));
             }
-            Typed::Cancel if busy => self.client.cancel(ANSWER),
             Typed::Cancel => self.print("^C\n> "),
-            Typed::Line(_) if busy => self.print("\n(still answering: Ctrl-C stops it)\n"),
             Typed::Line(line) => self.line(line).await,
-            Typed::Echo(_) | Typed::Erase(_) | Typed::Nothing => {}
+            Typed::Nothing => {}
         }
     }
 
@@ -114,6 +129,7 @@ impl Terminal {
                 ..Generate::new(Prompt::Text(question.to_owned()))
             })),
         };
+        self.forgetting = matches!(command, Command::Reset(_));
         let id = if matches!(command, Command::Generate(_)) {
             ANSWER
         } else {
@@ -135,6 +151,10 @@ impl Terminal {
                     "\n(no room for more: /new begins a new conversation)\n> "
                 }
             }),
+            // There was no conversation, and there is none now.
+            Answer::Event(Event::Error {
+                code: Kind::Usage, ..
+            }) if self.forgetting => self.print("done\n> "),
             Answer::Event(Event::Error { text, remedy, .. }) => {
                 self.print(&format!("error: {text}\n  remedy: {remedy}\n> "))
             }

@@ -88,6 +88,14 @@ impl Listening {
         .without_waiting()
     }
 
+    /// What accepts connections.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn listener(&self) -> std::io::Result<tokio::net::UnixListener> {
+        tokio::net::UnixListener::from_std(self.socket.try_clone()?)
+    }
+
     fn without_waiting(self) -> Result<Listening> {
         match self.socket.set_nonblocking(true) {
             Ok(()) => Ok(self),

@@ -7,47 +7,30 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::{AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 use self::listen::Listening;
+use super::accept::accept;
 use super::front::{Client, Front, refusal};
 use super::lines::{Line, Lines};
-use super::message::{Answer, Reply, Request};
+use super::message::{Answer, Request, Said};
 use crate::error::{Error, Kind};
 
 /// Bytes that are written in one go.
 const WRITE_BYTES: usize = 16 << 10;
-/// When no connection can be accepted (no descriptors), how long to let things be.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections until the daemon ends.
 pub async fn serve(front: Rc<Front>, listening: Listening, allow_uids: Vec<u32>) {
-    let listener = match listening
-        .socket
-        .try_clone()
-        .and_then(UnixListener::from_std)
-    {
+    let listener = match listening.listener() {
         Ok(listener) => listener,
         Err(e) => return log::error!("cannot wait for clients: {e}"),
     };
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = front.stopped() => return,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let (front, allow_uids) = (Rc::clone(&front), allow_uids.clone());
-                tokio::task::spawn_local(
-                    async move { connection(front, stream, &allow_uids).await },
-                );
-            }
-            Err(e) => {
-                log::warn!("cannot accept a client: {e}");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
+    let next = async || listener.accept().await.map(|(stream, _)| stream);
+    accept(&front, next, |stream| {
+        let (front, allow_uids) = (Rc::clone(&front), allow_uids.clone());
+        tokio::task::spawn_local(async move { connection(front, stream, &allow_uids).await });
+    })
+    .await;
 }
 
 /// Who is at the other end, and whether that user may use the socket.
@@ -102,7 +85,12 @@ async fn converse(client: &Client, mut stream: UnixStream, stalled: Duration) ->
             line = lines.next(), if reading => match line? {
                 None => reading = false,
                 Some(line) => {
-                    let (id, answer) = answer(client, line, bytes_max).await;
+                    let (id, request) = request(line, bytes_max);
+                    lines.forget();
+                    let answer = match request {
+                        Ok(request) => client.request(request).await,
+                        Err(error) => Some(refusal(&error)),
+                    };
                     if let Some(answer) = answer {
                         write_reply(&mut out, id, &answer);
                     }
@@ -131,32 +119,24 @@ async fn converse(client: &Client, mut stream: UnixStream, stalled: Duration) ->
     Ok(())
 }
 
-async fn answer(
-    client: &Client,
-    line: Line<'_>,
-    bytes_max: usize,
-) -> (u32, Option<Answer<'static>>) {
-    let no_request =
-        |what: String, remedy: &str| (0, Some(refusal(&Error::new(Kind::Usage, what, remedy))));
+/// The request that a line holds, and its number as far as that can be told.
+fn request(line: Line<'_>, bytes_max: usize) -> (u32, Result<Request, Error>) {
+    let no_request = |what: String, remedy: &str| Err(Error::new(Kind::Usage, what, remedy));
     let line = match line {
         Line::Whole(line) => line,
         Line::TooLong => {
-            return no_request(
-                format!("a request of more than {bytes_max} bytes"),
-                "send less, or raise `request_bytes` under [limits]",
-            );
+            let what = format!("a request of more than {bytes_max} bytes");
+            let remedy = "send less, or raise `request_bytes` under [limits]";
+            return (0, no_request(what, remedy));
         }
     };
     match serde_json::from_slice::<Request>(line) {
-        Ok(request) => (request.id, client.request(request).await),
+        Ok(request) => (request.id, Ok(request)),
         Err(e) => {
             // Whose request it was can often be told all the same.
             let id = serde_json::from_slice(line).map_or(0, |Numbered { id }| id);
             let example = r#"send one line like {"id":1,"generate":{"prompt":{"text":"Hello"}}}"#;
-            (
-                id,
-                no_request(format!("this is no request: {e}"), example).1,
-            )
+            (id, no_request(format!("this is no request: {e}"), example))
         }
     }
 }
@@ -168,10 +148,7 @@ struct Numbered {
 }
 
 fn write_reply(out: &mut Vec<u8>, id: u32, answer: &Answer<'_>) {
-    let reply = Reply {
-        id,
-        answer: answer.clone(),
-    };
+    let reply = Said { id, answer };
     serde_json::to_writer(&mut *out, &reply).expect("a reply is plain data, and a Vec takes it");
     out.push(b'\n');
 }
