@@ -60,6 +60,8 @@ pub struct Options {
     pub device: DeviceChoice,
     /// Threads that compute; all that this process may use if none.
     pub threads: Option<usize>,
+    /// Bytes of the budget that are for the clients of a daemon: their connections and requests.
+    pub clients_bytes: u64,
     /// The instruction set; the best there is if none.
     pub isa: Option<Isa>,
     /// How to read; the best there is if none.
@@ -79,6 +81,7 @@ impl Default for Options {
             model: ModelOptions::default(),
             device: DeviceChoice::default(),
             threads: None,
+            clients_bytes: 0,
             isa: None,
             backend: None,
             verify: true,
@@ -216,6 +219,7 @@ impl Loaded {
             logits_rows: wishes.logits_rows,
             activations: wishes.activations,
             threads: threads(options),
+            clients_bytes: options.clients_bytes,
             gpu,
             tokenizer_bytes: self.tokenizer.as_ref().map_or(0, Tokenizer::table_bytes),
             disk: self.disk_advice(options),
@@ -240,7 +244,6 @@ pub fn divide(
     options: &Options,
     gpu: Option<Placement>,
 ) -> Result<(Pool, Vec<Plan>)> {
-    let threads = threads(options);
     let within = |memory: u64| -> Result<(Pool, Vec<Plan>)> {
         let requests: Vec<Request> = models
             .iter()
@@ -252,7 +255,7 @@ pub fn divide(
             .zip(&requests)
             .map(|(model, request)| (&model.config, &model.matrices, request))
             .collect();
-        pool::divide(&subjects, memory, threads)
+        pool::divide(&subjects)
     };
     if let Some(memory) = options.memory {
         return within(memory);

@@ -47,6 +47,8 @@ pub struct Request {
     pub activations: Precision,
     /// Threads that compute.
     pub threads: usize,
+    /// Bytes that clients can make the process hold.
+    pub clients_bytes: u64,
     /// Where a GPU computes, if one does.
     pub gpu: Option<Placement>,
     /// Bytes of the tokenizer's tables.
@@ -181,7 +183,7 @@ impl Plan {
 
     fn try_new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Option<Plan> {
         let own = Own::new(config, matrices, request);
-        let common_bytes = pool::common_bytes(request.threads, own.row_bytes_max, request.gpu);
+        let common_bytes = pool::common_bytes(request, own.row_bytes_max);
         let pool_bytes = request.memory.checked_sub(own.bytes() + common_bytes)?;
         let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
         let gpu_bytes = match gpu_memory {
@@ -192,8 +194,7 @@ impl Plan {
         let slot_bytes = pool::choose_slot_bytes(&matrices.matrices, room, request.disk);
         let slots = gpu_bytes.unwrap_or(pool_bytes) as usize / slot_bytes;
         let mut plan = own.in_slots(config, matrices, request, slot_bytes, slots / 2)?;
-        let (memory, threads) = (request.memory, request.threads);
-        let pool = Pool::new(memory, request.gpu, slot_bytes, threads, request.disk);
+        let pool = Pool::new(request, slot_bytes);
         plan.move_to(&pool.shared_by([&plan].into_iter()).ok()?);
         Some(plan)
     }

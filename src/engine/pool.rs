@@ -48,6 +48,8 @@ pub struct Pool {
     /// What a GPU's driver has taken for itself, if it shares the memory.
     pub(super) gpu_context: u64,
     pub(super) threads: usize,
+    /// Bytes that clients can make the process hold.
+    pub(super) clients_bytes: u64,
     /// How the disk wants to be read, if that was measured.
     pub(super) disk: Option<Advice>,
     /// Bytes of the longest row of weights of all models.
@@ -74,19 +76,14 @@ struct Sums {
 }
 
 impl Pool {
-    /// A pool that no model shares yet, in a budget of `memory`, and that of a GPU.
-    pub fn new(
-        memory: u64,
-        gpu: Option<Placement>,
-        slot_bytes: usize,
-        threads: usize,
-        disk: Option<Advice>,
-    ) -> Pool {
+    /// A pool that no model shares yet, in the budgets of `request`.
+    pub fn new(request: &Request, slot_bytes: usize) -> Pool {
+        let gpu = request.gpu;
         Pool {
-            memory,
+            memory: request.memory,
             slot_bytes,
             slots: 0,
-            memory_most: memory,
+            memory_most: request.memory,
             window: 0,
             gpu_context: gpu.map_or(0, Placement::context_bytes),
             gpu: gpu.and_then(Placement::gpu_memory).map(|memory| GpuPool {
@@ -94,8 +91,9 @@ impl Pool {
                 slots: 0,
                 window: 0,
             }),
-            threads,
-            disk,
+            threads: request.threads,
+            clients_bytes: request.clients_bytes,
+            disk: request.disk,
             row_bytes_max: 0,
         }
     }
@@ -186,6 +184,9 @@ impl Pool {
         let mut lines = vec![line("kernel scratch", scratch), line("I/O rings", IO_BYTES)];
         if self.gpu_context > 0 {
             lines.push(line("the GPU driver's own", self.gpu_context));
+        }
+        if self.clients_bytes > 0 {
+            lines.push(line("clients and their requests", self.clients_bytes));
         }
         lines
     }
@@ -326,11 +327,13 @@ fn window(
 pub(super) type Subject<'a> = (&'a Config, &'a MatrixPlan, &'a Request);
 
 /// Divides a budget for some models, and chooses the slots that suit them all.
-pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<(Pool, Vec<Plan>)> {
+///
+/// # Panics
+/// There is no model.
+pub(super) fn divide(models: &[Subject]) -> Result<(Pool, Vec<Plan>)> {
     if let [(config, matrices, request)] = models {
         let plan = Plan::new(config, matrices, request)?;
-        let pool = Pool::new(memory, request.gpu, plan.slot_bytes, threads, request.disk)
-            .shared_by([&plan].into_iter())?;
+        let pool = Pool::new(request, plan.slot_bytes).shared_by([&plan].into_iter())?;
         return Ok((pool, vec![plan]));
     }
     let all: Vec<Matrix> = models
@@ -355,17 +358,19 @@ pub(super) fn divide(models: &[Subject], memory: u64, threads: usize) -> Result<
     let least = in_slots(smallest, 0)?;
     let own: u64 = least.iter().map(Plan::own_bytes).sum();
     let row_bytes_max = all.iter().map(Matrix::row_bytes).max().unwrap_or(0);
-    let gpu = models.iter().find_map(|(_, _, request)| request.gpu);
-    let pool_bytes = memory.saturating_sub(own + common_bytes(threads, row_bytes_max, gpu));
+    // Of what all share, the requests of all say the same.
+    let (_, _, first) = models[0];
+    let pool_bytes = { first.memory }.saturating_sub(own + common_bytes(first, row_bytes_max));
     let gpu_own: u64 = least.iter().map(Plan::gpu_own_bytes).sum();
-    let gpu_bytes = gpu
+    let gpu_bytes = { first.gpu }
         .and_then(Placement::gpu_memory)
         .map(|memory| memory.saturating_sub(gpu_own));
     let disk = models.iter().find_map(|(_, _, request)| request.disk);
     let slot_bytes = choose_slot_bytes(&all, (pool_bytes, gpu_bytes), disk).max(smallest);
     let slots = gpu_bytes.unwrap_or(pool_bytes) as usize / slot_bytes;
     let mut plans = in_slots(slot_bytes, slots)?;
-    let pool = Pool::new(memory, gpu, slot_bytes, threads, disk).shared_by(plans.iter())?;
+    let shared = Request { disk, ..*first };
+    let pool = Pool::new(&shared, slot_bytes).shared_by(plans.iter())?;
     for plan in &mut plans {
         plan.move_to(&pool);
     }
@@ -384,9 +389,10 @@ pub(super) fn choose_slot_bytes(
 }
 
 /// Bytes that all models share beside the slots.
-pub(super) fn common_bytes(threads: usize, row_bytes_max: usize, gpu: Option<Placement>) -> u64 {
-    let context = gpu.map_or(0, Placement::context_bytes);
-    Cpu::scratch_bytes(threads, row_bytes_max) as u64 + IO_BYTES + context
+pub(super) fn common_bytes(request: &Request, row_bytes_max: usize) -> u64 {
+    let scratch = Cpu::scratch_bytes(request.threads, row_bytes_max) as u64;
+    let context = request.gpu.map_or(0, Placement::context_bytes);
+    scratch + IO_BYTES + context + request.clients_bytes
 }
 
 /// Reads in flight at most for a window of `slots`: half of it. Some disks (virtual ones above all) finish all that was

@@ -12,12 +12,19 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::outbox::Outbox;
 use crate::engine::Precision;
+use crate::engine::plan::CONTEXT_DEFAULT;
 use crate::error::{Error, Kind, Result};
 use crate::units::parse_size;
 
 /// Bytes of a model's name at most: it is in the daemon's fixed tables.
 pub const MODEL_NAME_BYTES_MAX: usize = 64;
+
+/// What a connection takes beside a request and its outbox: buffers to read and write, and its task.
+const CONNECTION_BYTES: usize = 48 << 10;
+/// What a request takes beside its texts or tokens: its sampler, stop strings, and text that is not sure yet.
+const REQUEST_BYTES: usize = 8 << 10;
 
 /// Requests of a client at a time, at most: they are in a fixed table.
 pub const CLIENT_REQUESTS_MAX: usize = 64;
@@ -202,7 +209,7 @@ impl Default for Limits {
             sessions: 8,
             queue: 32,
             client_requests: 16,
-            request_bytes: Size(256 << 10),
+            request_bytes: Size(64 << 10),
             outbox_events: 64,
             session_idle_s: 600,
             stalled_s: 60,
@@ -222,6 +229,18 @@ impl Limits {
     /// sent, but small numbers and empty texts take more than they took on the line.
     pub fn held_bytes(&self) -> usize {
         2 * self.request_bytes.0 as usize
+    }
+
+    /// Bytes that all clients together can make the daemon hold, with conversations of `context` tokens.
+    ///
+    /// Each connection has what came of a request so far, its outbox, and buffers; each request has either its texts,
+    /// or the tokens that were made of them: the whole conversation's, and those that would follow an old one.
+    pub fn clients_bytes(&self, context: usize) -> u64 {
+        let connection =
+            self.request_bytes.0 as usize + Outbox::bytes(self.outbox_events) + CONNECTION_BYTES;
+        let tokens = 2 * context * size_of::<u32>();
+        let request = self.held_bytes().max(tokens) + REQUEST_BYTES;
+        (self.clients * connection + self.requests() * request) as u64
     }
 
     /// How long answers may take to end after SIGTERM.
@@ -453,6 +472,13 @@ impl Config {
             return Err(place.error(at, what, "give a number from 1 to 100"));
         }
         Ok(())
+    }
+
+    /// Bytes that all clients together can make the daemon hold.
+    pub fn clients_bytes(&self) -> u64 {
+        let contexts = self.models.iter().map(|model| model.as_ref().context);
+        let contexts = contexts.map(|context| context.map_or(CONTEXT_DEFAULT, |c| c as usize));
+        self.limits.clients_bytes(contexts.max().unwrap_or(0))
     }
 
     /// The models that are loaded when the daemon starts.

@@ -149,6 +149,7 @@ impl Shape {
             logits_rows: 1,
             activations: Precision::default(),
             threads: 2,
+            clients_bytes: 0,
             gpu: None,
             tokenizer_bytes: 4 << 20,
             disk: None,
