@@ -147,13 +147,21 @@ fn a_model_comes_and_goes_between_the_tokens_of_another() {
         .submit(tag(2, 2), &request(1, 2, 200))
         .expect("there is room");
     step(&mut serving);
+    let vocabulary = serving
+        .scheduler
+        .vocabulary(Some("1"))
+        .expect("it is there");
+    let late = vocabulary.prepare(&request(1, 2, 200)).expect("sound");
     serving
         .scheduler
         .unload("1", serving.now)
         .expect("it is there");
+    // Its tokens may be those of another vocabulary now, whatever is called "1".
+    let refused = serving.scheduler.submit(tag(2, 3), late, serving.now);
+    assert_eq!(refused.map_err(|e| e.kind()), Err(Kind::Busy));
     serving.finish();
     let gone = serving.answers[&tag(2, 2)].ending;
-    assert_eq!(gone, Some(Ending::Failed(Kind::Usage)));
+    assert_eq!(gone, Some(Ending::Failed(Kind::Busy)));
     assert_eq!(serving.answers[&tag(1, 1)].tokens, alone.tokens);
 }
 

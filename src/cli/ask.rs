@@ -2,21 +2,30 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
 
 use crate::engine::request::{Event, Generate, Prompt, Reason, Sampling};
 use crate::error::{Error, Kind, Result};
 use crate::serve::client::Connection;
 use crate::serve::config::FlowControl;
 use crate::serve::message::{Answer, Cancel, Command, Request};
+use crate::serve::runtime;
 
 /// Where the default configuration has the daemon's socket.
 const SOCKET: &str = "/run/airstream/airstream.sock";
 /// The question's number, and its cancellation's.
 const QUESTION: u32 = 1;
 const CANCEL: u32 = 2;
+/// How long nothing may come before the user is told why.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The exit code after Ctrl-C, as of a process that the signal ended.
+const INTERRUPTED: u8 = 130;
 
 /// How to reach the daemon.
 #[derive(Args, Clone)]
@@ -52,7 +61,7 @@ impl DaemonArgs {
 
 /// Ask the daemon.
 ///
-/// Streams the answer to stdout. Ctrl-C ends it.
+/// Streams the answer to stdout. Ctrl-C ends it, with exit code 130; an answer that the daemon cut short, with 1.
 #[derive(Args)]
 pub struct Ask {
     #[command(flatten)]
@@ -84,7 +93,7 @@ pub struct Ask {
 }
 
 impl Ask {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<ExitCode> {
         let text = self.text()?;
         let prompt = if self.raw {
             Prompt::Raw(text)
@@ -103,7 +112,7 @@ impl Ask {
             max_tokens: self.max_tokens,
             ..Generate::new(prompt)
         };
-        runtime()?.block_on(self.ask(generate))
+        runtime(1)?.block_on(self.ask(generate))
     }
 
     /// The prompt from the arguments, or from a pipe.
@@ -135,7 +144,7 @@ impl Ask {
         }
     }
 
-    async fn ask(&self, generate: Generate) -> Result<()> {
+    async fn ask(&self, generate: Generate) -> Result<ExitCode> {
         let mut daemon = self.daemon.connect().await?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| {
             Error::new(
@@ -153,6 +162,10 @@ impl Ask {
         // A reader that went away (`| head`) ends the answer like Ctrl-C does.
         let mut gone = false;
         let mut cancelled = false;
+        let mut interrupted = false;
+        // Said once, if it takes long until the daemon says anything.
+        let mut waiting = pin!(sleep(PATIENCE));
+        let mut waits = true;
         loop {
             if gone && !cancelled {
                 cancelled = true;
@@ -160,12 +173,17 @@ impl Ask {
             }
             let reply = tokio::select! {
                 reply = daemon.next() => reply?,
+                () = &mut waiting, if waits => {
+                    waits = false;
+                    eprintln!("waiting: the daemon is loading the model, or answering others");
+                    continue;
+                }
                 _ = interrupt.recv() => {
                     // The second Ctrl-C is for a daemon that does not answer the first.
                     if cancelled {
-                        std::process::exit(130);
+                        std::process::exit(i32::from(INTERRUPTED));
                     }
-                    cancelled = true;
+                    (cancelled, interrupted) = (true, true);
                     daemon.send(&cancel()).await?;
                     continue;
                 }
@@ -173,6 +191,7 @@ impl Ask {
             if reply.id == CANCEL {
                 continue;
             }
+            waits = false;
             match reply.answer {
                 Answer::Event(Event::Token { text, .. }) => {
                     gone |= stdout
@@ -184,17 +203,25 @@ impl Ask {
                     if !gone {
                         println!();
                     }
+                    daemon.finish().await;
                     match reason {
                         Reason::Context => {
                             log::warn!("the context is full: ask in another session")
                         }
                         Reason::Cancelled if !cancelled => {
-                            log::warn!("the daemon ended the answer")
+                            let remedy = "see the daemon's log, and ask again";
+                            return Err(Error::new(
+                                Kind::Busy,
+                                "the daemon ended the answer",
+                                remedy,
+                            ));
                         }
                         _ => {}
                     }
-                    daemon.finish().await;
-                    return Ok(());
+                    return Ok(match interrupted {
+                        true => ExitCode::from(INTERRUPTED),
+                        false => ExitCode::SUCCESS,
+                    });
                 }
                 Answer::Event(Event::Error { code, text, remedy }) => {
                     return Err(Error::new(code, text, remedy));
@@ -211,18 +238,4 @@ fn cancel() -> Request {
         id: CANCEL,
         command,
     }
-}
-
-/// The runtime of a client: one thread.
-pub fn runtime() -> Result<tokio::runtime::Runtime> {
-    let built = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    built.map_err(|e| {
-        Error::new(
-            Kind::Io,
-            format!("cannot wait for events: {e}"),
-            "free descriptors and memory",
-        )
-    })
 }

@@ -23,10 +23,13 @@ mod run;
 mod serve;
 mod status;
 mod stop;
+mod tell;
 
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use log::{Level, Record};
 
 use crate::error::Result;
 
@@ -55,6 +58,8 @@ enum Command {
     Ask(ask::Ask),
     /// Show how a daemon is.
     Status(status::StatusArgs),
+    /// Tell a daemon to load or unload a model, forget a conversation, or change its budget.
+    Tell(tell::Tell),
     /// Show what a model file holds, and what would stream at a given budget.
     Inspect(inspect::Inspect),
     /// Show how a budget would be divided and how fast it would run, without running.
@@ -72,6 +77,20 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// Writes a record as systemd's journal reads it: each line begins with its priority (sd-daemon(3)).
+fn journal_line(to: &mut env_logger::fmt::Formatter, record: &Record) -> io::Result<()> {
+    let priority = match record.level() {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    for line in record.args().to_string().lines() {
+        writeln!(to, "<{priority}>{line}")?;
+    }
+    Ok(())
+}
+
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -82,21 +101,33 @@ pub fn main() -> ExitCode {
         1 => "info",
         _ => "debug",
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
-        .format_timestamp(None)
-        .init();
+    let mut logger =
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level));
+    logger.format_timestamp(None);
+    if std::env::var_os("JOURNAL_STREAM").is_some() && !io::stderr().is_terminal() {
+        logger.format(journal_line);
+    }
+    logger.init();
     // The others notice it themselves, and have something left to do then.
     if !matches!(
         cli.command,
-        Command::Run(_) | Command::Serve(_) | Command::Ask(_) | Command::Status(_)
+        Command::Run(_)
+            | Command::Serve(_)
+            | Command::Ask(_)
+            | Command::Status(_)
+            | Command::Tell(_)
     ) {
         stop::with_the_reader();
     }
     let done: Result<()> = match cli.command {
         Command::Run(command) => command.run(),
         Command::Serve(command) => command.run(),
-        Command::Ask(command) => command.run(),
+        Command::Ask(command) => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Status(command) => command.run(),
+        Command::Tell(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Bench(command) => command.run(),

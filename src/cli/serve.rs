@@ -6,11 +6,11 @@ use clap::Args;
 
 use super::board::BoardArgs;
 use crate::engine::{Engine, Options};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::serve::config::{Config, Load};
 use crate::serve::engine::Setup;
 use crate::serve::status::write_budget;
-use crate::serve::{daemon, engine};
+use crate::serve::{daemon, engine, in_keys, sockets};
 
 /// Where the package puts the configuration.
 const CONFIG: &str = "/etc/airstream/airstream.toml";
@@ -32,6 +32,12 @@ pub struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<()> {
+        // Who runs a daemon has its configuration to change, not a command line.
+        self.serve()
+            .map_err(|e| Error::new(e.kind(), e.what(), in_keys(e.remedy())))
+    }
+
+    fn serve(self) -> Result<()> {
         let config = Config::read(&self.config)?;
         let mut options = engine::options(&config);
         let board = self.board.apply(&mut options)?;
@@ -50,6 +56,7 @@ impl Serve {
 }
 
 fn check(config: &Config, options: &Options) -> Result<()> {
+    sockets::check(config)?;
     let budget = engine::plan(config, options)?;
     let mut tables = String::new();
     // Writing into a string cannot fail.

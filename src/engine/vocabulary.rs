@@ -62,6 +62,11 @@ impl Vocabulary {
         &self.model
     }
 
+    /// Whether it made this request ready.
+    pub(super) fn made(&self, prepared: &Prepared) -> bool {
+        Arc::ptr_eq(&self.model, &prepared.model)
+    }
+
     /// Positions of a session.
     pub fn context(&self) -> usize {
         self.context

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::outbox::Outbox;
+use super::serial::port;
 use crate::engine::Precision;
 use crate::engine::plan::CONTEXT_DEFAULT;
 use crate::error::{Error, Kind, Result};
@@ -342,7 +343,7 @@ impl Config {
             place.error(
                 at,
                 format!("{what}{key}"),
-                "see the comments in cross/airstream.toml for every key",
+                "each key is explained in the airstream.toml that the package puts into /etc/airstream",
             )
         })?;
         config.check(&place)?;
@@ -397,6 +398,10 @@ impl Config {
         }
         for spanned in &self.serials {
             let (at, serial) = (spanned.span().start, spanned.as_ref());
+            if port::speed(serial.baud).is_none() {
+                let what = format!("`baud` {} is no usual speed", serial.baud);
+                return Err(place.error(at, what, format!("use one of {}", port::speeds())));
+            }
             if serial.flow == FlowControl::Software && serial.mode == SerialMode::Frames {
                 let what = "`flow = \"software\"` takes bytes that frames need";
                 return Err(place.error(

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use super::config::{Config, Load};
+use super::config::{Config, Limits, Load, Size};
 use super::engine::{Answering, Setup};
 use super::front::Front;
 use super::sockets::Sockets;
@@ -35,17 +35,7 @@ const ORDERS_MAX: usize = 256;
 /// A socket cannot be listened on, a model not be loaded, the GPU has failed, or the engine's thread has died. Who
 /// started the daemon should start it again after the last two.
 pub fn run(config: Config, path: &Path, setup: Setup) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(TOKENIZING_THREADS)
-        .build();
-    let runtime = runtime.map_err(|e| {
-        Error::new(
-            Kind::Io,
-            format!("cannot wait for events: {e}"),
-            "free descriptors and memory",
-        )
-    })?;
+    let runtime = super::runtime(TOKENIZING_THREADS)?;
     let local = LocalSet::new();
     let ended = local.block_on(&runtime, serve(config, path, setup));
     // A prompt that is still being tokenized has nobody left to answer to.
@@ -201,15 +191,20 @@ async fn finish(front: &Front, signals: &mut Signals, ended: oneshot::Receiver<R
 fn reload(front: &Rc<Front>, path: &Path) {
     systemd::reloading();
     match Config::read(path) {
-        Ok(config) => {
-            for what in unchangeable(&front.config(), &config) {
+        Ok(mut config) => {
+            let old = front.config();
+            for what in unchangeable(&old, &config) {
                 log::warn!("{}: {what} changes at the next start only", path.display());
             }
+            keep_promise(&old.limits, &mut config.limits);
             front
                 .worker()
                 .order_always(Order::Reload(Arc::new(config.clone())));
             front.set_config(config);
-            log::info!("{}: read again", path.display());
+            log::info!(
+                "{}: read again; a token file is not, nor are models that have the path they had",
+                path.display()
+            );
             systemd::ready("configuration read again");
         }
         Err(error) => {
@@ -227,6 +222,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<&'static str> {
             changes.push(what);
         }
     };
+    let no_longer = old.memory.is_some() && new.memory.is_none();
+    differs("`memory`, which is no longer given,", no_longer);
     differs("`gpu_memory`", old.gpu_memory != new.gpu_memory);
     differs("`threads`", old.threads != new.threads);
     differs("`verify`", old.verify != new.verify);
@@ -255,7 +252,19 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<&'static str> {
         "`prefill_slowdown`",
         a.prefill_slowdown != b.prefill_slowdown,
     );
+    differs("a larger `clients`", b.clients > a.clients);
+    let larger = b.request_bytes.0 > a.request_bytes.0;
+    differs("a larger `request_bytes`", larger);
+    let larger = b.outbox_events > a.outbox_events;
+    differs("a larger `outbox_events`", larger);
     changes
+}
+
+/// Holds what clients can make the daemon hold to what the budget was divided for.
+fn keep_promise(old: &Limits, new: &mut Limits) {
+    new.clients = new.clients.min(old.clients);
+    new.request_bytes = Size(new.request_bytes.0.min(old.request_bytes.0));
+    new.outbox_events = new.outbox_events.min(old.outbox_events);
 }
 
 /// The signals that end the daemon.

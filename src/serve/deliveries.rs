@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::front::Place;
+use super::in_keys;
 use super::outbox::Outbox;
 use super::status::Work;
 use crate::engine::request::{Event, Tag};
@@ -46,6 +47,7 @@ impl Deliveries {
     fn fail(&mut self, tag: Tag, outbox: Arc<Outbox>, error: Error) {
         self.work.ended += 1;
         self.work.failed += 1;
+        let error = Error::new(error.kind(), error.what(), in_keys(error.remedy()));
         if outbox.put(tag.request, &Event::from(&error)) == Flow::Full {
             self.late.push((tag, outbox, error));
         }
@@ -92,7 +94,14 @@ impl Deliveries {
             );
             return Flow::Taken;
         }
-        let flow = self.outboxes[place].1.put(tag.request, event);
+        let outbox = &self.outboxes[place].1;
+        let flow = match event {
+            Event::Error { code, text, remedy } => {
+                let (code, text, remedy) = (*code, text.as_ref().into(), in_keys(remedy));
+                outbox.put(tag.request, &Event::Error { code, text, remedy })
+            }
+            event => outbox.put(tag.request, event),
+        };
         if flow == Flow::Full {
             return flow;
         }

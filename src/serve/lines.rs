@@ -90,12 +90,12 @@ impl<R> Lines<R> {
     }
 }
 
-/// Takes memory for so many more bytes of a line, twice as much as there is where that is allowed.
-fn make_room(line: &mut Vec<u8>, more: usize, bytes_max: usize) {
-    let wanted = line.len() + more;
-    if wanted > line.capacity() {
-        let doubled = (2 * line.capacity()).min(bytes_max);
-        line.reserve_exact(doubled.max(wanted) - line.len());
+/// Takes memory for so many more bytes, twice as much as there is where that is allowed.
+pub(super) fn make_room(bytes: &mut Vec<u8>, more: usize, bytes_max: usize) {
+    let wanted = bytes.len() + more;
+    if wanted > bytes.capacity() {
+        let doubled = (2 * bytes.capacity()).min(bytes_max);
+        bytes.reserve_exact(doubled.max(wanted) - bytes.len());
     }
 }
 

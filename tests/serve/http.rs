@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::daemon::{Daemon, PATIENCE};
+use super::daemon::{Daemon, PATIENCE, generate};
 use super::models;
 
 /// A port that was free a moment ago.
@@ -309,6 +309,31 @@ fn a_client_that_reads_nothing_does_not_keep_its_connection() {
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(deaf);
+}
+
+#[test]
+fn a_body_in_the_smallest_pieces_takes_no_more_memory() {
+    let Some((daemon, _)) = start("") else { return };
+    let address = address(&daemon);
+    daemon.connect().ask(&generate(1, "Hello", 2));
+    let before = daemon.resident_bytes();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let pieces = "1\r\nx\r\n".repeat(60_000);
+    let halves: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&address).expect("it listens");
+            stream.write_all(head.as_bytes()).expect("the daemon reads");
+            stream
+                .write_all(pieces.as_bytes())
+                .expect("the daemon reads");
+            stream
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let grown = daemon.resident_bytes().saturating_sub(before);
+    // So much is set aside for each: half of it is the request.
+    assert!(grown < 8 * (128 << 10) + (1 << 20), "grew by {grown} bytes");
+    drop(halves);
 }
 
 #[test]

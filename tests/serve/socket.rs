@@ -167,6 +167,12 @@ fn hostile_lines_get_an_error_and_cost_no_memory() {
             .contains("more than"),
         "{reply}"
     );
+    // Short messages take more memory than they took on the line.
+    let message = json!({ "role": "", "content": "" });
+    let prompt = json!({ "messages": vec![message; 2_300] });
+    let many = client.ask(&json!({ "id": 8, "generate": { "prompt": prompt } }));
+    let told = many["error"]["text"].as_str().expect("an error");
+    assert!(told.contains("bytes of memory"), "{many}");
     // A prompt that cannot fit is told so.
     let long = client.ask(&generate(8, &"word ".repeat(2_000), 2));
     assert!(long["error"]["remedy"].is_string(), "{long}");

@@ -145,6 +145,9 @@ fn sighup_takes_over_what_may_change_and_says_what_may_not() {
     );
     let status = client.ask(&json!({ "id": 2, "status": {} }));
     assert_eq!(status["status"]["budget_bytes"], 130 << 20);
+    // More than the budget was divided for.
+    let more = changed + "[limits]\nclients = 500\n";
+    reload(&more, "a larger `clients` changes at the next start only");
     reload("memroy = 1\n", "unknown field `memroy`");
     assert!(client.ask(&generate(3, "Hello", 2)).get("done").is_some());
 }
@@ -170,16 +173,31 @@ fn check_tells_the_plan_or_what_is_wrong() {
         sound.status.success() && plan.contains("slots: weights") && plan.contains("8 sessions"),
         "{plan}"
     );
+    assert!(plan.contains("clients and their requests"), "{plan}");
     assert!(!folder.path().join("a.sock").exists());
     for (text, told) in [
         (config(Path::new("/none.gguf"), folder.path()), "/none.gguf"),
         (
             config(&model, folder.path()).replace("146800640", "5MiB"),
-            "remedy: give --memory",
+            "remedy: give `memory` ",
         ),
         (
             config(&model, folder.path()) + "modee = 1\n",
             "line 9: unknown field `modee`",
+        ),
+        (config(&model, &folder.path().join("none")), "the folder of"),
+        (
+            config(&model, folder.path()) + "group = \"no such group\"\n",
+            "there is no group",
+        ),
+        (
+            config(&model, folder.path()) + "[[serial]]\ndevice = \"/dev/ttyS0\"\nbaud = 115201\n",
+            "`baud` 115201 is no usual speed",
+        ),
+        (
+            config(&model, folder.path())
+                + "[http]\nlisten = \"127.0.0.1:1\"\ntoken_file = \"/none\"\n",
+            "cannot read /none",
         ),
     ] {
         let output = check(&text);
@@ -373,6 +391,63 @@ fn ask_and_status_are_clients() {
         serde_json::from_str(&run(&["status", "--json"]).1).expect("JSON");
     assert_eq!(json["total"]["requests"], 2);
     assert_eq!(json["models"][0]["name"], "small");
+
+    let (ok, _, told) = run(&["ask", "-n", "1", "--session", "arm", "Hi"]);
+    assert!(ok, "{told}");
+    for (ends_well, command) in [
+        (true, &["reset", "arm"][..]),
+        (false, &["reset", "arm"]),
+        (true, &["budget", "130MiB"]),
+        (false, &["budget", "1MiB"]),
+        (true, &["unload", "small"]),
+        (true, &["load", "small"]),
+        (false, &["load", "none"]),
+        (false, &["load", "small", "--model", "small"]),
+    ] {
+        let (ok, _, told) = run(&[&["tell"], command].concat());
+        assert_eq!(ok, ends_well, "{command:?}: {told}");
+        assert!(ok || told.contains("remedy: "), "{command:?}: {told}");
+    }
+}
+
+#[test]
+fn the_journal_is_told_how_grave_a_line_is() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let daemon = Daemon::start_with(&model, "allow_uids = [4242]\n", &mut |command| {
+        command.env("JOURNAL_STREAM", "1:1");
+    });
+    let mut refused = daemon.connect();
+    while refused.try_next().is_some() {}
+    let log = daemon.log();
+    assert!(log.lines().any(|line| line.starts_with("<4>uid ")), "{log}");
+    assert!(log.lines().all(|line| line.starts_with('<')), "{log}");
+}
+
+#[test]
+fn a_daemon_that_cuts_an_answer_short_is_no_success() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let mut daemon = Daemon::start(&model, "[limits]\nstop_s = 0\n");
+    let mut child = airstream()
+        .args([
+            "ask",
+            "--temp",
+            "0",
+            "Tell me a very long story about the sea.",
+            "--socket",
+        ])
+        .arg(daemon.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let stdout = child.stdout.as_mut().expect("piped");
+    stdout.read_exact(&mut [0; 1]).expect("an answer begins");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(child.wait().expect("its end").code(), Some(1));
+    assert_eq!(daemon.wait(), Some(0));
 }
 
 #[test]
@@ -399,7 +474,7 @@ fn ctrl_c_ends_an_answer() {
         .read_exact(&mut first)
         .expect("an answer begins");
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
-    assert!(child.wait().expect("its end").success());
+    assert_eq!(child.wait().expect("its end").code(), Some(130));
     let status = daemon.connect().ask(&json!({ "id": 1, "status": {} }));
     assert_eq!(status["status"]["running"], 0);
 }

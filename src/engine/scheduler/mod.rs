@@ -203,8 +203,15 @@ impl Scheduler {
                 "number requests so that no two have the same number at a time",
             ));
         }
-        let place = self.find_model(Some(&prepared.model))?;
-        let hosted = &self.models[place];
+        // Not by name: another file may have been loaded under it since.
+        let made_for = |hosted: &&Hosted| hosted.vocabulary.made(&prepared);
+        let Some(hosted) = self.models.iter().find(made_for) else {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("the model {:?} was unloaded meanwhile", prepared.model),
+                "ask again, or load it again first",
+            ));
+        };
         if let (Some(name), Some(turn)) = (&prepared.session, &prepared.turn)
             && let Some(session) = hosted.sessions.find(name)
         {

@@ -68,7 +68,7 @@ impl Scheduler {
             let request = &self.requests[index];
             if request.model == id && request.state != State::Ended {
                 let error = Error::new(
-                    Kind::Usage,
+                    Kind::Busy,
                     format!("the model {name:?} was unloaded"),
                     "load it again, or ask another one",
                 );

@@ -103,6 +103,10 @@ fn errors_name_line_key_and_remedy() {
             "line 6: `flow",
         ),
         (
+            format!("{SMALL}[[serial]]\ndevice = \"/dev/ttyTHS1\"\nbaud = 115201\n"),
+            "line 6: `baud` 115201 is no usual speed",
+        ),
+        (
             format!("{SMALL}[limits]\nclients = 0\n"),
             "line 6: `clients` is 0",
         ),
@@ -128,4 +132,18 @@ fn the_network_is_allowed_with_a_token_and_loopback_without() {
     ] {
         parse(&format!("{SMALL}[http]\n{sound}\n")).expect(sound);
     }
+}
+
+#[test]
+fn what_clients_can_hold_is_small_by_default_and_grows_with_the_limits() {
+    let bytes = |rest: &str| {
+        let config = parse(&format!("{SMALL}{rest}")).expect("sound");
+        config.clients_bytes()
+    };
+    let usual = bytes("");
+    assert!((4 << 20..10 << 20).contains(&usual), "{usual}");
+    let mib = |n: u64| n << 20;
+    assert!(bytes("[limits]\nrequest_bytes = \"1MiB\"\n") > mib(32 + 2 * 40));
+    assert!(bytes("[limits]\nclients = 64\n") > usual + 32 * (64 << 10));
+    assert!(bytes("[limits]\nqueue = 72\n") > usual + 40 * (128 << 10));
 }

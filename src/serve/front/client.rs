@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::{Connected, Done, Front, Place, ending, refusal};
+use super::{Connected, Done, Front, Place, ending, refusal, told};
 use crate::engine::request::{
     Counts, Event, Generate, Prompt, Reason, SESSION_NAME_BYTES_MAX, Tag, Timings,
 };
@@ -175,9 +175,12 @@ impl Client {
             }
             Command::Reset(reset) => {
                 check_session(&reset.session)?;
-                None
+                front.model(reset.model.as_deref()).map(|_| None)?
             }
-            _ => None,
+            Command::Load(name) | Command::Unload(name) => {
+                front.model(Some(&name.model)).map(|_| None)?
+            }
+            Command::SetBudget(_) | Command::Status(_) | Command::Cancel(_) => None,
         };
         let cancelled = Rc::new(Cell::new(false));
         let live = Live {
@@ -233,8 +236,9 @@ fn check_bytes(generate: &Generate, most: usize) -> Result<()> {
     let stops = generate.stop.iter().map(String::len).sum::<usize>()
         + generate.stop.capacity() * size_of::<String>();
     let bias = generate.sampling.logit_bias.capacity() * size_of::<(u32, f32)>();
-    let system = generate.system.as_ref().map_or(0, String::len);
-    let bytes = prompt + stops + bias + system;
+    let others = [&generate.system, &generate.session, &generate.model];
+    let others = others.into_iter().flatten().map(String::len).sum::<usize>();
+    let bytes = prompt + stops + bias + others;
     if bytes <= most {
         return Ok(());
     }
@@ -273,20 +277,18 @@ impl Submitter {
     async fn run(self, mut submissions: mpsc::UnboundedReceiver<Submission>) {
         while let Some(submission) = submissions.recv().await {
             let id = submission.id;
-            let event = match self.submit(submission).await {
-                Ok(Submitted::Sent) => continue,
-                Ok(Submitted::Cancelled) => Event::Done {
-                    reason: Reason::Cancelled,
-                    counts: Counts::default(),
-                    timings: Timings::default(),
-                },
-                Err(error) => Event::Error {
-                    code: error.kind(),
-                    text: error.what().to_owned().into(),
-                    remedy: error.remedy().to_owned().into(),
-                },
-            };
-            put(&self.outbox, |outbox| outbox.put(id, &event)).await;
+            match self.submit(submission).await {
+                Ok(Submitted::Sent) => {}
+                Ok(Submitted::Cancelled) => {
+                    let cancelled = Event::Done {
+                        reason: Reason::Cancelled,
+                        counts: Counts::default(),
+                        timings: Timings::default(),
+                    };
+                    put(&self.outbox, |outbox| outbox.put(id, &cancelled)).await;
+                }
+                Err(error) => put(&self.outbox, |outbox| outbox.put(id, &told(&error))).await,
+            }
         }
     }
 
@@ -369,7 +371,7 @@ async fn tell_when_done(outbox: Arc<Outbox>, id: u32, done: oneshot::Receiver<Re
     let result = done.await.unwrap_or_else(|_| Err(ending()));
     put(&outbox, |outbox| match &result {
         Ok(()) => outbox.put_ok(id),
-        Err(error) => outbox.put(id, &Event::from(error)),
+        Err(error) => outbox.put(id, &told(error)),
     })
     .await;
 }

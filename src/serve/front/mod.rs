@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::config::{Config, Limits, Model};
+use super::in_keys;
 use super::message::Answer;
 use super::status::Status;
 use super::worker::{Order, Worker};
@@ -264,11 +265,20 @@ pub(super) fn ending() -> Error {
     )
 }
 
+/// An error as an event.
+fn told(error: &Error) -> Event<'_> {
+    Event::Error {
+        code: error.kind(),
+        text: error.what().into(),
+        remedy: in_keys(error.remedy()),
+    }
+}
+
 /// An error as a reply of its own.
 pub fn refusal(error: &Error) -> Answer<'static> {
     Answer::Event(Event::Error {
         code: error.kind(),
         text: error.what().to_owned().into(),
-        remedy: error.remedy().to_owned().into(),
+        remedy: in_keys(error.remedy()).into_owned().into(),
     })
 }

@@ -25,6 +25,7 @@ use self::openai::{Asked, Interface, error};
 use self::patient::Patient;
 use super::accept::accept;
 use super::front::{Connected, Front};
+use super::lines::make_room;
 use super::unix::listen::Listening;
 
 /// What a connection holds each way: the head of a request, and what is written of a reply.
@@ -270,6 +271,7 @@ async fn read(mut body: Incoming, bytes_max: usize) -> Result<Option<Vec<u8>>, h
         if bytes.len() + piece.len() > bytes_max {
             return Ok(None);
         }
+        make_room(&mut bytes, piece.len(), bytes_max);
         bytes.extend_from_slice(&piece);
     }
     Ok(Some(bytes))

@@ -59,15 +59,7 @@ impl Listening {
             }),
         };
         if let Some(name) = group {
-            let found = Group::from_name(name).ok().flatten();
-            let group = found.ok_or_else(|| {
-                let what = format!("there is no group {name:?} for {}", path.display());
-                Error::new(
-                    Kind::Usage,
-                    what,
-                    "create it, or change `group` of the socket",
-                )
-            })?;
+            let group = find_group(path, name)?;
             let refused = |errno: nix::Error| {
                 Error::file(path, &format!("give to the group {name}"), &errno.into())
             };
@@ -108,6 +100,52 @@ impl Listening {
     }
 }
 
+/// Whether a socket could be made at `path` for this group, without making it.
+///
+/// # Errors
+/// Its folder is not there, something else is at its place, or there is no such group.
+pub fn check(path: &Path, group: Option<&str>) -> Result<()> {
+    if let Some(name) = group {
+        find_group(path, name)?;
+    }
+    let folder = path.parent().unwrap_or(path);
+    if !folder.is_dir() {
+        // The service manager makes a folder in /run when it starts the daemon.
+        if folder.parent() != Some(Path::new("/run")) {
+            return Err(no_folder(path));
+        }
+        log::warn!("{} is not there now: the unit makes it", folder.display());
+    }
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Err(no_socket(path)),
+        _ => Ok(()),
+    }
+}
+
+fn find_group(path: &Path, name: &str) -> Result<Group> {
+    Group::from_name(name).ok().flatten().ok_or_else(|| {
+        let what = format!("there is no group {name:?} for {}", path.display());
+        let remedy = "create it, or change `group` of the socket";
+        Error::new(Kind::Usage, what, remedy)
+    })
+}
+
+fn no_folder(path: &Path) -> Error {
+    Error::new(
+        Kind::Io,
+        format!("the folder of {} is not there", path.display()),
+        "create it (the unit's RuntimeDirectory= does), or change `path` of the socket",
+    )
+}
+
+fn no_socket(path: &Path) -> Error {
+    Error::new(
+        Kind::Usage,
+        format!("{} is there and no socket", path.display()),
+        "move it away, or change `path` of the socket",
+    )
+}
+
 fn in_use(path: &Path) -> Error {
     Error::new(
         Kind::Usage,
@@ -128,11 +166,7 @@ fn lock(path: &Path) -> Result<Flock<File>> {
         .mode(0o600)
         .open(name);
     let file = opened.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => Error::new(
-            Kind::Io,
-            format!("the folder of {} is not there", path.display()),
-            "create it (the unit's RuntimeDirectory= does), or change `path` of the socket",
-        ),
+        ErrorKind::NotFound => no_folder(path),
         _ => Error::file(name, "create", &e),
     })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
@@ -147,12 +181,7 @@ fn remove_stale(path: &Path) -> Result<()> {
         return Ok(());
     };
     if !found.file_type().is_socket() {
-        let what = format!("{} is there and no socket", path.display());
-        return Err(Error::new(
-            Kind::Usage,
-            what,
-            "move it away, or change `path` of the socket",
-        ));
+        return Err(no_socket(path));
     }
     // A listener without our lock: the service manager, or a daemon that does not see our lock file.
     if UnixStream::connect(path).is_ok() {

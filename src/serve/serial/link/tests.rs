@@ -314,6 +314,14 @@ fn an_unplugged_line_is_reported_at_both_ends_and_works_again_when_it_is_back() 
 }
 
 #[test]
+fn two_ends_that_drew_the_same_number_find_each_other() {
+    let mut line = Line::new(1, 0);
+    *line.called = Link::new(1, false, TIMING);
+    line.run_until(6 * TIMING.hello_ms, |line| line.at_called.len() == 1);
+    exchange(&mut line, 3);
+}
+
+#[test]
 fn an_echo_of_itself_is_not_taken_for_a_peer() {
     let mut link = Link::new(5, true, TIMING);
     let hello = link.transmit(0).expect("it calls");
