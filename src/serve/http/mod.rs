@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use self::openai::{Asked, Interface, error};
@@ -27,6 +27,7 @@ use super::accept::accept;
 use super::front::{Connected, Front};
 use super::lines::make_room;
 use super::unix::listen::Listening;
+use crate::error::Error;
 
 /// What a connection holds each way: the head of a request, and what is written of a reply.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -109,9 +110,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let front = &server.front;
-    // Connections come and go with requests, so the log need not tell of each. One too many breaks off.
-    let Ok(connected) = front.connect(name, log::Level::Debug) else {
-        return;
+    // Connections come and go with requests, so the log need not tell of each.
+    let connected = match front.connect(name, log::Level::Debug) {
+        Ok(connected) => connected,
+        Err(e) => {
+            tokio::task::spawn_local(turn_away(stream, e));
+            return;
+        }
     };
     let stream = Patient::new(stream, front.limits().stalled());
     let server = Rc::clone(server);
@@ -129,6 +134,19 @@ where
             log::debug!("{}: {e}", connected.name());
         }
     });
+}
+
+/// Tells a connection that there are too many, whatever it wants.
+async fn turn_away(mut stream: impl AsyncWrite + Unpin, why: Error) {
+    let body = error(&why.to_string(), "overloaded", None, None).to_string();
+    let length = body.len();
+    let reply = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\nconnection: close\r\n\r\n{body}"
+    );
+    // So little fits into the buffers of any connection that is still there.
+    let _ = stream.write_all(reply.as_bytes()).await;
+    let _ = stream.shutdown().await;
 }
 
 async fn route(

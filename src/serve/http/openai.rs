@@ -133,17 +133,20 @@ impl Asked {
         self.check()?;
         let prompt = match interface {
             Interface::Chat => {
-                let messages = self
-                    .messages
-                    .ok_or_else(|| refused("messages", "`messages` is missing"))?;
+                let messages = self.messages.ok_or_else(|| {
+                    refused(
+                        "messages",
+                        "`messages` is missing: send what was said so far",
+                    )
+                })?;
                 let messages: Result<Vec<Message>, Refused> =
                     messages.into_iter().map(message).collect();
                 Prompt::Messages(messages?)
             }
             Interface::Text => {
-                let prompt = self
-                    .prompt
-                    .ok_or_else(|| refused("prompt", "`prompt` is missing"))?;
+                let prompt = self.prompt.ok_or_else(|| {
+                    refused("prompt", "`prompt` is missing: send a text to continue")
+                })?;
                 let [text] = <[String; 1]>::try_from(prompt.into_vec()).map_err(|_| {
                     refused(
                         "prompt",
@@ -158,7 +161,7 @@ impl Asked {
             let token = token.parse().map_err(|_| {
                 refused(
                     "logit_bias",
-                    format!("`logit_bias`: {token:?} is no token number"),
+                    format!("`logit_bias`: {token:?} is no token number: give the model's own"),
                 )
             })?;
             logit_bias.push((token, bias));
@@ -188,7 +191,12 @@ impl Asked {
     }
 
     fn check(&self) -> Result<(), Refused> {
-        let no = |param: &'static str| Err(refused(param, format!("`{param}` is not supported")));
+        let no = |param: &'static str| {
+            Err(refused(
+                param,
+                format!("`{param}` is not supported: leave it out"),
+            ))
+        };
         if self.n.is_some_and(|n| n != 1) || self.best_of.is_some_and(|n| n != 1) {
             return Err(refused(
                 "n",
@@ -243,7 +251,7 @@ fn message(asked: AskedMessage) -> Result<Message, Refused> {
                     } if r#type == "text" => content.push_str(&text),
                     part => {
                         let what = format!(
-                            "content of type {:?} is not supported, only text is",
+                            "content of type {:?} is not supported: send text only",
                             part.r#type
                         );
                         return Err(refused("messages", what));
