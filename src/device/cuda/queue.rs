@@ -157,3 +157,111 @@ fn wait(driver: &dyn Driver, event: usize, poll: &mut dyn FnMut()) -> Result<()>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::super::driver::{Args, Facts, KernelId};
+    use super::*;
+    use crate::arena::Reservation;
+
+    /// A driver that only has events, each of which is done some time after it was recorded.
+    struct Late {
+        after: Duration,
+        begun: Instant,
+        asked: AtomicU32,
+    }
+
+    impl Late {
+        fn by(after: Duration) -> Late {
+            Late {
+                after,
+                begun: Instant::now(),
+                asked: AtomicU32::new(0),
+            }
+        }
+
+        fn asked(&self) -> u32 {
+            self.asked.load(Ordering::Relaxed)
+        }
+    }
+
+    impl Driver for Late {
+        fn record(&self, _: Stream, _: usize) -> Result<()> {
+            Ok(())
+        }
+
+        fn done(&self, _: usize) -> Result<bool> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Ok(self.begun.elapsed() >= self.after)
+        }
+
+        fn facts(&self) -> &Facts {
+            unreachable!("events alone are asked for")
+        }
+
+        fn free_bytes(&self) -> Result<u64> {
+            unreachable!("events alone are asked for")
+        }
+
+        fn allocate(&self, _: usize) -> Result<u64> {
+            unreachable!("events alone are asked for")
+        }
+
+        unsafe fn free(&self, _: u64) {}
+
+        unsafe fn register(&self, _: NonNull<u8>, _: usize) -> Result<u64> {
+            unreachable!("events alone are asked for")
+        }
+
+        unsafe fn unregister(&self, _: NonNull<u8>) {}
+
+        fn kernel(&self, _: &str) -> Result<KernelId> {
+            unreachable!("events alone are asked for")
+        }
+
+        unsafe fn launch(&self, _: KernelId, _: [u32; 3], _: u32, _: &Args) -> Result<()> {
+            unreachable!("events alone are asked for")
+        }
+
+        unsafe fn copy(&self, _: Stream, _: u64, _: u64, _: usize) -> Result<()> {
+            unreachable!("events alone are asked for")
+        }
+    }
+
+    #[test]
+    fn ops_that_can_poll_wait_for_those_that_cannot() {
+        let mut memory = Reservation::new(4096).expect("a page");
+        let mut queue = Queue::new(memory.carve(4096).expect("all of it"));
+        let driver = Late::by(Duration::from_millis(30));
+        let mut polls = 0;
+        let ops = |queue: &mut Queue, count, polls: &mut u32| {
+            for _ in 0..count {
+                queue.make_room(&driver, &mut || *polls += 1).expect("well");
+                queue.begin(&driver, 0).expect("well");
+            }
+        };
+        // One half after the other: nothing is to be waited for.
+        ops(&mut queue, OPS_MAX + OPS_MAX / 2, &mut polls);
+        assert_eq!((polls, driver.asked()), (0, 0));
+        ops(&mut queue, 1, &mut polls);
+        assert!(
+            polls > 0,
+            "the first half is waited for while the second one has work"
+        );
+        let asked = driver.asked();
+        for _ in 0..OPS_MAX / 2 {
+            queue.begin(&driver, 0).expect("well");
+        }
+        assert_eq!(driver.asked(), asked, "ops that cannot poll do not wait");
+    }
+
+    #[test]
+    fn a_long_wait_is_slept_through() {
+        let driver = Late::by(Duration::from_millis(40));
+        finish(&driver, Stream::Compute).expect("well");
+        // Spinning asks ten thousands of times; fifty microseconds of it a few hundred times at most.
+        assert!(driver.asked() < 4000, "asked {} times", driver.asked());
+    }
+}
