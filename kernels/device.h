@@ -57,11 +57,17 @@ DEVICE u32 lane_xor(u32 value, u32 mask) {
     return other;
 }
 
+// Where something in shared memory is there. (A cast the compiler sees through; PTX's cvta would be computed each time.)
+DEVICE u32 shared_address(void *shared) {
+#ifdef __NVCC__
+    return u32(__cvta_generic_to_shared(shared));
+#else
+    return u32(u64((__attribute__((address_space(3))) void *)shared));
+#endif
+}
 // Copies 16 bytes to shared memory some time before `copies_done` says so. Both addresses are aligned to 16.
 DEVICE void copy_async(Sixteen *to, const Sixteen *from) {
-    asm volatile("{ .reg .u64 a; .reg .u32 b; cvta.to.shared.u64 a, %0; cvt.u32.u64 b, a;\n"
-                 "  cp.async.cg.shared.global [b], [%1], 16; }" ::"l"(to), "l"(from)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 // Ends a group of copies of this thread.
 DEVICE void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }

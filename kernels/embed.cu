@@ -4,16 +4,32 @@
 #include "weights.h"
 
 namespace embed {
+constexpr u32 RUNS = 64;
+
+// The block's bytes of its row in shared memory.
+template <u32 part_bytes> DEVICE Bytes staged(const u8 *row, u32 row_bytes) {
+    __shared__ Sixteen memory[sixteens_of(part_bytes)];
+    u32 begin = block_x() * part_bytes;
+    stage<RUNS, part_bytes>(memory, row + begin, smaller(part_bytes, row_bytes - begin), thread());
+    copies_end();
+    copies_done<0>();
+    block_sync();
+    return staged_bytes(memory, row + begin);
+}
+
 template <class W> DEVICE void run(const u8 *const *rows, u32 cols, float *out) {
-    u32 run = block_x() * 64 + thread();
-    if (run >= cols / 32 || !rows[block_y()]) return;
-    Bytes at = bytes_at(rows[block_y()] + u64(run / (W::VALUES / 32)) * W::BYTES);
-    Run weights = W::run(at, run % (W::VALUES / 32));
+    if (!rows[block_y()]) return;
+    constexpr u32 BYTES = RUNS * 32 / W::VALUES * W::BYTES;
+    Bytes bytes = staged<BYTES>(rows[block_y()], cols / W::VALUES * W::BYTES);
+    u32 run = block_x() * RUNS + thread();
+    if (run >= cols / 32) return;
+    Bytes at = bytes + thread() / (W::VALUES / 32) * W::BYTES;
+    Run weights = run_of<W>(at, run % (W::VALUES / 32));
     float d = W::d(at), m = W::m(at);
     out += u64(block_y()) * cols + 32 * run;
 #pragma unroll
     for (u32 i = 0; i < 32; i++) {
-        float w = float(i32(i8(weights.w[i / 4] >> i % 4 * 8)));
+        float w = float(i32(i8(weights.w[i / 4] >> i % 4 * 8)) - i32(W::OFFSET));
         // Rounded as ggml does, and src/format/quant.rs with it.
         if constexpr (W::SCALES == 0) {
             out[i] = W::MIN ? w * d + m : w * d;
@@ -26,9 +42,9 @@ template <class W> DEVICE void run(const u8 *const *rows, u32 cols, float *out) 
 }
 template <class W> DEVICE void run_floats(const u8 *const *rows, u32 cols, float *out) {
     if (!rows[block_y()]) return;
-    Bytes at = bytes_at(rows[block_y()]);
-    u32 first = (block_x() * 64 + thread()) * 32;
-    for (u32 i = first; i < first + 32 && i < cols; i++) out[u64(block_y()) * cols + i] = W::value(at + i * W::BYTES);
+    Bytes bytes = staged<RUNS * 32 * W::BYTES>(rows[block_y()], cols * W::BYTES);
+    u32 begin = block_x() * RUNS * 32, count = smaller(RUNS * 32, cols - begin);
+    for (u32 i = thread(); i < count; i += RUNS) out[u64(block_y()) * cols + begin + i] = W::value(bytes + i * W::BYTES);
 }
 } // namespace embed
 

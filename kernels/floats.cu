@@ -12,7 +12,7 @@ namespace floats {
 constexpr u32 ROWS = 32, COLS = 64, BATCH = 8;
 
 template <class W> DEVICE void run(const Tile *tiles, u32 cols, const float *x, u32 batch) {
-    constexpr u32 BYTES = COLS * W::BYTES, SIXTEENS = (BYTES + 15 + 15) / 16;
+    constexpr u32 BYTES = COLS * W::BYTES, SIXTEENS = sixteens_of(BYTES);
     __shared__ Sixteen staged[2][ROWS][SIXTEENS];
     const Tile tile = tiles[block_y()];
     u32 first = block_x() * ROWS;
@@ -22,29 +22,25 @@ template <class W> DEVICE void run(const Tile *tiles, u32 cols, const float *x, 
     u32 first_batch = (block_z() * (threads() / LANES) + warp()) * BATCH;
     u32 count = first_batch < batch ? smaller(BATCH, batch - first_batch) : 0;
 
-    auto stage = [&](u32 part) {
+    auto stage_part = [&](u32 part) {
         u32 begin = part * BYTES, bytes = smaller(BYTES, row_bytes - begin);
-        for (u32 row = thread() / 8; row < rows; row += threads() / 8) {
-            const u8 *from = tile.data + u64(first + row) * row_bytes + begin;
-            u32 lead = u32(u64(from) % 16);
-            const Sixteen *aligned = reinterpret_cast<const Sixteen *>(from - lead);
-            for (u32 i = thread() % 8; 16 * i < lead + bytes; i += 8) copy_async(&staged[part % 2][row][i], &aligned[i]);
-        }
+        for (u32 row = thread() / 8; row < rows; row += threads() / 8)
+            stage<8, BYTES>(staged[part % 2][row], tile.data + u64(first + row) * row_bytes + begin, bytes, thread() % 8);
         copies_end();
     };
     float sums[BATCH] = {};
-    stage(0);
+    stage_part(0);
     for (u32 part = 0; part < parts; part++) {
         if (part + 1 < parts) {
-            stage(part + 1);
+            stage_part(part + 1);
             copies_done<1>();
         } else {
             copies_done<0>();
         }
         block_sync();
         if (lane() < rows) {
-            u32 lead = u32(u64(tile.data + u64(first + lane()) * row_bytes + part * BYTES) % 16);
-            Bytes at{&staged[part % 2][lane()][0].word[0], lead};
+            const u8 *from = tile.data + u64(first + lane()) * row_bytes + part * BYTES;
+            Bytes at = staged_bytes(staged[part % 2][lane()], from);
             u32 some = smaller(COLS, cols - part * COLS);
             for (u32 col = 0; col < some; col++) {
                 float w = W::value(at + col * W::BYTES);

@@ -17,7 +17,7 @@ constexpr u32 DECODED_WORDS = (COLS + 32) / 4;
 
 template <class W> struct Shape {
     static constexpr u32 BYTES = COLS / W::VALUES * W::BYTES;
-    static constexpr u32 SIXTEENS = (BYTES + 15 + 15) / 16;
+    static constexpr u32 SIXTEENS = sixteens_of(BYTES);
     static constexpr u32 BLOCKS = COLS / W::VALUES;
     static constexpr u32 SCALES = W::SCALES == 0 ? 1 : RUNS * W::SCALES;
 };
@@ -32,16 +32,12 @@ template <class W> struct Decoded {
 };
 
 template <class W>
-DEVICE void stage(Sixteen (*to)[Shape<W>::SIXTEENS], const Tile &tile, u32 first, u32 rows, u32 row_bytes, u32 part) {
+DEVICE void stage_part(Sixteen (*to)[Shape<W>::SIXTEENS], const Tile &tile, u32 first, u32 rows, u32 row_bytes, u32 part) {
     u32 begin = part * Shape<W>::BYTES;
     u32 bytes = smaller(Shape<W>::BYTES, row_bytes - begin);
     // Eight lanes a row.
-    for (u32 row = thread() / 8; row < rows; row += threads() / 8) {
-        const u8 *from = tile.data + u64(first + row) * row_bytes + begin;
-        u32 lead = u32(u64(from) % 16);
-        const Sixteen *aligned = reinterpret_cast<const Sixteen *>(from - lead);
-        for (u32 i = thread() % 8; 16 * i < lead + bytes; i += 8) copy_async(&to[row][i], &aligned[i]);
-    }
+    for (u32 row = thread() / 8; row < rows; row += threads() / 8)
+        stage<8, Shape<W>::BYTES>(to[row], tile.data + u64(first + row) * row_bytes + begin, bytes, thread() % 8);
     copies_end();
 }
 
@@ -51,14 +47,14 @@ DEVICE void decode(Decoded<W> &to, Sixteen (*staged)[Shape<W>::SIXTEENS], const 
     for (u32 i = thread(); i < ROWS * RUNS; i += threads()) {
         u32 row = i / RUNS, run = i % RUNS;
         if (row >= rows || run >= runs) continue;
-        u32 lead = u32(u64(tile.data + u64(first + row) * row_bytes + part * Shape<W>::BYTES) % 16);
         u32 block = run / (W::VALUES / RUN), group = run % (W::VALUES / RUN);
-        Bytes at{&staged[row][0].word[0], lead + block * W::BYTES};
-        Run weights = W::run(at, group);
+        const u8 *from = tile.data + u64(first + row) * row_bytes + part * Shape<W>::BYTES;
+        Bytes at = staged_bytes(staged[row], from) + block * W::BYTES;
+        Run weights = run_of<W>(at, group);
 #pragma unroll
         for (u32 j = 0; j < 4; j++) {
-            to.w[row][8 * run + 2 * j] = weights.w[j];
-            to.w[row][8 * run + 2 * j + 1] = weights.w[j + 4];
+            to.w[row][8 * run + 2 * j] = minus<W::OFFSET>(weights.w[j]);
+            to.w[row][8 * run + 2 * j + 1] = minus<W::OFFSET>(weights.w[j + 4]);
         }
         if (group == 0) {
             to.d[row][block] = W::d(at);
@@ -155,10 +151,10 @@ template <class W> DEVICE void run(const Tile *tiles, u32 cols, Activations x, u
     u32 first_panel = (block_z() * WARP_PAIRS + warp() / 2) * PANELS;
 
     float sums[PANELS][4] = {};
-    stage<W>(staged[0], tile, first, rows, row_bytes, 0);
+    stage_part<W>(staged[0], tile, first, rows, row_bytes, 0);
     for (u32 part = 0; part < parts; part++) {
         if (part + 1 < parts) {
-            stage<W>(staged[(part + 1) % 2], tile, first, rows, row_bytes, part + 1);
+            stage_part<W>(staged[(part + 1) % 2], tile, first, rows, row_bytes, part + 1);
             copies_done<1>();
         } else {
             copies_done<0>();

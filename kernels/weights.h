@@ -14,30 +14,43 @@ struct Tile {
     u32 stride;
 };
 
-// Bytes at any place of aligned words.
+// Bytes at any place of aligned words. Where the last of them is, there is one more word, which may be loaded: so
+// neighbours share what they load.
 struct Bytes {
     const u32 *words;
-    u32 at;
+    // Below 4: bytes of the first word that come before.
+    u32 lead;
 
-    DEVICE_MEMBER Bytes operator+(u32 n) const { return Bytes{words, at + n}; }
-    // The next word is touched only where some of it is needed: there may be none.
-    DEVICE_MEMBER u32 four() const { return shift_pair(words[at / 4], words[at / 4 + (at % 4 != 0)], at % 4 * 8); }
-    DEVICE_MEMBER u32 one() const { return words[at / 4] >> at % 4 * 8 & 0xff; }
-    DEVICE_MEMBER u32 two() const {
-        return shift_pair(words[at / 4], words[at / 4 + (at % 4 == 3)], at % 4 * 8) & 0xffff;
+    DEVICE_MEMBER Bytes operator+(u32 n) const {
+        u32 at = lead + n % 4;
+        return Bytes{words + n / 4 + at / 4, at % 4};
     }
-    DEVICE_MEMBER float half() const { return from_half(two()); }
+    DEVICE_MEMBER u32 four() const { return shift_pair(words[0], words[1], 8 * lead); }
+    DEVICE_MEMBER u32 one() const { return words[0] >> 8 * lead & 0xff; }
+    DEVICE_MEMBER float half() const { return from_half(four() & 0xffff); }
 };
 
-// Bytes from any address on, as aligned words.
-DEVICE Bytes bytes_at(const u8 *p) {
-    u32 lead = u32(u64(p) % 4);
-    return Bytes{reinterpret_cast<const u32 *>(p - lead), lead};
+// Sixteens that hold `bytes` bytes from anywhere, and the word behind them.
+constexpr u32 sixteens_of(u32 bytes) { return (15 + bytes + 4 + 15) / 16; }
+
+// Copies bytes from anywhere, at most `bytes_max`, into shared memory, between the same multiples of 16, by `count` threads of which this is
+// `number`: some time before copies_done() says so.
+template <u32 count, u32 bytes_max> DEVICE void stage(Sixteen *to, const u8 *from, u32 bytes, u32 number) {
+    const Sixteen *aligned = reinterpret_cast<const Sixteen *>(u64(from) & ~u64(15));
+    u32 end = u32(u64(from) % 16) + bytes;
+#pragma unroll
+    for (u32 first = 0; first < (15 + bytes_max + 15) / 16; first += count)
+        if (16 * (first + number) < end) copy_async(&to[first + number], &aligned[first + number]);
+}
+// The same bytes in shared memory.
+DEVICE Bytes staged_bytes(const Sixteen *staged, const u8 *from) {
+    u32 lead = u32(u64(from) % 16);
+    return Bytes{&staged->word[lead / 4], lead % 4};
 }
 
 // 32 values of one row.
 struct Run {
-    // Values 4i..4i+4 as signed bytes.
+    // Values 4i..4i+4 as bytes, which are the type's OFFSET too large (and signed where that is 0).
     u32 w[8];
     // The integer scales and minimums of 16 values each; types with one for all 32 have it in [0].
     i32 scale[2];
@@ -45,133 +58,95 @@ struct Run {
 };
 
 // Each byte less `offset`, for bytes below 128.
-DEVICE u32 minus(u32 bytes, u32 offset) { return ((bytes | 0x80808080u) - offset * 0x01010101u) ^ 0x80808080u; }
+template <u32 offset> DEVICE u32 minus(u32 bytes) {
+    if constexpr (offset == 0) return bytes;
+    return ((bytes | 0x80808080u) - offset * 0x01010101u) ^ 0x80808080u;
+}
 
+// Values 4i..4i+4 and 16+4i..16+4i+4 of a run.
+struct Pair {
+    u32 low, high;
+};
 // 16 bytes of nibbles: the low ones are values 0..16.
-DEVICE void nibbles(Bytes b, u32 (&w)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        u32 x = (b + 4 * i).four();
-        w[i] = x & 0x0f0f0f0f;
-        w[i + 4] = x >> 4 & 0x0f0f0f0f;
-    }
+DEVICE Pair nibbles(Bytes b, u32 i) {
+    u32 both = (b + 4 * i).four();
+    return Pair{both & 0x0f0f0f0f, both >> 4 & 0x0f0f0f0f};
 }
-// Bit i of `bits` becomes bit 4 of value i.
-DEVICE void fifth_bits(u32 bits, u32 (&w)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) w[i] |= (bits >> 4 * i & 15) * 0x02040810u & 0x10101010;
+// Adds bit i of 32 as bit 4 of value i.
+DEVICE Pair fifth_bits(Pair p, u32 bits, u32 i) {
+    bits >>= 4 * i;
+    return Pair{p.low | ((bits & 15) * 0x02040810u & 0x10101010), p.high | ((bits >> 16 & 15) * 0x02040810u & 0x10101010)};
 }
-DEVICE void all_minus(u32 offset, u32 (&w)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) w[i] = minus(w[i], offset);
+// Some bits of each of 32 bytes, from bit `shift` on, as bits `to` and up.
+template <u32 mask, u32 to = 0> DEVICE Pair fields(Bytes b, u32 shift, u32 i) {
+    constexpr u32 all = mask * 0x01010101u;
+    return Pair{((b + 4 * i).four() >> shift & all) << to, ((b + 16 + 4 * i).four() >> shift & all) << to};
 }
-// `bits` of each of 32 bytes, from bit `shift` on.
-template <u32 mask> DEVICE void fields(Bytes b, u32 shift, u32 (&w)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) w[i] = (b + 4 * i).four() >> shift & mask * 0x01010101u;
-}
-// Adds bit `group` of each of 32 bytes as bit `to` of each value.
-template <u32 to> DEVICE void high_bit(Bytes b, u32 group, u32 (&w)[8]) {
-#pragma unroll
-    for (u32 i = 0; i < 8; i++) w[i] |= ((b + 4 * i).four() >> group & 0x01010101u) << to;
-}
+DEVICE Pair operator|(Pair a, Pair b) { return Pair{a.low | b.low, a.high | b.high}; }
 
-// What the types with blocks of 32 values share: no integer scales.
+// What the types with blocks of 32 values share: no integer scales. Blocks begin with d, then m where there is one.
 struct Block32 {
     static constexpr u32 VALUES = 32, SCALES = 0;
+    DEVICE void scales(Bytes, u32, Run &) {}
+    DEVICE float d(Bytes b) { return b.half(); }
+    DEVICE float m(Bytes b) { return (b + 2).half(); }
 };
 
 struct Q4_0 : Block32 {
-    static constexpr u32 BYTES = 18;
+    static constexpr u32 BYTES = 18, OFFSET = 8;
     static constexpr bool MIN = false;
-    DEVICE Run run(Bytes b, u32) {
-        Run r{};
-        nibbles(b + 2, r.w);
-        all_minus(8, r.w);
-        return r;
-    }
-    DEVICE float d(Bytes b) { return b.half(); }
-    DEVICE float m(Bytes) { return 0.0f; }
+    DEVICE Pair pair(Bytes b, u32, u32 i) { return nibbles(b + 2, i); }
 };
 
 struct Q4_1 : Block32 {
-    static constexpr u32 BYTES = 20;
+    static constexpr u32 BYTES = 20, OFFSET = 0;
     static constexpr bool MIN = true;
-    DEVICE Run run(Bytes b, u32) {
-        Run r{};
-        nibbles(b + 4, r.w);
-        return r;
-    }
-    DEVICE float d(Bytes b) { return b.half(); }
-    DEVICE float m(Bytes b) { return (b + 2).half(); }
+    DEVICE Pair pair(Bytes b, u32, u32 i) { return nibbles(b + 4, i); }
 };
 
 struct Q5_0 : Block32 {
-    static constexpr u32 BYTES = 22;
+    static constexpr u32 BYTES = 22, OFFSET = 16;
     static constexpr bool MIN = false;
-    DEVICE Run run(Bytes b, u32) {
-        Run r{};
-        nibbles(b + 6, r.w);
-        fifth_bits((b + 2).four(), r.w);
-        all_minus(16, r.w);
-        return r;
-    }
-    DEVICE float d(Bytes b) { return b.half(); }
-    DEVICE float m(Bytes) { return 0.0f; }
+    DEVICE Pair pair(Bytes b, u32, u32 i) { return fifth_bits(nibbles(b + 6, i), (b + 2).four(), i); }
 };
 
 struct Q5_1 : Block32 {
-    static constexpr u32 BYTES = 24;
+    static constexpr u32 BYTES = 24, OFFSET = 0;
     static constexpr bool MIN = true;
-    DEVICE Run run(Bytes b, u32) {
-        Run r{};
-        nibbles(b + 8, r.w);
-        fifth_bits((b + 4).four(), r.w);
-        return r;
-    }
-    DEVICE float d(Bytes b) { return b.half(); }
-    DEVICE float m(Bytes b) { return (b + 2).half(); }
+    DEVICE Pair pair(Bytes b, u32, u32 i) { return fifth_bits(nibbles(b + 8, i), (b + 4).four(), i); }
 };
 
 struct Q8_0 : Block32 {
-    static constexpr u32 BYTES = 34;
+    static constexpr u32 BYTES = 34, OFFSET = 0;
     static constexpr bool MIN = false;
-    DEVICE Run run(Bytes b, u32) {
-        Run r{};
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) r.w[i] = (b + 2 + 4 * i).four();
-        return r;
-    }
-    DEVICE float d(Bytes b) { return b.half(); }
-    DEVICE float m(Bytes) { return 0.0f; }
+    DEVICE Pair pair(Bytes b, u32, u32 i) { return Pair{(b + 2 + 4 * i).four(), (b + 18 + 4 * i).four()}; }
 };
 
 struct Q2_K {
-    static constexpr u32 VALUES = 256, BYTES = 84, SCALES = 2;
+    static constexpr u32 VALUES = 256, BYTES = 84, SCALES = 2, OFFSET = 0;
     static constexpr bool MIN = true;
-    DEVICE Run run(Bytes b, u32 group) {
-        Run r{};
-        fields<3>(b + 16 + 32 * (group / 4), 2 * (group % 4), r.w);
+    DEVICE Pair pair(Bytes b, u32 group, u32 i) {
+        return fields<3>(b + 16 + 32 * (group / 4), 2 * (group % 4), i);
+    }
+    DEVICE void scales(Bytes b, u32 group, Run &r) {
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
             u32 both = (b + 2 * group + i).one();
             r.scale[i] = i32(both & 15);
             r.min[i] = i32(both >> 4);
         }
-        return r;
     }
     DEVICE float d(Bytes b) { return (b + 80).half(); }
     DEVICE float m(Bytes b) { return (b + 82).half(); }
 };
 
 struct Q3_K {
-    static constexpr u32 VALUES = 256, BYTES = 110, SCALES = 2;
+    static constexpr u32 VALUES = 256, BYTES = 110, SCALES = 2, OFFSET = 4;
     static constexpr bool MIN = false;
-    DEVICE Run run(Bytes b, u32 group) {
-        Run r{};
-        fields<3>(b + 32 + 32 * (group / 4), 2 * (group % 4), r.w);
-        high_bit<2>(b, group, r.w);
-        all_minus(4, r.w);
+    DEVICE Pair pair(Bytes b, u32 group, u32 i) {
+        return fields<3>(b + 32 + 32 * (group / 4), 2 * (group % 4), i) | fields<1, 2>(b, group, i);
+    }
+    DEVICE void scales(Bytes b, u32 group, Run &r) {
 #pragma unroll
         for (u32 i = 0; i < 2; i++) {
             u32 j = 2 * group + i;
@@ -179,70 +154,68 @@ struct Q3_K {
             u32 high = (b + 104 + j % 4).one() >> 2 * (j / 4) & 3;
             r.scale[i] = i32(low | high << 4) - 32;
         }
-        return r;
     }
     DEVICE float d(Bytes b) { return (b + 108).half(); }
     DEVICE float m(Bytes) { return 0.0f; }
 };
 
-// The scale and minimum of 6 bits of Q4_K and Q5_K, from 12 bytes.
-DEVICE void six_bits(Bytes b, u32 group, Run &r) {
-    u32 scale = (b + group).one(), min = (b + group + 4).one();
-    if (group < 4) {
-        r.scale[0] = i32(scale & 63);
-        r.min[0] = i32(min & 63);
-    } else {
-        r.scale[0] = i32((min & 15) | (b + (group - 4)).one() >> 6 << 4);
-        r.min[0] = i32(min >> 4 | scale >> 6 << 4);
-    }
-}
-
-struct Q4_K {
-    static constexpr u32 VALUES = 256, BYTES = 144, SCALES = 1;
+// What Q4_K and Q5_K share: d, m, and 12 bytes with scales and minimums of 6 bits.
+struct SixBits {
+    static constexpr u32 VALUES = 256, SCALES = 1, OFFSET = 0;
     static constexpr bool MIN = true;
-    DEVICE Run run(Bytes b, u32 group) {
-        Run r{};
-        fields<15>(b + 16 + 32 * (group / 2), 4 * (group % 2), r.w);
-        six_bits(b + 4, group, r);
-        return r;
+    DEVICE void scales(Bytes b, u32 group, Run &r) {
+        u32 at = 8 * (group % 4);
+        u32 scale = (b + 4).four() >> at & 0xff, min = (b + 8).four() >> at & 0xff, low = (b + 12).four() >> at & 0xff;
+        bool first = group < 4;
+        r.scale[0] = i32(first ? scale & 63 : (low & 15) | scale >> 6 << 4);
+        r.min[0] = i32(first ? min & 63 : low >> 4 | min >> 6 << 4);
     }
     DEVICE float d(Bytes b) { return b.half(); }
     DEVICE float m(Bytes b) { return (b + 2).half(); }
 };
 
-struct Q5_K {
-    static constexpr u32 VALUES = 256, BYTES = 176, SCALES = 1;
-    static constexpr bool MIN = true;
-    DEVICE Run run(Bytes b, u32 group) {
-        Run r{};
-        fields<15>(b + 48 + 32 * (group / 2), 4 * (group % 2), r.w);
-        high_bit<4>(b + 16, group, r.w);
-        six_bits(b + 4, group, r);
-        return r;
+struct Q4_K : SixBits {
+    static constexpr u32 BYTES = 144;
+    DEVICE Pair pair(Bytes b, u32 group, u32 i) {
+        return fields<15>(b + 16 + 32 * (group / 2), 4 * (group % 2), i);
     }
-    DEVICE float d(Bytes b) { return b.half(); }
-    DEVICE float m(Bytes b) { return (b + 2).half(); }
+};
+
+struct Q5_K : SixBits {
+    static constexpr u32 BYTES = 176;
+    DEVICE Pair pair(Bytes b, u32 group, u32 i) {
+        return fields<15>(b + 48 + 32 * (group / 2), 4 * (group % 2), i) | fields<1, 4>(b + 16, group, i);
+    }
 };
 
 struct Q6_K {
-    static constexpr u32 VALUES = 256, BYTES = 210, SCALES = 2;
+    static constexpr u32 VALUES = 256, BYTES = 210, SCALES = 2, OFFSET = 32;
     static constexpr bool MIN = false;
-    DEVICE Run run(Bytes b, u32 group) {
-        Run r{};
+    DEVICE Pair pair(Bytes b, u32 group, u32 i) {
         u32 half = group / 4, quarter = group % 4;
-        fields<15>(b + 64 * half + 32 * (quarter % 2), 4 * (quarter / 2), r.w);
-        u32 high[8];
-        fields<3>(b + 128 + 32 * half, 2 * quarter, high);
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) r.w[i] |= high[i] << 4;
-        all_minus(32, r.w);
+        return fields<15>(b + 64 * half + 32 * (quarter % 2), 4 * (quarter / 2), i) |
+               fields<3, 4>(b + 128 + 32 * half, 2 * quarter, i);
+    }
+    DEVICE void scales(Bytes b, u32 group, Run &r) {
 #pragma unroll
         for (u32 i = 0; i < 2; i++) r.scale[i] = i32(i8((b + 192 + 2 * group + i).one()));
-        return r;
     }
     DEVICE float d(Bytes b) { return (b + 208).half(); }
     DEVICE float m(Bytes) { return 0.0f; }
 };
+
+// A whole run of a block: the values 32 group..32 group + 32.
+template <class W> DEVICE Run run_of(Bytes block, u32 group) {
+    Run r{};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        Pair p = W::pair(block, group, i);
+        r.w[i] = p.low;
+        r.w[i + 4] = p.high;
+    }
+    W::scales(block, group, r);
+    return r;
+}
 
 // Types without integers: value i from some byte on.
 struct F32 {
@@ -255,7 +228,7 @@ struct F16 {
 };
 struct BF16 {
     static constexpr u32 BYTES = 2;
-    DEVICE float value(Bytes b) { return from_bits(b.two() << 16); }
+    DEVICE float value(Bytes b) { return from_bits(b.four() << 16); }
 };
 
 // Calls `each` with every type of integers, and its name in the kernels' names.
