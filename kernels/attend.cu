@@ -57,8 +57,8 @@ template <class P> DEVICE P *partial_of(P *partial, const AttentionShape &shape,
 KERNEL(256)
 attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *rows, const float *q, float *out,
        float *partial) {
-    __shared__ float queries[QUERIES][256];
-    __shared__ float weights[QUERIES][SPLIT];
+    alignas(16) __shared__ float queries[QUERIES][256];
+    alignas(16) __shared__ float weights[QUERIES][SPLIT];
     __shared__ float rescale[QUERIES][SPLIT / 16];
     __shared__ float largest_of[QUERIES], sum_of[QUERIES];
     __shared__ u32 from_of[QUERIES], to_of[QUERIES];
@@ -90,8 +90,12 @@ attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *row
     }
     const u16 *const *pages = rows[unit.first_row].pages;
 
-    // Scores: a thread is a position. Even and odd dimensions run in two chains.
+    // Scores: a thread is a position. Even and odd dimensions run in two chains. Sixteen dimensions are loaded before
+    // they are used, for their latency is what this takes.
     const u32 position = begin + thread();
+    const bool any = thread() >= any_from && thread() < any_to;
+    const u16 *key = nullptr;
+    if (any) key = key_of(shape.layout, pages[position / page_positions], kv_head, position % page_positions);
     float scores[QUERIES][2] = {};
     for (u32 piece = 0; piece < head_dim; piece += 256) {
         u32 dims = smaller(256u, head_dim - piece);
@@ -100,16 +104,18 @@ attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *row
             queries[query][i % dims] = q[u64(row * shape.heads + head) * head_dim + piece + i % dims];
         }
         block_sync();
-        if (thread() >= any_from && thread() < any_to) {
-            const u16 *key =
-                key_of(shape.layout, pages[position / page_positions], kv_head, position % page_positions) + 16 * piece;
-            for (u32 d = 0; d < dims; d += 2) {
-                float even = from_half(key[16 * d]), odd = from_half(key[16 * d + 16]);
+        if (any) {
+            for (u32 first = 0; first < dims; first += 16) {
+                float keys[16];
+#pragma unroll
+                for (u32 d = 0; d < 16; d++) keys[d] = from_half(key[16 * (piece + first + d)]);
 #pragma unroll
                 for (u32 i = 0; i < QUERIES; i++) {
-                    if (i >= count) break;
-                    scores[i][0] = fused(even, queries[i][d], scores[i][0]);
-                    scores[i][1] = fused(odd, queries[i][d + 1], scores[i][1]);
+                    if (i < count) {
+#pragma unroll
+                        for (u32 d = 0; d < 16; d++)
+                            scores[i][d % 2] = fused(keys[d], queries[i][first + d], scores[i][d % 2]);
+                    }
                 }
             }
         }
@@ -117,10 +123,11 @@ attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *row
     }
 #pragma unroll
     for (u32 i = 0; i < QUERIES; i++) {
-        if (i >= count) break;
-        float score = (scores[i][0] + scores[i][1]) * shape.scale;
-        if (shape.softcap != 0.0f) score = hyperbolic_tangent(divide(score, shape.softcap)) * shape.softcap;
-        weights[i][thread()] = score;
+        if (i < count) {
+            float score = (scores[i][0] + scores[i][1]) * shape.scale;
+            if (shape.softcap != 0.0f) score = hyperbolic_tangent(divide(score, shape.softcap)) * shape.softcap;
+            weights[i][thread()] = score;
+        }
     }
     block_sync();
 
@@ -154,34 +161,39 @@ attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *row
     }
     block_sync();
 
-    // Values: a thread is a dimension, for some of the queries.
-    const u32 wide = smaller(head_dim, 256u), together = 256 / wide;
-    if (thread() / wide >= together) return;
-    for (u32 d = thread() % wide; d < head_dim; d += wide) {
+    // Values: a thread is a dimension, for some of the queries. Pages hold whole blocks, so the values of one are loaded
+    // without asking who sees them, before any is used.
+    const u32 wide = smaller(head_dim, 256u), together = 256 / wide, first_query = thread() / wide;
+    if (first_query >= together) return;
+    for (u32 d = thread() - first_query * wide; d < head_dim; d += wide) {
         float sums[QUERIES] = {};
-        for (u32 block = any_from / 16; 16 * block < any_to; block++) {
+        for (u32 at = any_from / 16 * 16; at < any_to; at += 16) {
+            const u32 p = begin + at;
+            const u16 *value = value_of(shape.layout, pages[p / page_positions], kv_head, p % page_positions) + d;
+            float values[16];
+#pragma unroll
+            for (u32 i = 0; i < 16; i++) values[i] = from_half(value[i * head_dim]);
 #pragma unroll
             for (u32 i = 0; i < QUERIES; i++) {
-                u32 query = thread() / wide + i * together;
-                if (query >= count) break;
-                if (16 * block < to_of[query] && 16 * block + 16 > from_of[query]) sums[i] *= rescale[query][block];
-            }
-            u32 end = smaller(16 * block + 16, any_to);
-            for (u32 at = larger(16 * block, any_from); at < end; at++) {
-                u32 p = begin + at;
-                float value =
-                    from_half(value_of(shape.layout, pages[p / page_positions], kv_head, p % page_positions)[d]);
+                const u32 query = first_query + i * together;
+                if (query < count) {
+                    const u32 from = larger(from_of[query], at), to = smaller(to_of[query], at + 16);
+                    if (from < to) {
+                        // Bit i: whether the query sees position at + i.
+                        const u32 seen = (1u << (to - at)) - (1u << (from - at));
+                        sums[i] *= rescale[query][at / 16];
 #pragma unroll
-                for (u32 i = 0; i < QUERIES; i++) {
-                    u32 query = thread() / wide + i * together;
-                    if (query >= count) break;
-                    if (at >= from_of[query] && at < to_of[query]) sums[i] = fused(value, weights[query][at], sums[i]);
+                        for (u32 j = 0; j < 16; j++) {
+                            const float sum = fused(values[j], weights[query][at + j], sums[i]);
+                            sums[i] = seen >> j & 1 ? sum : sums[i];
+                        }
+                    }
                 }
             }
         }
 #pragma unroll
         for (u32 i = 0; i < QUERIES; i++) {
-            u32 query = thread() / wide + i * together;
+            u32 query = first_query + i * together;
             if (query >= count || from_of[query] == to_of[query]) continue;
             u32 row = unit.first_row + query / unit_heads, head = first_head + query % unit_heads;
             if (attention::splits(rows[row]) == 1) {
