@@ -14,9 +14,10 @@ KERNEL(256) read_memory(const Sixteen *from, u64 count, u32 blocks, u32 *out) {
 #pragma unroll
         for (u32 i = 0; i < PIECE / 256; i++) {
             u64 at = first + i * 256 + thread();
-            if (at >= count) break;
-            const Sixteen some = from[at];
-            all ^= some.word[0] ^ some.word[1] ^ some.word[2] ^ some.word[3];
+            if (at < count) {
+                const Sixteen some = from[at];
+                all ^= some.word[0] ^ some.word[1] ^ some.word[2] ^ some.word[3];
+            }
         }
     }
 #pragma unroll
