@@ -91,7 +91,7 @@ attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *row
     const u16 *const *pages = rows[unit.first_row].pages;
 
     // Scores: a thread is a position. Even and odd dimensions run in two chains. Sixteen dimensions are loaded before
-    // they are used, for their latency is what this takes.
+    // they are used, for latency is what this takes.
     const u32 position = begin + thread();
     const bool any = thread() >= any_from && thread() < any_to;
     const u16 *key = nullptr;
@@ -161,8 +161,8 @@ attend(AttentionShape shape, const AttentionUnit *units, const AttentionRow *row
     }
     block_sync();
 
-    // Values: a thread is a dimension, for some of the queries. Pages hold whole blocks, so the values of one are loaded
-    // without asking who sees them, before any is used.
+    // Values: a thread is a dimension, for some of the queries. Pages hold whole blocks, so a block's values are loaded
+    // before any is used, whoever sees them.
     const u32 wide = smaller(head_dim, 256u), together = 256 / wide, first_query = thread() / wide;
     if (first_query >= together) return;
     for (u32 d = thread() - first_query * wide; d < head_dim; d += wide) {

@@ -57,7 +57,7 @@ DEVICE u32 lane_xor(u32 value, u32 mask) {
     return other;
 }
 
-// Where something in shared memory is there. (A cast the compiler sees through; PTX's cvta would be computed each time.)
+// Where something is in shared memory: by a cast that the compiler sees through, where PTX's cvta takes instructions.
 DEVICE u32 shared_address(void *shared) {
 #ifdef __NVCC__
     return u32(__cvta_generic_to_shared(shared));
@@ -95,6 +95,12 @@ DEVICE void mma_16(i32 (&c)[4], u32 a0, u32 a1, u32 b) {
 DEVICE u32 shift_pair(u32 low, u32 high, u32 bits) {
     u32 out;
     asm("shf.r.wrap.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(bits));
+    return out;
+}
+// Four of the bytes of (high, low), as the selector's digits say: the lowest of `low` is 0, the highest of `high` 7.
+DEVICE u32 pick_bytes(u32 low, u32 high, u32 selector) {
+    u32 out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
     return out;
 }
 
@@ -151,6 +157,19 @@ template <u32 lanes> DEVICE i32 sum_lanes(i32 a) {
 #pragma unroll
     for (u32 mask = lanes / 2; mask > 0; mask /= 2) a += i32(lane_xor(u32(a), mask));
     return a;
+}
+// The sums of 8 values over 8 neighbouring lanes each: of value i in lane i. Each exchange halves what is left of them.
+DEVICE i32 sum_8_lanes(i32 (&a)[8]) {
+#pragma unroll
+    for (u32 half = 4; half > 0; half /= 2) {
+        bool upper = lane() & half;
+#pragma unroll
+        for (u32 i = 0; i < half; i++) {
+            const i32 low = a[i], high = a[i + half];
+            a[i] = (upper ? high : low) + i32(lane_xor(u32(upper ? low : high), half));
+        }
+    }
+    return a[0];
 }
 // The largest float over `lanes` neighbouring lanes.
 template <u32 lanes> DEVICE float max_lanes(float a) {

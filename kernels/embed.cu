@@ -44,7 +44,8 @@ template <class W> DEVICE void run_floats(const u8 *const *rows, u32 cols, float
     if (!rows[block_y()]) return;
     Bytes bytes = staged<RUNS * 32 * W::BYTES>(rows[block_y()], cols * W::BYTES);
     u32 begin = block_x() * RUNS * 32, count = smaller(RUNS * 32, cols - begin);
-    for (u32 i = thread(); i < count; i += RUNS) out[u64(block_y()) * cols + begin + i] = W::value(bytes + i * W::BYTES);
+    out += u64(block_y()) * cols + begin;
+    for (u32 i = thread(); i < count; i += RUNS) out[i] = W::value(bytes + i * W::BYTES);
 }
 } // namespace embed
 

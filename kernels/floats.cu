@@ -24,8 +24,9 @@ template <class W> DEVICE void run(const Tile *tiles, u32 cols, const float *x, 
 
     auto stage_part = [&](u32 part) {
         u32 begin = part * BYTES, bytes = smaller(BYTES, row_bytes - begin);
+        const u8 *from = tile.data + u64(first) * row_bytes + begin;
         for (u32 row = thread() / 8; row < rows; row += threads() / 8)
-            stage<8, BYTES>(staged[part % 2][row], tile.data + u64(first + row) * row_bytes + begin, bytes, thread() % 8);
+            stage<8, BYTES>(staged[part % 2][row], from + u64(row) * row_bytes, bytes, thread() % 8);
         copies_end();
     };
     float sums[BATCH] = {};

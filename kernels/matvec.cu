@@ -140,22 +140,31 @@ template <class W> DEVICE void run(const Tile *tiles, u32 cols, Activations x) {
             for (u32 row = 0; row < ROWS; row++)
                 for (u32 i = 0; i < STEPS<W>; i++) my_steps[row].step[my_block * STEPS<W> + i] = Step{0.0f, 0.0f};
         }
+        auto bytes_of = [&](u32 row) {
+            return staged_bytes(now.rows[row], data + part * S::BYTES + row * row_bytes) + my_block * W::BYTES;
+        };
+        auto steps_of = [&](u32 row) { return &my_steps[row].step[my_block * STEPS<W>]; };
+        if constexpr (W::SCALES == 0) {
 #pragma unroll 2
-        for (u32 row = 0; row < ROWS; row++) {
-            Bytes at = staged_bytes(now.rows[row], data + part * S::BYTES + row * row_bytes) + my_block * W::BYTES;
-            const Run weights = run_of<W>(at, group);
-            i32 dot = values.dot<0, middle>(weights.w, offsets[0]);
-            Step *to = &my_steps[row].step[my_block * STEPS<W>];
-            if constexpr (W::SCALES == 0) {
-                if (some) steps_32<W>(to, dot, W::d(at), W::m(at), scales.scale, scales.scaled_sum);
-            } else {
-                constexpr u32 second = W::SCALES - 1;
-                dot = dot * weights.scale[0] + values.dot<4, 8>(weights.w, offsets[1]) * weights.scale[second];
-                i32 min = scales.sums[0] * weights.min[0] + scales.sums[1] * weights.min[second];
-                dot = sum_lanes<8>(dot);
-                if constexpr (W::MIN) min = sum_lanes<8>(min);
-                if (some && group == 0) steps_256<W>(to, dot, min, W::d(at), W::m(at), scales.scale);
+            for (u32 row = 0; row < ROWS; row++) {
+                Bytes at = bytes_of(row);
+                const i32 dot = values.dot<0, 8>(run_of<W>(at, 0).w, offsets[0]);
+                if (some) steps_32<W>(steps_of(row), dot, W::d(at), W::m(at), scales.scale, scales.scaled_sum);
             }
+        } else {
+            // Eight lanes have a block: together they have eight rows' sums of it, of which each lane ends with one.
+            i32 dots[ROWS], mins[ROWS];
+#pragma unroll
+            for (u32 row = 0; row < ROWS; row++) {
+                constexpr u32 second = W::SCALES - 1;
+                const Run weights = run_of<W>(bytes_of(row), group);
+                dots[row] = values.dot<0, 4>(weights.w, offsets[0]) * weights.scale[0] +
+                            values.dot<4, 8>(weights.w, offsets[1]) * weights.scale[second];
+                mins[row] = scales.sums[0] * weights.min[0] + scales.sums[1] * weights.min[second];
+            }
+            const i32 dot = sum_8_lanes(dots), min = W::MIN ? sum_8_lanes(mins) : 0;
+            Bytes at = bytes_of(group);
+            if (some) steps_256<W>(steps_of(group), dot, min, W::d(at), W::m(at), scales.scale);
         }
         warp_sync();
         if (lane() < ROWS) {

@@ -14,8 +14,8 @@ struct Tile {
     u32 stride;
 };
 
-// Bytes at any place of aligned words. Where the last of them is, there is one more word, which may be loaded: so
-// neighbours share what they load.
+// Bytes at any place of aligned words. Behind the last of them there is one more word, which may be loaded: so the four
+// bytes at any place are of two words, and those of neighbours share one.
 struct Bytes {
     const u32 *words;
     // Below 4: bytes of the first word that come before.
@@ -25,7 +25,8 @@ struct Bytes {
         u32 at = lead + n % 4;
         return Bytes{words + n / 4 + at / 4, at % 4};
     }
-    DEVICE_MEMBER u32 four() const { return shift_pair(words[0], words[1], 8 * lead); }
+    // Four of them, shifted right by up to 7 bits: what comes in at the top is of the byte behind them.
+    DEVICE_MEMBER u32 four(u32 shift = 0) const { return shift_pair(words[0], words[1], 8 * lead + shift); }
     DEVICE_MEMBER u32 one() const { return words[0] >> 8 * lead & 0xff; }
     DEVICE_MEMBER float half() const { return from_half(four() & 0xffff); }
 };
@@ -33,8 +34,8 @@ struct Bytes {
 // Sixteens that hold `bytes` bytes from anywhere, and the word behind them.
 constexpr u32 sixteens_of(u32 bytes) { return (15 + bytes + 4 + 15) / 16; }
 
-// Copies bytes from anywhere, at most `bytes_max`, into shared memory, between the same multiples of 16, by `count` threads of which this is
-// `number`: some time before copies_done() says so.
+// Copies bytes from anywhere, at most `bytes_max`, into shared memory, where they begin as far behind a multiple of 16:
+// by `count` threads, of which this is `number`, and some time before copies_done() says so.
 template <u32 count, u32 bytes_max> DEVICE void stage(Sixteen *to, const u8 *from, u32 bytes, u32 number) {
     const Sixteen *aligned = reinterpret_cast<const Sixteen *>(u64(from) & ~u64(15));
     u32 end = u32(u64(from) % 16) + bytes;
@@ -75,12 +76,13 @@ DEVICE Pair nibbles(Bytes b, u32 i) {
 // Adds bit i of 32 as bit 4 of value i.
 DEVICE Pair fifth_bits(Pair p, u32 bits, u32 i) {
     bits >>= 4 * i;
-    return Pair{p.low | ((bits & 15) * 0x02040810u & 0x10101010), p.high | ((bits >> 16 & 15) * 0x02040810u & 0x10101010)};
+    u32 low = (bits & 15) * 0x02040810u & 0x10101010, high = (bits >> 16 & 15) * 0x02040810u & 0x10101010;
+    return Pair{p.low | low, p.high | high};
 }
 // Some bits of each of 32 bytes, from bit `shift` on, as bits `to` and up.
 template <u32 mask, u32 to = 0> DEVICE Pair fields(Bytes b, u32 shift, u32 i) {
     constexpr u32 all = mask * 0x01010101u;
-    return Pair{((b + 4 * i).four() >> shift & all) << to, ((b + 16 + 4 * i).four() >> shift & all) << to};
+    return Pair{((b + 4 * i).four(shift) & all) << to, ((b + 16 + 4 * i).four(shift) & all) << to};
 }
 DEVICE Pair operator|(Pair a, Pair b) { return Pair{a.low | b.low, a.high | b.high}; }
 
