@@ -4,6 +4,7 @@
 #include "floats.cu"
 #include "gate_quantize.cu"
 #include "matmul.cu"
+#include "matpanel.cu"
 #include "matvec.cu"
 #include "norm_quantize.cu"
 #include "place_heads.cu"

@@ -1,180 +1,174 @@
-// Several rows of activations times the rows of a matrix, by the tensor cores' int8 products.
+// Many rows of activations times the rows of a matrix, by the tensor cores' int8 products.
 //
-// A block takes 32 weight rows and up to 512 rows of the batch, so each weight byte is read once for
-// all of them: 256 columns at a time are copied into shared memory as they lie, one step ahead,
-// decoded there into signed bytes, and multiplied with panels of 8 batch rows. Warp pairs take 64
-// batch rows each; within a pair each warp takes 16 weight rows.
+// A block takes 64 weight rows and up to 512 rows of the batch, so each weight byte is read once for
+// all of them: 256 columns at a time are copied into shared memory as they lie, while the ones before
+// are multiplied, and decoded there into what the lanes of mma take. Warp pairs take 64 batch rows
+// each; within a pair each warp takes 32 weight rows, so that activations serve two products. It goes
+// through two panels of 8 batch rows at a time, so that weights do too. Activations come from memory a
+// run ahead: as soon as the tensor cores have taken one, before its products go into the chain.
 //
 // The integer products are exact and the chain behind them is matvec's (dots.h).
 //
-// Grid: (32 rows of a tile, tile, 512 rows of the batch). Block: 64 threads for each 64 rows of the batch.
-#include "dots.h"
+// Grid: (64 rows of a tile, tile, 512 rows of the batch). Block: 64 threads for each 64 rows of the batch.
+#include "fragments.h"
 
 namespace matmul {
-constexpr u32 ROWS = 32, COLS = 256, RUNS = COLS / RUN, PANELS = 8, WARP_PAIRS = 8;
-// A row of decoded weights, and what keeps four of them in different banks.
-constexpr u32 DECODED_WORDS = (COLS + 32) / 4;
+constexpr u32 FRAGMENTS = 2, ROWS = 2 * 16 * FRAGMENTS, COLS = 256, RUNS = COLS / RUN, WARP_PAIRS = 8;
+constexpr u32 PANELS = 8;
 
 template <class W> struct Shape {
     static constexpr u32 BYTES = COLS / W::VALUES * W::BYTES;
-    static constexpr u32 SIXTEENS = sixteens_of(BYTES);
     static constexpr u32 BLOCKS = COLS / W::VALUES;
-    static constexpr u32 SCALES = W::SCALES == 0 ? 1 : RUNS * W::SCALES;
+    // Panels that a warp takes at a time: one where there is more to keep, for which two leave no registers.
+    static constexpr u32 TOGETHER = W::SCALES == 0 && !W::MIN ? 2 : 1;
 };
 
-// Decoded weights, and their scales and minimums: of each run where there are integer ones.
+// Decoded weights, 16 rows and a run together, and what belongs to the blocks and runs of each pair of rows i, i + 8.
 template <class W> struct Decoded {
-    u32 w[ROWS][DECODED_WORDS];
-    float d[ROWS][Shape<W>::BLOCKS];
-    float m[ROWS][W::MIN ? Shape<W>::BLOCKS : 1];
-    i32 scale[ROWS][Shape<W>::SCALES];
-    i32 min[ROWS][W::MIN ? Shape<W>::SCALES : 1];
+    Sixteen w[ROWS / 16][RUNS][LANES];
+    Factors factors[Shape<W>::BLOCKS][ROWS / 2];
+    Scales<W> scales[W::SCALES > 0 ? RUNS : 1][ROWS / 2];
+    // The minimums of 16 values each, as bytes.
+    alignas(16) u8 mins[W::SCALES > 0 && W::MIN ? ROWS : 1][2 * RUNS];
 };
 
 template <class W>
-DEVICE void stage_part(Sixteen (*to)[Shape<W>::SIXTEENS], const Tile &tile, u32 first, u32 rows, u32 row_bytes, u32 part) {
-    u32 begin = part * Shape<W>::BYTES;
-    u32 bytes = smaller(Shape<W>::BYTES, row_bytes - begin);
+DEVICE void stage_part(Sixteen (*to)[sixteens_of(Shape<W>::BYTES)], const u8 *data, u32 rows, u32 row_bytes, u32 part) {
+    u32 begin = part * Shape<W>::BYTES, bytes = smaller(Shape<W>::BYTES, row_bytes - begin);
     // Eight lanes a row.
     for (u32 row = thread() / 8; row < rows; row += threads() / 8)
-        stage<8, Shape<W>::BYTES>(to[row], tile.data + u64(first + row) * row_bytes + begin, bytes, thread() % 8);
+        stage<8, Shape<W>::BYTES>(to[row], data + u64(row) * row_bytes + begin, bytes, thread() % 8);
     copies_end();
 }
 
+// Decodes what was staged: rows and runs that there are not, too.
 template <class W>
-DEVICE void decode(Decoded<W> &to, Sixteen (*staged)[Shape<W>::SIXTEENS], const Tile &tile, u32 first, u32 rows,
-                   u32 row_bytes, u32 part, u32 runs) {
-    for (u32 i = thread(); i < ROWS * RUNS; i += threads()) {
-        u32 row = i / RUNS, run = i % RUNS;
-        if (row >= rows || run >= runs) continue;
-        u32 block = run / (W::VALUES / RUN), group = run % (W::VALUES / RUN);
-        const u8 *from = tile.data + u64(first + row) * row_bytes + part * Shape<W>::BYTES;
-        Bytes at = staged_bytes(staged[row], from) + block * W::BYTES;
-        Run weights = run_of<W>(at, group);
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            to.w[row][8 * run + 2 * j] = minus<W::OFFSET>(weights.w[j]);
-            to.w[row][8 * run + 2 * j + 1] = minus<W::OFFSET>(weights.w[j + 4]);
-        }
+DEVICE void decode(Decoded<W> &to, Sixteen (*staged)[sixteens_of(Shape<W>::BYTES)], const u8 *data, u32 row_bytes) {
+    for (u32 i = thread() / LANES; i < ROWS / 16 * RUNS; i += threads() / LANES) {
+        u32 sixteen = i / RUNS, run = i % RUNS, block = run / (W::VALUES / RUN), group = run % (W::VALUES / RUN);
+        u32 row = 16 * sixteen + lane() / 4;
+        Bytes at = staged_bytes(staged[row], data + row * row_bytes) + block * W::BYTES;
+        Bytes at_8 = staged_bytes(staged[row + 8], data + (row + 8) * row_bytes) + block * W::BYTES;
+        to.w[sixteen][run][lane()] = fragment_of<W>(at, at_8, group);
+        // Of the four lanes of both rows, two have the rest to do.
+        u32 second = lane() % 4, pair = 8 * sixteen + lane() / 4;
+        if (second > 1) continue;
+        if (second == 1) at = at_8;
         if (group == 0) {
-            to.d[row][block] = W::d(at);
-            if constexpr (W::MIN) to.m[row][block] = W::m(at);
+            to.factors[block][pair].d.of[second] = W::d(at);
+            to.factors[block][pair].m.of[second] = W::m(at);
         }
+        if constexpr (W::SCALES > 0) {
+            Run r{};
+            W::scales(at, group, r);
 #pragma unroll
-        for (u32 j = 0; j < W::SCALES; j++) {
-            to.scale[row][run * W::SCALES + j] = weights.scale[j];
-            if constexpr (W::MIN) to.min[row][run * W::SCALES + j] = weights.min[j];
-        }
-    }
-}
-
-// The chain's next steps of 16 weight rows x 8 batch rows, as mma spreads them: [i] is weight row
-// lane / 4 + 8 (i / 2), batch row 2 (lane % 4) + i % 2. `run` counts from the row's beginning.
-template <class W>
-DEVICE void panel_steps(float (&sum)[4], const Decoded<W> &decoded, const Activations &x, u32 panel, u32 first_run,
-                        u32 runs, u32 row_runs) {
-    u32 row = warp() % 2 * 16 + lane() / 4, column = lane() % 4;
-    const u64 *q = reinterpret_cast<const u64 *>(x.q) + u64(panel * row_runs + first_run) * PARTS * LANES + lane();
-    u32 row_blocks = row_runs / (W::VALUES / RUN), first_block = first_run / (W::VALUES / RUN);
-    const float *scales = x.scales + u64(panel * row_blocks + first_block) * PANEL + 2 * column;
-    [[maybe_unused]] i32 dots[4] = {0, 0, 0, 0};
-    for (u32 run = 0; run < runs; run++) {
-        const u32 *w = &decoded.w[row][8 * run + 2 * column];
-        u32 a[4] = {w[0], w[8 * DECODED_WORDS], w[1], w[8 * DECODED_WORDS + 1]};
-        i32 c[4] = {0, 0, 0, 0};
-        [[maybe_unused]] i32 c_1[4] = {0, 0, 0, 0};
-#pragma unroll
-        for (u32 part = 0; part < PARTS; part++) {
-            u64 both = q[(run * PARTS + part) * LANES];
-            u32 b[2] = {u32(both), u32(both >> 32)};
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) c[i] *= 1 << FINE_BITS;
-            if constexpr (W::SCALES == 2) {
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) c_1[i] *= 1 << FINE_BITS;
-                mma_16(c, a[0], a[1], b[0]);
-                mma_16(c_1, a[2], a[3], b[1]);
-            } else {
-                mma_32(c, a, b);
-            }
-        }
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 r = row + 8 * (i / 2);
-            if constexpr (W::SCALES == 0) {
-                Step steps[STEPS<W>];
-                float scaled_sum = 0.0f, m = 0.0f;
-                if constexpr (W::MIN) {
-                    scaled_sum = static_cast<const float *>(x.sums)[&scales[run * PANEL + i % 2] - x.scales];
-                    m = decoded.m[r][run];
-                }
-                steps_32<W>(steps, c[i], decoded.d[r][run], m, scales[run * PANEL + i % 2], scaled_sum);
-#pragma unroll
-                for (u32 s = 0; s < STEPS<W>; s++) sum[i] = fused(steps[s].a, steps[s].b, sum[i]);
-            } else {
-                dots[i] += c[i] * decoded.scale[r][run * W::SCALES];
-                if constexpr (W::SCALES == 2) dots[i] += c_1[i] * decoded.scale[r][run * 2 + 1];
-            }
-        }
-    }
-    if constexpr (W::SCALES > 0) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 r = row + 8 * (i / 2);
-            i32 min = 0;
-            float m = 0.0f;
+            for (u32 j = 0; j < W::SCALES; j++) to.scales[run][pair].of[j].of[second] = r.scale[j];
             if constexpr (W::MIN) {
-                const i16 *sums =
-                    static_cast<const i16 *>(x.sums) + 16 * u64(&scales[i % 2] - x.scales);
-                m = decoded.m[r][0];
-                for (u32 j = 0; j < 16; j++) min += sums[j] * decoded.min[r][j / (2 / W::SCALES)];
+                to.mins[row + 8 * second][2 * run] = u8(r.min[0]);
+                to.mins[row + 8 * second][2 * run + 1] = u8(r.min[W::SCALES - 1]);
             }
-            Step steps[STEPS<W>];
-            steps_256<W>(steps, dots[i], min, decoded.d[r][0], m, scales[i % 2]);
-#pragma unroll
-            for (u32 s = 0; s < STEPS<W>; s++) sum[i] = fused(steps[s].a, steps[s].b, sum[i]);
         }
     }
 }
 
 template <class W> DEVICE void run(const Tile *tiles, u32 cols, Activations x, u32 batch) {
     using S = Shape<W>;
-    __shared__ Sixteen staged[2][ROWS][S::SIXTEENS];
+    constexpr u32 TOGETHER = S::TOGETHER;
+    __shared__ Sixteen staged[ROWS][sixteens_of(S::BYTES)];
     __shared__ Decoded<W> decoded;
-    const Tile tile = tiles[block_y()];
-    u32 first = block_x() * ROWS;
+    const Tile &tile = tiles[block_y()];
+    const u32 first = block_x() * ROWS;
     if (first >= tile.rows) return;
-    u32 rows = smaller(ROWS, tile.rows - first);
-    u32 runs = cols / RUN, row_bytes = cols / W::VALUES * W::BYTES;
-    u32 parts = (runs + RUNS - 1) / RUNS;
-    u32 panels = (batch + PANEL - 1) / PANEL;
-    u32 first_panel = (block_z() * WARP_PAIRS + warp() / 2) * PANELS;
+    const u32 runs = cols / RUN, row_bytes = cols / W::VALUES * W::BYTES, parts = (runs + RUNS - 1) / RUNS;
+    // Taken from the table again for each part, which costs less than registers to keep it in.
+    auto data = [&] { return tile.data + u64(first) * row_bytes; };
+    const u32 panels = (batch + PANEL - 1) / PANEL, first_panel = (block_z() * WARP_PAIRS + warp() / 2) * PANELS;
+    const u32 my_panels = first_panel < panels ? smaller(PANELS, panels - first_panel) : 0;
+    const u32 my_fragment = warp() % 2 * FRAGMENTS;
 
-    float sums[PANELS][4] = {};
-    stage_part<W>(staged[0], tile, first, rows, row_bytes, 0);
-    for (u32 part = 0; part < parts; part++) {
-        if (part + 1 < parts) {
-            stage_part<W>(staged[(part + 1) % 2], tile, first, rows, row_bytes, part + 1);
-            copies_done<1>();
-        } else {
-            copies_done<0>();
-        }
-        block_sync();
-        u32 some = smaller(RUNS, runs - part * RUNS);
-        decode<W>(decoded, staged[part % 2], tile, first, rows, row_bytes, part, some);
-        block_sync();
+    Sums<W> sums[PANELS][FRAGMENTS];
+    Columns<W> columns[TOGETHER];
+    // Places of the columns loaded: panels past the last of this warp repeat the one before.
+    u32 at[TOGETHER];
+    auto place = [&](u32 panel, u32 first_at, u32 (&at)[TOGETHER]) {
 #pragma unroll
-        for (u32 panel = 0; panel < PANELS; panel++)
-            if (first_panel + panel < panels)
-                panel_steps<W>(sums[panel], decoded, x, first_panel + panel, part * RUNS, some, runs);
+        for (u32 j = 0; j < TOGETHER; j++) at[j] = first_at + (panel + j < my_panels ? j * runs : 0);
+    };
+    const u32 begin = smaller(first_panel, panels - 1) * runs;
+    place(0, begin, at);
+#pragma unroll
+    for (u32 j = 0; j < TOGETHER; j++) columns[j].load(x, at[j]);
+    stage_part<W>(staged, data(), smaller(ROWS, tile.rows - first), row_bytes, 0);
+    for (u32 part = 0; part < parts; part++) {
+        copies_done<0>();
+        block_sync();
+        decode<W>(decoded, staged, data() + part * S::BYTES, row_bytes);
+        block_sync();
+        if (part + 1 < parts) stage_part<W>(staged, data(), smaller(ROWS, tile.rows - first), row_bytes, part + 1);
+        const u32 first_run = part * RUNS, some = smaller(RUNS, runs - first_run);
+        const u32 next_run = smaller(first_run + RUNS, runs - 1);
+#pragma unroll
+        for (u32 panel = 0; panel < PANELS; panel += TOGETHER) {
+            if (panel < my_panels) {
+                const bool last = panel + TOGETHER >= my_panels;
+                [[maybe_unused]] i32 dots[TOGETHER][FRAGMENTS][4] = {};
+                // Behind the last run comes the first one of the next panels, or of the next part.
+                u32 then[TOGETHER], block_at[TOGETHER];
+                place(last ? 0 : panel + TOGETHER, last ? begin + next_run : at[0] + TOGETHER * runs, then);
+#pragma unroll
+                for (u32 j = 0; j < TOGETHER; j++) block_at[j] = at[j] / RUNS;
+                for (u32 run = 0; run < some; run++) {
+                    Sixteen weights[FRAGMENTS];
+#pragma unroll
+                    for (u32 f = 0; f < FRAGMENTS; f++) weights[f] = decoded.w[my_fragment + f][run][lane()];
+#pragma unroll
+                    for (u32 j = 0; j < TOGETHER; j++) {
+                        Products<W> products[FRAGMENTS];
+#pragma unroll
+                        for (u32 f = 0; f < FRAGMENTS; f++) products[f].multiply(weights[f], columns[j].q);
+                        const Two<float> scale = columns[j].scale, scaled_sum = columns[j].scaled_sum;
+                        at[j] = run + 1 < some ? at[j] + 1 : then[j];
+                        columns[j].load(x, at[j]);
+#pragma unroll
+                        for (u32 f = 0; f < FRAGMENTS; f++) {
+                            const u32 pair = 8 * (my_fragment + f) + lane() / 4;
+                            if constexpr (W::SCALES == 0)
+                                sums[panel + j][f].block_32(products[f], decoded.factors[run][pair], scale, scaled_sum);
+                            else
+                                products[f].add_to(dots[j][f], decoded.scales[run][pair]);
+                        }
+                    }
+                }
+                if constexpr (W::SCALES > 0) {
+                    BlockColumns<W> block[TOGETHER];
+#pragma unroll
+                    for (u32 j = 0; j < TOGETHER; j++) block[j].load(x, block_at[j]);
+#pragma unroll
+                    for (u32 f = 0; f < FRAGMENTS; f++) {
+                        const u32 row = 16 * (my_fragment + f) + lane() / 4;
+                        Two<u32> mins{};
+                        if constexpr (W::MIN) {
+#pragma unroll
+                            for (u32 i = 0; i < 2; i++)
+                                mins.of[i] = reinterpret_cast<const u32 *>(decoded.mins[row + 8 * i])[lane() % 4];
+                        }
+                        const Factors factors = decoded.factors[0][8 * (my_fragment + f) + lane() / 4];
+#pragma unroll
+                        for (u32 j = 0; j < TOGETHER; j++)
+                            sums[panel + j][f].block_256(dots[j][f], factors, block[j], mins);
+                    }
+                }
+            }
+        }
     }
 #pragma unroll
     for (u32 panel = 0; panel < PANELS; panel++) {
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            u32 row = first + warp() % 2 * 16 + lane() / 4 + 8 * (i / 2);
+        for (u32 i = 0; i < 4 * FRAGMENTS; i++) {
+            u32 row = first + 16 * (my_fragment + i / 4) + lane() / 4 + i % 4 / 2 * 8;
             u32 batch_row = (first_panel + panel) * PANEL + 2 * (lane() % 4) + i % 2;
-            if (row < tile.rows && batch_row < batch) tile.out[u64(batch_row) * tile.stride + row] = sums[panel][i];
+            if (row < tile.rows && batch_row < batch)
+                tile.out[u64(batch_row) * tile.stride + row] = sums[panel][i / 4].of[i % 4];
         }
     }
 }

@@ -245,7 +245,7 @@ struct Entry {
     void (*run)(void *const *);
 };
 #define ENTRY(kernel) {#kernel, Caller<kernel>::run},
-#define QUANTIZED(W, name) ENTRY(matvec_##name) ENTRY(matmul_##name) ENTRY(embed_##name)
+#define QUANTIZED(W, name) ENTRY(matvec_##name) ENTRY(matmul_##name) ENTRY(matpanel_##name) ENTRY(embed_##name)
 #define FLOAT(W, name) ENTRY(floats_##name) ENTRY(embed_##name)
 const Entry ENTRIES[] = {
     QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(norm_quantize) ENTRY(silu_quantize) ENTRY(gelu_tanh_quantize)

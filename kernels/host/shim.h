@@ -72,6 +72,12 @@ DEVICE void mma_32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 }
 DEVICE void mma_16(i32 (&c)[4], u32 a0, u32 a1, u32 b) { mma(c, {{a0, a1, 0, 0, b, 0}}, 16); }
 DEVICE u32 shift_pair(u32 low, u32 high, u32 bits) { return u32((u64(high) << 32 | low) >> bits % 32); }
+DEVICE u32 pick_bytes(u32 low, u32 high, u32 selector) {
+    u64 both = u64(high) << 32 | low;
+    u32 out = 0;
+    for (u32 i = 0; i < 4; i++) out |= u32(both >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return out;
+}
 
 DEVICE float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
 DEVICE float divide(float a, float b) { return a / b; }

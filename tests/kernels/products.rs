@@ -123,10 +123,13 @@ fn on_gpu(
     if batch == 1 {
         let name = format!("matvec_{name}");
         launch!(shim, order, &name, grid(16, 1), 64; tiles.as_ptr(), cols as u32, x);
+    } else if batch <= 8 {
+        let name = format!("matpanel_{name}");
+        launch!(shim, order, &name, grid(64, 1), 128; tiles.as_ptr(), cols as u32, x, batch as u32);
     } else {
         let name = format!("matmul_{name}");
         let threads = 64 * batch.div_ceil(64).min(8) as u32;
-        let grid = grid(32, batch.div_ceil(512));
+        let grid = grid(64, batch.div_ceil(512));
         launch!(shim, order, &name, grid, threads; tiles.as_ptr(), cols as u32, x, batch as u32);
     }
     out
@@ -160,7 +163,8 @@ fn products_are_the_cpus_bit_for_bit() {
             (50, 32, 3, 1),
             (33, 16, if step == 32 { 67 } else { 9 }, 1),
             (17, 16, 2, 2),
-            (70, 48, if step == 32 { 19 } else { 3 }, 9),
+            (70, 80, if step == 32 { 19 } else { 3 }, 17),
+            (67, 80, if step == 32 { 27 } else { 2 }, 5),
             (20, 16, 1, 131),
         ];
         for (case, (rows, tile_rows, steps, batch)) in cases.into_iter().enumerate() {
@@ -194,7 +198,11 @@ fn random_shapes_are_the_cpus_too() {
             _ => cols,
         };
         let (rows, tile_rows) = (1 + below(60), 16 * (1 + below(3)));
-        let (batch, lead, order) = ([1, 1 + below(20)][below(2)], below(16), below(5) as u64);
+        let (batch, lead, order) = (
+            [1, 1 + below(8), 9 + below(16)][below(3)],
+            below(16),
+            below(5) as u64,
+        );
         let weights = random_blocks(&mut random, qtype, rows * cols, 0.05);
         let x = hard_rows(&mut random, batch * cols);
         let got = on_gpu(shim, order, qtype, (&weights, tile_rows, lead), cols, &x);
@@ -231,7 +239,7 @@ fn extreme_weights_and_activations_overflow_nothing() {
                     block[*at..at + 2].copy_from_slice(&half::f16::MAX.to_le_bytes());
                 }
             }
-            for batch in [1, 2] {
+            for batch in [1, 2, 9] {
                 let x: Vec<f32> = (0..batch * cols)
                     .map(|i| if i / cols == 0 { 1e4 } else { -1e4 })
                     .collect();

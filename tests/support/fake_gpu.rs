@@ -244,7 +244,7 @@ fn sum_of_tiles(name: &str, grid: [u32; 3], args: &Args) -> Option<u64> {
         stride: u32,
     }
     let (kind, qtype) = name.split_once('_')?;
-    if !["matvec", "matmul", "floats"].contains(&kind) {
+    if !["matvec", "matpanel", "matmul", "floats"].contains(&kind) {
         return None;
     }
     let qtype = QuantType::ALL

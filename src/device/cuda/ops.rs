@@ -59,8 +59,8 @@ pub(super) const fn tile_tables_bytes(tiles: usize) -> usize {
 
 /// Every kernel that is launched.
 pub(super) struct Kernels {
-    /// For each type: for one row and for several (the same for floats).
-    products: [[KernelId; 2]; QuantType::ALL.len()],
+    /// For each type: for one row, for a panel, and for more (the same for floats).
+    products: [[KernelId; 3]; QuantType::ALL.len()],
     /// For each type.
     embed: [KernelId; QuantType::ALL.len()],
     norm_quantize: KernelId,
@@ -77,15 +77,16 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn load(driver: &dyn Driver) -> Result<Kernels> {
         let kernel = |name: &str| driver.kernel(name);
-        let mut products = [[KernelId(0); 2]; QuantType::ALL.len()];
+        let mut products = [[KernelId(0); 3]; QuantType::ALL.len()];
         let mut embed = [KernelId(0); QuantType::ALL.len()];
         for qtype in QuantType::ALL {
             let name = qtype.name().to_lowercase();
             embed[qtype as usize] = kernel(&format!("embed_{name}"))?;
             products[qtype as usize] = match Kinds::of(qtype) {
-                Kinds::F32 => [kernel(&format!("floats_{name}"))?; 2],
+                Kinds::F32 => [kernel(&format!("floats_{name}"))?; 3],
                 _ => [
                     kernel(&format!("matvec_{name}"))?,
+                    kernel(&format!("matpanel_{name}"))?,
                     kernel(&format!("matmul_{name}"))?,
                 ],
             };
@@ -327,18 +328,14 @@ impl Cuda {
         if x.rows == 1 {
             return self.launch(kernels[0], [rows_max.div_ceil(16), count, 1], 64, args);
         }
+        let args = args.with(x.rows as u32);
+        let strips = rows_max.div_ceil(64);
+        if x.rows <= PANEL_ROWS {
+            return self.launch(kernels[1], [strips, count, 1], 128, args);
+        }
         let pairs = x.rows.div_ceil(MATMUL_ROWS).min(GROUPS_MAX);
-        let grid = [
-            rows_max.div_ceil(32),
-            count,
-            x.rows.div_ceil(MATMUL_ROWS * GROUPS_MAX),
-        ];
-        self.launch(
-            kernels[1],
-            grid,
-            64 * pairs as u32,
-            args.with(x.rows as u32),
-        )
+        let grid = [strips, count, x.rows.div_ceil(MATMUL_ROWS * GROUPS_MAX)];
+        self.launch(kernels[2], grid, 64 * pairs as u32, args)
     }
 
     /// `x *= factor`.
