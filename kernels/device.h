@@ -26,12 +26,12 @@ struct alignas(16) Sixteen {
 #define __global__ __attribute__((global))
 #define __device__ __attribute__((device))
 #define __shared__ __attribute__((shared))
-#define __launch_bounds__(threads) __attribute__((launch_bounds(threads)))
+#define __launch_bounds__(...) __attribute__((launch_bounds(__VA_ARGS__)))
 #endif
 #define DEVICE_MEMBER __device__ inline __attribute__((always_inline))
 #define DEVICE static DEVICE_MEMBER
-// A kernel for blocks of at most so many threads.
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// A kernel for blocks of at most so many threads; and with registers for so many blocks at a time.
+#define KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 
 #define SPECIAL_REGISTER(function, name)                                                                              \
     DEVICE u32 function() {                                                                                           \

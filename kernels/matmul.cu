@@ -1,19 +1,20 @@
 // Many rows of activations times the rows of a matrix, by the tensor cores' int8 products.
 //
-// A block takes 64 weight rows and up to 512 rows of the batch, so each weight byte is read once for
-// all of them: 256 columns at a time are copied into shared memory as they lie, while the ones before
-// are multiplied, and decoded there into what the lanes of mma take. Warp pairs take 64 batch rows
-// each; within a pair each warp takes 32 weight rows, so that activations serve two products. It goes
-// through two panels of 8 batch rows at a time, so that weights do too. Activations come from memory a
-// run ahead: as soon as the tensor cores have taken one, before its products go into the chain.
+// A block takes 64 weight rows and up to 256 rows of the batch: 256 columns at a time are copied into
+// shared memory as they lie, while the ones before are multiplied, and decoded there into what the
+// lanes of mma take. A second block on the same processor multiplies while the first one decodes. Warp
+// pairs take 64 batch rows each; within a pair each warp takes 32 weight rows, so that activations
+// serve two products. It goes through two panels of 8 batch rows at a time, so that weights do too.
+// Activations come from memory a run ahead: as soon as the tensor cores have taken one, before its
+// products go into the chain.
 //
 // The integer products are exact and the chain behind them is matvec's (dots.h).
 //
-// Grid: (64 rows of a tile, tile, 512 rows of the batch). Block: 64 threads for each 64 rows of the batch.
+// Grid: (64 rows of a tile, tile, 256 rows of the batch). Block: 64 threads for each 64 rows of the batch.
 #include "fragments.h"
 
 namespace matmul {
-constexpr u32 FRAGMENTS = 2, ROWS = 2 * 16 * FRAGMENTS, COLS = 256, RUNS = COLS / RUN, WARP_PAIRS = 8;
+constexpr u32 FRAGMENTS = 2, ROWS = 2 * 16 * FRAGMENTS, COLS = 256, RUNS = COLS / RUN, WARP_PAIRS = 4;
 constexpr u32 PANELS = 8;
 
 template <class W> struct Shape {
@@ -175,7 +176,7 @@ template <class W> DEVICE void run(const Tile *tiles, u32 cols, Activations x, u
 } // namespace matmul
 
 #define MATMUL(W, name)                                                                                               \
-    KERNEL(512)                                                                                                       \
+    KERNEL(256, 2)                                                                                                    \
     matmul_##name(const Tile *tiles, u32 cols, Activations x, u32 batch) { matmul::run<W>(tiles, cols, x, batch); }
 QUANTIZED_TYPES(MATMUL)
 #undef MATMUL

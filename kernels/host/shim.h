@@ -9,7 +9,7 @@
 #define __shared__ static
 #define DEVICE_MEMBER inline __attribute__((always_inline))
 #define DEVICE [[maybe_unused]] static DEVICE_MEMBER
-#define KERNEL(threads) extern "C" void
+#define KERNEL(...) extern "C" void
 
 namespace shim {
 // Where the running fiber is.

@@ -9,10 +9,12 @@ use crate::error::Result;
 use crate::format::quant::QuantType;
 use crate::format::tile::STRIP_ROWS;
 
-/// Rows of a batch that a warp of `floats` takes, and a pair of warps of `matmul`; and how many of them a block has.
+/// Rows of a batch that a warp of `floats` takes, and how many of them a block has.
 const FLOATS_ROWS: usize = 8;
+const FLOATS_WARPS_MAX: usize = 8;
+/// Rows of a batch that a pair of warps of `matmul` takes, and how many of them a block has.
 const MATMUL_ROWS: usize = 64;
-const GROUPS_MAX: usize = 8;
+const MATMUL_PAIRS_MAX: usize = 4;
 
 /// `Tile` of `weights.h`.
 #[repr(C)]
@@ -309,7 +311,7 @@ impl Cuda {
         const UNFIT: &str = "the rows were quantized for this weight type";
         if kind == Kinds::F32 {
             let plain = self.plain(x).expect(UNFIT);
-            let warps = x.rows.div_ceil(FLOATS_ROWS).min(GROUPS_MAX);
+            let warps = x.rows.div_ceil(FLOATS_ROWS).min(FLOATS_WARPS_MAX);
             let grid = [
                 rows_max.div_ceil(32),
                 count,
@@ -333,8 +335,12 @@ impl Cuda {
         if x.rows <= PANEL_ROWS {
             return self.launch(kernels[1], [strips, count, 1], 128, args);
         }
-        let pairs = x.rows.div_ceil(MATMUL_ROWS).min(GROUPS_MAX);
-        let grid = [strips, count, x.rows.div_ceil(MATMUL_ROWS * GROUPS_MAX)];
+        let pairs = x.rows.div_ceil(MATMUL_ROWS).min(MATMUL_PAIRS_MAX);
+        let grid = [
+            strips,
+            count,
+            x.rows.div_ceil(MATMUL_ROWS * MATMUL_PAIRS_MAX),
+        ];
         self.launch(kernels[2], grid, 64 * pairs as u32, args)
     }
 
