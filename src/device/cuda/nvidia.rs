@@ -303,6 +303,14 @@ impl Driver for Nvidia {
         let found =
             unsafe { sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr()) };
         check(found, &format!("find the kernel {name}"))?;
+        // What takes weights through shared memory runs in as many blocks as that has room for.
+        if name.starts_with("matvec_") || name.starts_with("matpanel_") {
+            let carveout =
+                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: the function is of this module, which lives.
+            let preferred = unsafe { sys::cuFuncSetAttribute(function, carveout, 100) };
+            check(preferred, &format!("prefer shared memory for {name}"))?;
+        }
         Ok(KernelId(function.addr() as u64))
     }
 
