@@ -7,7 +7,7 @@
 #include <cstring>
 
 #define __shared__ static
-#define DEVICE_MEMBER inline __attribute__((always_inline))
+#define DEVICE_MEMBER inline
 #define DEVICE [[maybe_unused]] static DEVICE_MEMBER
 #define KERNEL(...) extern "C" void
 
