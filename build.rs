@@ -71,6 +71,8 @@ fn compile(ptx: &Path) {
                     "-x",
                     "cuda",
                     "--cuda-device-only",
+                    // A CUDA toolkit that clang finds would choose another PTX ISA.
+                    "--cuda-path=/nowhere",
                     "-nocudainc",
                     "-nocudalib",
                     "-S",
