@@ -225,10 +225,11 @@ fn a_client_that_reads_nothing_delays_nobody_and_is_dropped() {
     );
     let mut stalled = daemon.connect();
     // More than the socket's buffers hold.
-    for id in 0..20 {
-        stalled.send(&json!({ "id": 100 + id, "status": {} }));
-        stalled.send(&generate(id, "Count from one to a thousand.", 400));
-    }
+    let question = generate(0, "Count from one to a thousand.", 400);
+    let status = |id| json!({ "id": id, "status": {} });
+    let asked = [question].into_iter().chain((1..1000).map(status));
+    let asked: String = asked.map(|request| format!("{request}\n")).collect();
+    stalled.send_raw(asked.as_bytes());
     let mut client = daemon.connect();
     let begun = Instant::now();
     let mut answered = 0;
