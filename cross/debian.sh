@@ -41,3 +41,17 @@ need_target() {
 for_target() {
     RUSTC=$target_rustc cargo-zigbuild "$1" --locked --target "$target.$glibc" --target-dir target/cross "${@:2}"
 }
+
+# What the program is built with, in features: the GPU's kernels, where a compiler for them is at hand.
+with_gpu() {
+    features=()
+    if ! kernels/find-clang >/dev/null; then
+        echo "without the GPU: its kernels need clang 16 or newer (apt-get install clang-16)" >&2
+        return
+    fi
+    features=(--features cuda)
+    # Where kernels/check has brought the assembler, the driver need not compile the kernels on the board.
+    local ptxas
+    ptxas=$(compgen -G "target/kernels/cuda-11.8/lib/python3*/site-packages/nvidia/cuda_nvcc/bin/ptxas" || true)
+    [[ -n ${PTXAS:-} || -z $ptxas ]] || export PTXAS=$ptxas
+}

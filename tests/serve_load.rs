@@ -1,4 +1,4 @@
-//! Many clients at once who behave well and badly, for half a minute: nothing leaks, nobody is told another's words,
+//! Many clients at once who behave well and badly, for a quarter of a minute: nothing leaks, nobody is told another's words,
 //! and every request ends. `AIRSTREAM_LOAD_S=600` makes it the ten minutes of `tests/serve_load_10_minutes`.
 
 #[path = "support/daemon.rs"]
@@ -82,7 +82,7 @@ fn a_mixed_load_leaks_nothing_mixes_nothing_and_ends_everything() {
     let seconds = std::env::var("AIRSTREAM_LOAD_S")
         .ok()
         .and_then(|s| s.parse().ok())
-        .unwrap_or(30);
+        .unwrap_or(15);
     let port = {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         free.local_addr().expect("an address").port()
