@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -425,12 +425,8 @@ fn the_journal_is_told_how_grave_a_line_is() {
     assert!(log.lines().all(|line| line.starts_with('<')), "{log}");
 }
 
-#[test]
-fn a_daemon_that_cuts_an_answer_short_is_no_success() {
-    let Some(model) = models::smollm2() else {
-        return;
-    };
-    let mut daemon = Daemon::start(&model, "[limits]\nstop_s = 0\n");
+/// `airstream ask`, in the middle of a long answer.
+fn asking(daemon: &Daemon) -> Child {
     let mut child = airstream()
         .args([
             "ask",
@@ -445,6 +441,16 @@ fn a_daemon_that_cuts_an_answer_short_is_no_success() {
         .expect("it starts");
     let stdout = child.stdout.as_mut().expect("piped");
     stdout.read_exact(&mut [0; 1]).expect("an answer begins");
+    child
+}
+
+#[test]
+fn a_daemon_that_cuts_an_answer_short_is_no_success() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let mut daemon = Daemon::start(&model, "[limits]\nstop_s = 0\n");
+    let mut child = asking(&daemon);
     daemon.signal(Signal::SIGTERM);
     assert_eq!(child.wait().expect("its end").code(), Some(1));
     assert_eq!(daemon.wait(), Some(0));
@@ -456,23 +462,7 @@ fn ctrl_c_ends_an_answer() {
         return;
     };
     let daemon = Daemon::start(&model, "");
-    let mut child = airstream()
-        .args([
-            "ask",
-            "Tell me a very long story about the sea.",
-            "--socket",
-        ])
-        .arg(daemon.socket())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut first = [0; 1];
-    child
-        .stdout
-        .as_mut()
-        .expect("piped")
-        .read_exact(&mut first)
-        .expect("an answer begins");
+    let mut child = asking(&daemon);
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
     assert_eq!(child.wait().expect("its end").code(), Some(130));
     let status = daemon.connect().ask(&json!({ "id": 1, "status": {} }));
