@@ -3,6 +3,8 @@
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::{self, NonNull};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 
@@ -34,6 +36,8 @@ pub(super) struct Nvidia {
     streams: [sys::CUstream; 2],
     events: [sys::CUevent; EVENTS],
     module: sys::CUmodule,
+    /// Of the kernels that were asked for.
+    names: Mutex<Vec<(KernelId, String)>>,
 }
 
 // SAFETY: the driver's handles may be used from any thread; each call makes the context the thread's own first.
@@ -64,6 +68,10 @@ fn check(result: CUresult, doing: &str) -> Result<()> {
         CUresult::CUDA_ERROR_NO_DEVICE => (
             Kind::Unsupported,
             "use --device cpu, or a machine with an NVIDIA GPU",
+        ),
+        CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND => (
+            Kind::Unsupported,
+            "install the driver's own PTX compiler, libnvidia-ptxjitcompiler.so.1, too, or use --device cpu",
         ),
         CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => (
             Kind::Unsupported,
@@ -150,6 +158,7 @@ impl Nvidia {
                 streams: [ptr::null_mut(); 2],
                 events: [ptr::null_mut(); EVENTS],
                 module: ptr::null_mut(),
+                names: Mutex::default(),
             };
             nvidia.bind()?;
             let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -185,9 +194,42 @@ impl Nvidia {
             log::info!("the assembled kernels do not load ({loaded:?}); the driver compiles them");
         }
         assert_eq!(PTX.last(), Some(&0), "build.rs ends the text with a zero");
-        // SAFETY: PTX that ends with a zero.
-        let loaded = unsafe { sys::cuModuleLoadData(&mut self.module, PTX.as_ptr().cast()) };
-        check(loaded, "load the kernels")
+        // What is wrong with the PTX, should it not compile.
+        let mut told = [0_u8; 2048];
+        let mut options = [
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        let mut values = [
+            told.as_mut_ptr().cast(),
+            ptr::without_provenance_mut(told.len()),
+        ];
+        let begun = Instant::now();
+        // SAFETY: PTX that ends with a zero, and options with their values: a buffer, and its size.
+        let loaded = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut self.module,
+                PTX.as_ptr().cast(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        // The driver keeps what it compiled, so this takes long once.
+        log::info!("the driver had the kernels after {:.1?}", begun.elapsed());
+        let told = CStr::from_bytes_until_nul(&told).unwrap_or_default();
+        let doing = match told.is_empty() {
+            true => "load the kernels".to_owned(),
+            false => format!("load the kernels ({})", told.to_string_lossy().trim()),
+        };
+        check(loaded, &doing)
+    }
+
+    /// What a kernel is called, for people.
+    fn name(&self, kernel: KernelId) -> String {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = names.iter().find(|(id, _)| *id == kernel);
+        name.map_or("a kernel".to_owned(), |(_, name)| name.clone())
     }
 }
 
@@ -311,7 +353,10 @@ impl Driver for Nvidia {
             let preferred = unsafe { sys::cuFuncSetAttribute(function, carveout, 100) };
             check(preferred, &format!("prefer shared memory for {name}"))?;
         }
-        Ok(KernelId(function.addr() as u64))
+        let kernel = KernelId(function.expose_provenance() as u64);
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.push((kernel, name.to_owned()));
+        Ok(kernel)
     }
 
     unsafe fn launch(
@@ -340,7 +385,10 @@ impl Driver for Nvidia {
                 ptr::null_mut(),
             )
         };
-        check(launched, "run a kernel")
+        match launched {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            _ => check(launched, &format!("run {}", self.name(kernel))),
+        }
     }
 
     unsafe fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
