@@ -3,110 +3,49 @@
 
 #[path = "cuda/allocations.rs"]
 mod allocations;
+#[path = "cuda/checks.rs"]
+mod checks;
 #[path = "support/counting_thread.rs"]
 mod counting_thread;
 #[path = "cuda/daemon.rs"]
 mod daemon;
+#[path = "support/driven.rs"]
+mod driven;
 #[path = "support/fake_gpu.rs"]
 mod fake_gpu;
 #[path = "cuda/kept.rs"]
 mod kept;
+#[path = "kernels/mod.rs"]
+mod kernels;
 #[path = "cuda/launches.rs"]
 mod launches;
 #[path = "support/shim.rs"]
 mod shim;
 #[path = "cuda/staged.rs"]
 mod staged;
+#[path = "cuda/staged_checks.rs"]
+mod staged_checks;
 #[path = "support/store.rs"]
 mod store_support;
 #[path = "support/mod.rs"]
 mod support;
 
-use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use airstream::device::DeviceChoice;
-use airstream::engine::{Engine, ModelId, ModelOptions, Options, Precision, Row, Spent};
-use airstream::error::Result;
+use airstream::engine::{Engine, ModelId, ModelOptions, Precision};
 use airstream::format::quant::QuantType;
+use checks::{Gpu, assert_same, logits, on_cpu, on_gpu, options, tokens};
+use driven::Driven;
 use fake_gpu::FakeGpu;
+use kernels::launch::Runner;
 use support::synth::{Arch, SynthSpec, all_specs, write};
 
-/// Positions within which attention is the CPU's bit for bit.
-const SPLIT: usize = 256;
-
-fn options(rows: usize, context: usize) -> Options {
-    Options {
-        model: ModelOptions {
-            context: Some(context),
-            rows: Some(rows),
-            logits_rows: rows,
-            sessions: 2,
-            ..ModelOptions::default()
-        },
-        device: DeviceChoice::Cpu,
-        threads: Some(1),
-        ..Options::default()
-    }
-}
-
-fn tokens(count: usize) -> Vec<u32> {
-    (0..count as u32).map(|i| i * 7919 % 311).collect()
-}
-
-/// Tokens of a small vocabulary.
-fn few(count: usize) -> Vec<u32> {
-    tokens(count).into_iter().map(|token| token % 64).collect()
-}
-
-/// Sweeps over the tokens of one session, in chunks; the logits after each.
-fn logits(engine: &mut Engine, session: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>> {
-    logits_of(engine, ModelId::FIRST, session, tokens, chunk)
-}
-
-fn logits_of(
-    engine: &mut Engine,
-    model: ModelId,
-    session: usize,
-    tokens: &[u32],
-    chunk: usize,
-) -> Result<Vec<f32>> {
-    let mut all = Vec::new();
-    for chunk in tokens.chunks(chunk) {
-        let row = |&token| Row {
-            session,
-            token,
-            logits: true,
-        };
-        let rows: Vec<Row> = chunk.iter().map(row).collect();
-        engine.sweep(model, &rows, &mut Spent::default())?;
-        for index in 0..chunk.len() {
-            all.extend_from_slice(engine.logits(model, index));
-        }
-    }
-    Ok(all)
-}
-
-fn on_cpu(model: &Path, options: &Options) -> Engine {
-    Engine::open(model, options).unwrap_or_else(|e| panic!("{}: {e}", model.display()))
-}
-
-fn on_gpu(model: &Path, options: &Options, gpu: FakeGpu) -> Engine {
-    Engine::new_on(
-        &[(model.to_owned(), options.model.clone())],
-        options,
-        Some(Arc::new(gpu)),
-    )
-    .unwrap_or_else(|e| panic!("{}: {e}", model.display()))
-}
-
-fn assert_same(got: &[f32], expected: &[f32], what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    let differ = got
-        .iter()
-        .zip(expected)
-        .position(|(a, b)| a.to_bits() != b.to_bits());
-    assert!(differ.is_none(), "{what}: logit {differ:?} differs");
+/// Kernels as a driver runs them: so that a real one finds these tests as they should be.
+pub fn runner() -> Option<&'static dyn Runner> {
+    static RUNNER: OnceLock<Option<Driven>> = OnceLock::new();
+    let driven = || Some(Driven::new(Arc::new(FakeGpu::new(3)?.with_memory(1 << 30))));
+    let runner = RUNNER.get_or_init(driven).as_ref();
+    runner.map(|runner| runner as &dyn Runner)
 }
 
 #[test]
@@ -116,23 +55,9 @@ fn logits_are_the_cpus_bit_for_bit_for_every_architecture_and_weight_type() {
         let Some(gpu) = FakeGpu::new(seed as u64) else {
             return;
         };
-        let model = folder.path().join(format!("{name}.gguf"));
-        write(&spec, &model).expect("the folder can be written");
         let seen = gpu.seen();
-        let (options, prompt, next) = (options(16, 128), tokens(9), tokens(2));
-        let expect = &mut on_cpu(&model, &options);
-        let mut expected = logits(expect, 0, &prompt, 9).expect("a sweep");
-        expected.extend(logits(expect, 0, &next, 1).expect("a sweep"));
-        {
-            let got = &mut on_gpu(&model, &options, gpu);
-            if seed == 0 {
-                let rate = got.device().gpu_read_rate().expect("it reads");
-                assert!(rate.is_some_and(|rate| rate > 0.0), "{rate:?}");
-            }
-            let mut logits_got = logits(got, 0, &prompt, 9).expect("a sweep");
-            logits_got.extend(logits(got, 0, &next, 1).expect("a sweep"));
-            assert_same(&logits_got, &expected, &name);
-        }
+        let gpu: Gpu = Arc::new(gpu);
+        checks::logits_are_the_cpus(&name, &spec, folder.path(), &gpu);
         let seen = seen.lock().expect("nobody panics with it");
         assert!(seen.unregistered, "{name}: the memory was not let go");
         assert!(
@@ -143,28 +68,10 @@ fn logits_are_the_cpus_bit_for_bit_for_every_architecture_and_weight_type() {
     }
 }
 
-/// The number of MiB that the remedy of a refusal names behind `flag`.
-fn named(message: &str, flag: &str) -> u64 {
-    let rest = message.split(flag).nth(1);
-    let mib = rest.and_then(|rest| rest.split("MiB").next());
-    let mib = mib.and_then(|mib| mib.trim().parse().ok());
-    mib.unwrap_or_else(|| panic!("no {flag} in {message}"))
-}
-
-/// A model of several slots, so that some of it streams in a small budget.
-fn larger() -> SynthSpec {
-    SynthSpec {
-        layers: 3,
-        ffn: 1536,
-        ..SynthSpec::new(Arch::Llama, QuantType::Q8_0, 5)
-    }
-}
-
 #[test]
 fn neither_a_small_budget_nor_chunks_change_the_logits() {
     let folder = tempfile::tempdir().expect("a folder");
-    let model = folder.path().join("model.gguf");
-    write(&larger(), &model).expect("the folder can be written");
+    let (model, _) = checks::models(folder.path());
     let bytes = model.metadata().expect("it is there").len();
     let expected =
         logits(&mut on_cpu(&model, &options(16, 128)), 0, &tokens(20), 16).expect("a sweep");
@@ -174,19 +81,14 @@ fn neither_a_small_budget_nor_chunks_change_the_logits() {
             return;
         };
         let gpu = gpu.that_took(CONTEXT);
-        let mut options = options(16, 128);
-        if least {
-            options.memory = Some(1);
-            let fake = FakeGpu::new(0).expect("there was one before");
-            let fake = fake.that_took(CONTEXT);
-            let models = [(model.clone(), options.model.clone())];
-            let refused = Engine::new_on(&models, &options, Some(Arc::new(fake)));
-            let message = refused.err().expect("too little").to_string();
-            options.memory = Some(named(&message, "--memory ") << 20);
-        }
         let seen = gpu.seen();
+        let gpu: Gpu = Arc::new(gpu);
+        let options = match least {
+            true => checks::with_least(&model, &options(16, 128), &gpu),
+            false => options(16, 128),
+        };
         {
-            let engine = &mut on_gpu(&model, &options, gpu);
+            let engine = &mut on_gpu(&model, &options, &gpu);
             let streams = engine.plan(ModelId::FIRST).residency.given_up() > 0;
             assert_eq!(streams, least, "{bytes} bytes in {:?}", options.memory);
             assert_same(
@@ -209,35 +111,8 @@ fn neither_a_small_budget_nor_chunks_change_the_logits() {
 fn beyond_a_split_logits_are_close_and_do_not_depend_on_the_batch() {
     let Some(gpu) = FakeGpu::new(3) else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    let model = folder.path().join("model.gguf");
-    // Little beside attention.
-    let spec = SynthSpec {
-        layers: 1,
-        ffn: 64,
-        vocab: 64,
-        ..SynthSpec::new(Arch::Llama, QuantType::Q4_0, 2)
-    };
-    write(&spec, &model).expect("the folder can be written");
-    let (count, options) = (SPLIT + 20, options(64, 512));
-    let expected = logits(&mut on_cpu(&model, &options), 0, &few(count), 64).expect("a sweep");
-    let engine = &mut on_gpu(&model, &options, gpu);
-    let got = logits(engine, 0, &few(count), 64).expect("a sweep");
-    let vocab = got.len() / count;
-    assert_same(
-        &got[..SPLIT * vocab],
-        &expected[..SPLIT * vocab],
-        "the first split",
-    );
-    let largest = got
-        .iter()
-        .zip(&expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
-    // What rounds otherwise moves some activations by a step of their 12 bits, and the logits with them.
-    assert!(largest < 0.03, "logits differ by {largest}");
-    // The other session is swept beside the first one, in other chunks.
-    let other = logits(engine, 1, &few(count), 29).expect("a sweep");
-    assert_same(&other, &got, "another session, other chunks");
+    let gpu: Gpu = Arc::new(gpu);
+    checks::beyond_a_split(folder.path(), &gpu);
 }
 
 #[test]
@@ -247,7 +122,8 @@ fn what_the_gpu_fails_at_fails_the_sweep_and_all_after_it() {
     write(&SynthSpec::new(Arch::Qwen3, QuantType::Q4_0, 2), &model)
         .expect("the folder can be written");
     let Some(gpu) = FakeGpu::new(1) else { return };
-    let engine = &mut on_gpu(&model, &options(8, 64), gpu.that_fails(12));
+    let gpu: Gpu = Arc::new(gpu.that_fails(12));
+    let engine = &mut on_gpu(&model, &options(8, 64), &gpu);
     let first = logits(engine, 0, &tokens(8), 8).expect_err("it fails in this sweep");
     assert!(first.to_string().contains("remedy: start again"), "{first}");
     let second = logits(engine, 0, &tokens(1), 1).expect_err("it does not recover");
@@ -286,65 +162,18 @@ fn activations_of_8_bits_are_refused() {
 #[test]
 fn budgets_and_models_change_on_a_gpu_too() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (model, other) = (
-        folder.path().join("model.gguf"),
-        folder.path().join("other.gguf"),
-    );
-    write(&larger(), &model).expect("the folder can be written");
-    write(&SynthSpec::new(Arch::Qwen2, QuantType::Q4_K, 3), &other)
-        .expect("the folder can be written");
+    let (model, other) = checks::models(folder.path());
     let Some(gpu) = FakeGpu::new(9) else { return };
-    let options = Options {
-        memory: Some(32 << 20),
-        ..options(16, 128)
-    };
-    let of_model = logits(&mut on_cpu(&model, &options), 0, &tokens(9), 9).expect("a sweep");
-    let of_other = logits(&mut on_cpu(&other, &options), 0, &tokens(9), 9).expect("a sweep");
     let seen = gpu.seen();
-    {
-        let engine = &mut on_gpu(&model, &options, gpu);
-        assert_same(
-            &logits(engine, 0, &tokens(9), 9).expect("a sweep"),
-            &of_model,
-            "alone",
-        );
-        let refused = engine.set_memory(1).expect_err("too little").to_string();
-        let least = refused
-            .split("at least ")
-            .nth(1)
-            .and_then(|rest| rest.split(' ').next());
-        let least: u64 = least
-            .expect("the remedy names it")
-            .parse()
-            .expect("a number");
-        engine.set_memory(least << 20).expect("it is enough");
-        engine.clear(ModelId::FIRST, 0);
-        assert_same(
-            &logits(engine, 0, &tokens(9), 9).expect("a sweep"),
-            &of_model,
-            "with less memory",
-        );
-        engine.set_memory(32 << 20).expect("it was there before");
-        let second = engine.load(&other, &options.model).expect("there is room");
-        assert_same(
-            &logits_of(engine, second, 0, &tokens(9), 9).expect("a sweep"),
-            &of_other,
-            "another model",
-        );
-        engine.unload(second).expect("it goes");
-        engine.clear(ModelId::FIRST, 0);
-        assert_same(
-            &logits(engine, 0, &tokens(9), 9).expect("a sweep"),
-            &of_model,
-            "alone again",
-        );
-    }
+    let gpu: Gpu = Arc::new(gpu);
+    checks::budgets_and_models_change((&model, &other), &gpu);
     assert!(seen.lock().expect("nobody panics with it").unregistered);
 }
 
 #[test]
 #[cfg(not(feature = "cuda"))]
 fn a_build_without_cuda_says_so() {
+    use airstream::device::DeviceChoice;
     let error = DeviceChoice::Cuda
         .open()
         .err()

@@ -2,52 +2,63 @@
 //!
 //! A block's threads run as fibers that switch at barriers and exchanges (`kernels/host/shim.cpp`), in
 //! several orders, and all of it once more under the address and undefined-behaviour sanitizers.
-//! Attention over more than one split is the exception: there it rounds otherwise, and is compared
-//! with exact arithmetic.
 #![allow(unsafe_code)]
 
-#[path = "kernels/attention.rs"]
-mod attention;
-#[path = "kernels/heads.rs"]
-mod heads;
-#[path = "kernels/launch.rs"]
-mod launch;
-#[path = "kernels/products.rs"]
-mod products;
-#[path = "kernels/quantized.rs"]
-mod quantized;
-#[path = "kernels/row_ops.rs"]
-mod row_ops;
+#[path = "kernels/mod.rs"]
+mod kernels;
 #[path = "kernels/sanitizers.rs"]
 mod sanitizers;
 #[path = "support/shim.rs"]
 mod shim;
-#[path = "kernels/small_ops.rs"]
-mod small_ops;
-#[path = "support/weights.rs"]
-mod weights;
-
-use airstream::device::cpu::{Cpu, Isa};
-use weights::Rng;
-
-/// Orders of threads and blocks: forwards, backwards, at random.
-const ORDERS: [u64; 3] = [0, 1, 7919];
-
-fn cpu() -> Cpu {
-    Cpu::new(1, Isa::detect(), 64 << 10).expect("this processor has it")
+#[path = "support"]
+mod support {
+    pub mod weights;
 }
 
-fn floats(random: &mut Rng, count: usize) -> Vec<f32> {
-    (0..count).map(|_| random.range(-1.0, 1.0)).collect()
+use std::alloc::{Layout, alloc, dealloc};
+use std::ptr;
+
+use airstream::device::cuda::driver::Args;
+use kernels::launch::Runner;
+use shim::Shim;
+
+/// What runs the kernels here; none where they cannot be compiled.
+pub fn runner() -> Option<&'static dyn Runner> {
+    Shim::get().map(|shim| shim as &dyn Runner)
 }
 
-/// Whether two results are the same bit for bit, and where they are not.
-fn assert_same(got: &[f32], expected: &[f32], what: &str) {
-    assert_eq!(got.len(), expected.len(), "{what}");
-    for (i, (a, b)) in got.iter().zip(expected).enumerate() {
-        assert!(
-            a.to_bits() == b.to_bits(),
-            "{what}: value {i}: {a:e} instead of {b:e}"
-        );
+/// Pieces of memory that end where what is in them ends, so that the sanitizer knows of each byte behind them.
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes.max(1), 16).expect("a size")
+}
+
+fn at(address: u64) -> *mut u8 {
+    ptr::with_exposed_provenance_mut(address as usize)
+}
+
+impl Runner for Shim {
+    fn put(&self, bytes: &[u8]) -> u64 {
+        // SAFETY: the layout has a size; the memory is as large as the bytes.
+        unsafe {
+            let memory = alloc(layout(bytes.len()));
+            assert!(!memory.is_null(), "there is memory");
+            memory.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            memory.expose_provenance() as u64
+        }
+    }
+
+    fn get(&self, address: u64, into: &mut [u8]) {
+        // SAFETY: memory that was taken, and as large; nothing runs.
+        unsafe { at(address).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+    }
+
+    fn free(&self, address: u64, bytes: usize) {
+        // SAFETY: it was taken with this layout.
+        unsafe { dealloc(at(address), layout(bytes)) };
+    }
+
+    unsafe fn launch(&self, order: u64, name: &str, grid: [u32; 3], threads: u32, args: &Args) {
+        // SAFETY: the caller vouches for the arguments.
+        unsafe { Shim::launch(self, name, grid, threads, &args.pointers(), order) };
     }
 }

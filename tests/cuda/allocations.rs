@@ -4,13 +4,12 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use airstream::device::cuda::driver::{Args, Driver, Facts, KernelId, Stream};
-use airstream::engine::{Engine, ModelId, Spent};
 use airstream::error::Result;
 
-use super::counting_thread::{allocations, counted};
+use super::checks::{Gpu, PLENTY, models};
+use super::counting_thread::counted;
 use super::fake_gpu::FakeGpu;
-use super::staged::{Budget, with_budgets};
-use super::{larger, tokens, write};
+use super::staged_checks;
 
 /// The fake, whose own allocations do not count.
 struct Uncounted(FakeGpu);
@@ -84,33 +83,8 @@ impl Driver for Uncounted {
 #[test]
 fn tokens_without_an_allocation_while_tiles_pass_through_both_memories() {
     let folder = tempfile::tempdir().expect("a folder");
-    let model = folder.path().join("model.gguf");
-    write(&larger(), &model).expect("the folder can be written");
+    let (model, _) = models(folder.path());
     let Some(fake) = FakeGpu::new(4) else { return };
-    let options = with_budgets(&model, Budget::Some, Budget::Some);
-    let gpu_memory = options.gpu_memory.expect("given") as usize;
-    let gpu = Arc::new(Uncounted(fake.with_memory(gpu_memory)));
-    let models = [(model, options.model.clone())];
-    let engine = &mut Engine::new_on(&models, &options, Some(gpu)).expect("it opens");
-    let (mut spent, next, prompt) = (Spent::default(), tokens(6), tokens(16));
-    // So many that the context crosses into new pages.
-    let mut in_tokens = || {
-        let before = allocations();
-        counted(true);
-        drop(std::hint::black_box(Box::new(1)));
-        assert_eq!(allocations() - before, 1, "the counter counts");
-        for &token in &next {
-            engine
-                .decode(ModelId::FIRST, 0, token, &mut spent)
-                .expect("a sweep");
-        }
-        engine
-            .prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)
-            .expect("a sweep");
-        counted(false);
-        allocations() - before - 1
-    };
-    in_tokens();
-    assert_eq!(in_tokens(), 0);
-    assert!(spent.copied_bytes > 0 && spent.read_bytes > 0, "{spent:?}");
+    let gpu: Gpu = Arc::new(Uncounted(fake.with_memory(PLENTY as usize)));
+    staged_checks::tokens_without_an_allocation(&model, &gpu);
 }

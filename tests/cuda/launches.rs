@@ -1,10 +1,12 @@
 //! How many launches a layer takes in decode, so that the number does not grow unseen.
 
+use std::sync::Arc;
+
 use airstream::format::quant::QuantType;
 
+use super::checks::{Gpu, few, logits, on_gpu, options};
 use super::fake_gpu::FakeGpu;
 use super::support::synth::{Arch, SynthSpec, write};
-use super::{few, logits, on_gpu, options};
 
 /// Norm, queries with keys and values, their heads, attention, its rounding, output; norm, gate with up, gating, down.
 const PER_LAYER: u64 = 10;
@@ -22,7 +24,8 @@ fn launches(arch: Arch, layers: u32, context: usize) -> Option<u64> {
     write(&spec, &model).expect("the folder can be written");
     let gpu = FakeGpu::new(1)?;
     let seen = gpu.seen();
-    let engine = &mut on_gpu(&model, &options(64, 512), gpu);
+    let gpu: Gpu = Arc::new(gpu);
+    let engine = &mut on_gpu(&model, &options(64, 512), &gpu);
     logits(engine, 0, &few(context), 64).expect("a sweep");
     let issued = || seen.lock().expect("nobody panics with it").launches;
     let before = issued();

@@ -1,12 +1,12 @@
 //! Keys, values and attention: the CPU's within one split, exact arithmetic to compare with beyond.
 
-use super::heads::{Layout, append_on_cpu, append_on_gpu};
-use super::launch::launch;
+use super::heads::{Layout, append_on_cpu, append_on_gpu, pages_on_gpu};
+use super::launch::{Memory, Runner, launch};
 use super::quantized::Quantized;
-use super::shim::Shim;
-use super::weights::Rng;
 use super::{ORDERS, assert_same, cpu, floats};
+use crate::support::weights::Rng;
 use airstream::device::cpu::{AttentionRow, AttentionShape, Kinds, KvLayout};
+use airstream::device::cuda::driver::Arg;
 use half::f16;
 
 /// `SPLIT` of `kernels/attend.cu`.
@@ -16,7 +16,7 @@ const SCALE: f32 = 0.125;
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Row {
-    pages: *const *const u8,
+    pages: u64,
     start: u32,
     position: u32,
 }
@@ -38,15 +38,17 @@ struct Shape {
     softcap: f32,
     splits_max: u32,
 }
+// SAFETY: eight words.
+unsafe impl Arg for Shape {}
 
-/// Has the kernel put splits of some rows together, of which `first` is the first one, and quantize them.
+/// Has the kernel put splits of the rows together that begin with `first`, from where each stands, and quantize them.
 fn join(
-    shim: &Shim,
+    gpu: &'static dyn Runner,
     order: u64,
     shape: Shape,
-    (rows, out, partial): (&[Row], &[f32], &[f32]),
+    (rows, out, partial): (&[Row], u64, u64),
     first: usize,
-    into: &mut Quantized,
+    into: &Quantized,
 ) {
     let end = first + rows.len();
     let filling = if end == into.rows() {
@@ -60,17 +62,18 @@ fn join(
         1,
     ];
     if grid[1] > 0 {
+        let rows = Memory::of(gpu, rows);
         launch!(
-            shim, order, "join_quantize", grid, 256;
-            shape, rows.as_ptr(), out.as_ptr(), partial.as_ptr(), into.argument(first)
+            gpu, order, "join_quantize", grid, 256;
+            shape, rows.at(0), out, partial, into.argument(first)
         );
     }
 }
 
 /// Has the kernel quantize rows, as if attention had given them.
-pub fn quantize(shim: &Shim, order: u64, x: &[f32], into: &mut Quantized) {
+pub fn quantize(gpu: &'static dyn Runner, order: u64, x: &Memory<f32>, into: &Quantized) {
     let row = Row {
-        pages: std::ptr::null(),
+        pages: 0,
         start: 0,
         position: 0,
     };
@@ -88,7 +91,7 @@ pub fn quantize(shim: &Shim, order: u64, x: &[f32], into: &mut Quantized) {
         splits_max: 1,
     };
     let rows = vec![row; into.rows()];
-    join(shim, order, shape, (&rows, x, &[]), 0, into);
+    join(gpu, order, shape, (&rows, x.at(0), 0), 0, into);
 }
 
 /// One session: keys and values of all positions, and a query for each.
@@ -182,32 +185,24 @@ impl Case {
     /// Rows from `first` on, in units of at most `unit_rows` rows.
     fn on_gpu(
         &self,
-        shim: &Shim,
+        gpu: &'static dyn Runner,
         order: u64,
         first: usize,
         page_positions: usize,
         unit_rows: usize,
     ) -> (Vec<Vec<u16>>, Vec<f32>) {
-        let mut pages = self.pages(page_positions);
+        let pages = pages_on_gpu(gpu, &self.pages(page_positions));
         let layout = Layout::of(&self.layout(page_positions));
-        append_on_gpu(shim, order, layout, &mut pages, &self.k, &self.v);
+        append_on_gpu(gpu, order, layout, &pages, &self.k, &self.v);
 
         // Pages that no row sees may be missing.
         let unseen = self.start(first) / page_positions;
-        let pointers: Vec<*const u8> = pages
-            .iter()
-            .enumerate()
-            .map(|(i, p)| {
-                if i < unseen {
-                    std::ptr::null()
-                } else {
-                    p.as_ptr().cast()
-                }
-            })
-            .collect();
+        let page = |(i, page): (usize, &Memory<u16>)| if i < unseen { 0 } else { page.at(0) };
+        let pointers: Vec<u64> = pages.iter().enumerate().map(page).collect();
+        let pointers = Memory::of(gpu, &pointers);
         let rows: Vec<Row> = (first..self.positions)
             .map(|p| Row {
-                pages: pointers.as_ptr(),
+                pages: pointers.at(0),
                 start: self.start(p) as u32,
                 position: p as u32,
             })
@@ -246,27 +241,32 @@ impl Case {
             softcap: self.softcap.unwrap_or(0.0),
             splits_max: splits_max as u32,
         };
-        let mut partial = vec![f32::NAN; rows.len() * heads * splits_max * (self.head_dim + 2)];
-        let mut out = vec![f32::NAN; rows.len() * self.row_values()];
-        let q = self.q[first * self.row_values()..].as_ptr();
+        let (values, row_partial) = (self.row_values(), heads * splits_max * (self.head_dim + 2));
+        let nothing = |count: usize| Memory::of(gpu, &vec![f32::NAN; count]);
+        let (partial, out) = (
+            nothing(rows.len() * row_partial),
+            nothing(rows.len() * values),
+        );
+        let q = Memory::of(gpu, &self.q[first * values..]);
         let parts = self.kv_heads * self.group.div_ceil(unit_heads);
         let grid = [unit_splits as u32, parts as u32, units.len() as u32];
+        let (unit_table, row_table) = (Memory::of(gpu, &units), Memory::of(gpu, &rows));
         launch!(
-            shim, order, "attend", grid, 256;
-            shape, units.as_ptr(), rows.as_ptr(), q, out.as_mut_ptr(), partial.as_mut_ptr()
+            gpu, order, "attend", grid, 256;
+            shape, unit_table.at(0), row_table.at(0), q.at(0), out.at(0), partial.at(0)
         );
-        let (values, row_partial) = (self.row_values(), heads * splits_max * (self.head_dim + 2));
-        let mut joined = Quantized::new(rows.len(), values, Kinds::F32);
+        let joined = Quantized::new(gpu, rows.len(), values, Kinds::F32);
         let half = rows.len() / 2;
         for (from, to) in [(0, half), (half, rows.len())] {
             let places = (
                 &rows[from..to],
-                &out[from * values..],
-                &partial[from * row_partial..],
+                out.at(from * values),
+                partial.at(from * row_partial),
             );
-            join(shim, order, shape, places, from, &mut joined);
+            join(gpu, order, shape, places, from, &joined);
         }
-        (pages, joined.plain)
+        let pages = pages.iter().map(Memory::values).collect();
+        (pages, joined.plain())
     }
 
     fn exact(&self, position: usize) -> Vec<f64> {
@@ -301,7 +301,7 @@ impl Case {
 
 #[test]
 fn attention_within_a_split_is_the_cpus_bit_for_bit() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let cases = [
         (Case::new([3, 3, 64, 70], usize::MAX, None), 50),
         (Case::new([1, 4, 256, 40], 9, None), 20),
@@ -314,7 +314,7 @@ fn attention_within_a_split_is_the_cpus_bit_for_bit() {
         for (page_positions, unit_rows) in [(16, 1), (64, 8)] {
             let (pages, expected) = case.on_cpu(*first, page_positions);
             let (got_pages, got) =
-                case.on_gpu(shim, ORDERS[i % 3], *first, page_positions, unit_rows);
+                case.on_gpu(gpu, ORDERS[i % 3], *first, page_positions, unit_rows);
             assert!(pages == got_pages, "case {i}: pages");
             assert_same(
                 &got,
@@ -327,7 +327,7 @@ fn attention_within_a_split_is_the_cpus_bit_for_bit() {
 
 #[test]
 fn attention_of_random_shapes_is_the_cpus_too() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(29);
     for i in 0..10 {
         let mut below = |n: u64| (random.next() % n) as usize;
@@ -343,7 +343,7 @@ fn attention_of_random_shapes_is_the_cpus_too() {
         let (unit, order) = (1 + below(8), below(4) as u64);
         let case = Case::new(shape, window, softcap);
         let (_, expected) = case.on_cpu(first, page);
-        let (_, got) = case.on_gpu(shim, order, first, page, unit);
+        let (_, got) = case.on_gpu(gpu, order, first, page, unit);
         let what = format!("case {i}: {shape:?}, window {window}, {softcap:?}, from {first}");
         assert_same(&got, &expected, &what);
     }
@@ -351,16 +351,16 @@ fn attention_of_random_shapes_is_the_cpus_too() {
 
 #[test]
 fn several_splits_are_exact_enough_and_the_same_in_every_batch() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let cases = [
         (Case::new([1, 2, 32, 700], usize::MAX, None), 697),
         (Case::new([2, 1, 16, 530], 300, Some(8.0)), 500),
     ];
     for (case, first) in cases {
-        let (_, together) = case.on_gpu(shim, 7919, first, 64, 8);
-        let (_, apart) = case.on_gpu(shim, 1, first, 48, 1);
+        let (_, together) = case.on_gpu(gpu, 7919, first, 64, 8);
+        let (_, apart) = case.on_gpu(gpu, 1, first, 48, 1);
         assert_same(&together, &apart, "together and apart");
-        let (_, last) = case.on_gpu(shim, 0, case.positions - 1, 128, 1);
+        let (_, last) = case.on_gpu(gpu, 0, case.positions - 1, 128, 1);
         assert_same(
             &together[together.len() - case.row_values()..],
             &last,

@@ -1,10 +1,10 @@
 //! Queries, keys and values before attention: the CPU's, bit for bit.
 
-use super::launch::launch;
-use super::shim::Shim;
-use super::weights::Rng;
+use super::launch::{Memory, Runner, launch};
 use super::{ORDERS, assert_same, cpu, floats};
+use crate::support::weights::Rng;
 use airstream::device::cpu::{Heads, KvLayout, KvPlace, RopePairing};
+use airstream::device::cuda::driver::Arg;
 
 /// `KvLayout` of `kernels/pages.h`.
 #[repr(C)]
@@ -14,6 +14,8 @@ pub struct Layout {
     head_dim: u32,
     page_positions: u32,
 }
+// SAFETY: three words.
+unsafe impl Arg for Layout {}
 
 impl Layout {
     pub fn of(layout: &KvLayout) -> Layout {
@@ -29,70 +31,77 @@ impl Layout {
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Place {
-    page: *mut u8,
+    page: u64,
     index: u64,
 }
 
-/// `Heads` of `kernels/place_heads.cu`.
+/// `Heads` of `kernels/place_heads.cu`: addresses.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct HeadsAt {
-    q: *mut f32,
-    kv: [*const f32; 2],
-    biases: [*const f32; 3],
-    norms: [*const f32; 2],
-    cos: *const f32,
-    sin: *const f32,
-    places: *const Place,
+    q: u64,
+    kv: [u64; 2],
+    biases: [u64; 3],
+    norms: [u64; 2],
+    cos: u64,
+    sin: u64,
+    places: u64,
 }
-
-/// The place of each position in pages that follow each other.
-fn places(pages: &mut [Vec<u16>], page_positions: usize, count: usize) -> Vec<KvPlace> {
-    let place = |position: usize| KvPlace {
-        page: pages[position / page_positions].as_mut_ptr().cast(),
-        index: position % page_positions,
-    };
-    (0..count).map(place).collect()
-}
+// SAFETY: pointers.
+unsafe impl Arg for HeadsAt {}
 
 fn on_cpu(layout: &KvLayout, pages: &mut [Vec<u16>], heads: Heads<'_>) {
     let count = heads.k.len() / (layout.kv_heads * layout.head_dim);
-    let places = places(pages, layout.page_positions, count);
+    let place = |position: usize| KvPlace {
+        page: pages[position / layout.page_positions].as_mut_ptr().cast(),
+        index: position % layout.page_positions,
+    };
+    let places: Vec<KvPlace> = (0..count).map(place).collect();
     // SAFETY: the pages have the layout's size, and places differ.
     unsafe { cpu().place_heads(heads, layout, &places) };
 }
 
-fn on_gpu(shim: &Shim, order: u64, layout: Layout, pages: &mut [Vec<u16>], heads: Heads<'_>) {
+fn on_gpu(
+    gpu: &'static dyn Runner,
+    order: u64,
+    layout: Layout,
+    pages: &[Memory<u16>],
+    heads: Heads<'_>,
+) {
     let [kv_heads, head_dim, page_positions] =
         [layout.kv_heads, layout.head_dim, layout.page_positions].map(|n| n as usize);
     let rows = heads.k.len() / (kv_heads * head_dim);
     let (q_heads, pairs) = (heads.q.len() / (rows * head_dim), heads.cos.len() / rows);
-    let places: Vec<Place> = places(pages, page_positions, rows)
-        .iter()
-        .map(|place| Place {
-            page: place.page,
-            index: place.index as u64,
-        })
-        .collect();
+    let place = |position: usize| Place {
+        page: pages[position / page_positions].at(0),
+        index: (position % page_positions) as u64,
+    };
+    let places = Memory::of(gpu, &(0..rows).map(place).collect::<Vec<Place>>());
+    let put = |values: &[f32]| Memory::of(gpu, values);
+    let (q, k, v) = (put(heads.q), put(heads.k), put(heads.v));
+    let (cos, sin) = (put(heads.cos), put(heads.sin));
+    let biases = heads.biases.map(|all| all.map(put));
+    let norms = heads.norms.map(|both| both.map(put));
     let heads_at = HeadsAt {
-        q: heads.q.as_mut_ptr(),
-        kv: [heads.k.as_ptr(), heads.v.as_ptr()],
-        biases: heads
-            .biases
-            .map_or([std::ptr::null(); 3], |all| all.map(<[f32]>::as_ptr)),
-        norms: heads
-            .norms
-            .map_or([std::ptr::null(); 2], |all| all.map(<[f32]>::as_ptr)),
-        cos: heads.cos.as_ptr(),
-        sin: heads.sin.as_ptr(),
-        places: places.as_ptr(),
+        q: q.at(0),
+        kv: [k.at(0), v.at(0)],
+        biases: biases
+            .as_ref()
+            .map_or([0; 3], |all| all.each_ref().map(|one| one.at(0))),
+        norms: norms
+            .as_ref()
+            .map_or([0; 2], |both| both.each_ref().map(|one| one.at(0))),
+        cos: cos.at(0),
+        sin: sin.at(0),
+        places: places.at(0),
     };
     let grid = [(q_heads + 2 * kv_heads) as u32, rows as u32, 1];
     let threads = head_dim.next_multiple_of(32).min(256) as u32;
     launch!(
-        shim, order, "place_heads", grid, threads;
+        gpu, order, "place_heads", grid, threads;
         heads_at, layout, q_heads as u32, pairs as u32, u32::from(heads.pairing == RopePairing::Adjacent), heads.eps
     );
+    heads.q.copy_from_slice(&q.values());
 }
 
 /// Keys and values as they are.
@@ -117,20 +126,25 @@ pub fn append_on_cpu(layout: &KvLayout, pages: &mut [Vec<u16>], k: &[f32], v: &[
 
 /// Has the kernel do so.
 pub fn append_on_gpu(
-    shim: &Shim,
+    gpu: &'static dyn Runner,
     order: u64,
     layout: Layout,
-    pages: &mut [Vec<u16>],
+    pages: &[Memory<u16>],
     k: &[f32],
     v: &[f32],
 ) {
     let (k, v) = (&mut k.to_vec(), &mut v.to_vec());
-    on_gpu(shim, order, layout, pages, only_append(k, v));
+    on_gpu(gpu, order, layout, pages, only_append(k, v));
+}
+
+/// Pages for kernels.
+pub fn pages_on_gpu(gpu: &'static dyn Runner, pages: &[Vec<u16>]) -> Vec<Memory<u16>> {
+    pages.iter().map(|page| Memory::of(gpu, page)).collect()
 }
 
 #[test]
 fn heads_before_attention_are_the_cpus() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(2);
     // Rows, heads of queries and of keys, dimensions, pairs.
     let cases = [
@@ -172,7 +186,11 @@ fn heads_before_attention_are_the_cpus() {
             let expected = heads(&mut |pages, heads| on_cpu(&layout, pages, heads));
             let order = ORDERS[case % 3];
             let got = heads(&mut |pages, heads| {
-                on_gpu(shim, order, Layout::of(&layout), pages, heads);
+                let there = pages_on_gpu(gpu, pages);
+                on_gpu(gpu, order, Layout::of(&layout), &there, heads);
+                for (page, there) in pages.iter_mut().zip(there) {
+                    *page = there.values();
+                }
             });
             let what = format!("case {case}, variant {variant}");
             assert_same(&got.0, &expected.0, &what);

@@ -1,11 +1,10 @@
 //! Quantization and products, for every type, width, alignment and batch.
 
 use super::attention::quantize;
-use super::launch::launch;
+use super::launch::{Memory, Runner, launch};
 use super::quantized::Quantized;
-use super::shim::Shim;
-use super::weights::{Rng, random_blocks};
 use super::{ORDERS, assert_same, cpu, floats};
+use crate::support::weights::{Rng, random_blocks};
 use airstream::device::cpu::{Activations, Kinds, Precision, TileView};
 use airstream::format::quant::{QuantType, dequantize_row};
 
@@ -13,33 +12,33 @@ use airstream::format::quant::{QuantType, dequantize_row};
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Tile {
-    data: *const u8,
-    out: *mut f32,
+    data: u64,
+    out: u64,
     rows: u32,
     stride: u32,
 }
 
 /// Weights that begin `lead` bytes behind an address aligned to 16, and end where their last 16 bytes end.
 struct Weights {
-    memory: Vec<u128>,
+    memory: Memory<u128>,
     lead: usize,
 }
 
 impl Weights {
-    fn new(bytes: &[u8], lead: usize) -> Weights {
-        let mut memory = vec![u128::MAX; (lead + bytes.len()).div_ceil(16)];
-        let base = memory.as_mut_ptr().cast::<u8>();
-        // SAFETY: the bytes fit behind the lead.
-        unsafe {
-            base.add(lead)
-                .copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
-        };
-        Weights { memory, lead }
+    fn new(gpu: &'static dyn Runner, bytes: &[u8], lead: usize) -> Weights {
+        let mut padded = vec![u8::MAX; (lead + bytes.len()).next_multiple_of(16)];
+        padded[lead..][..bytes.len()].copy_from_slice(bytes);
+        let word = |bytes: &[u8]| u128::from_le_bytes(bytes.try_into().expect("16 bytes"));
+        let words: Vec<u128> = padded.chunks_exact(16).map(word).collect();
+        Weights {
+            memory: Memory::of(gpu, &words),
+            lead,
+        }
     }
 
-    fn data(&self) -> *const u8 {
-        // SAFETY: the lead is within the memory.
-        unsafe { self.memory.as_ptr().cast::<u8>().add(self.lead) }
+    /// Where they begin.
+    fn data(&self) -> u64 {
+        self.memory.at(0) + self.lead as u64
     }
 }
 
@@ -77,7 +76,7 @@ fn on_cpu(qtype: QuantType, weights: &[u8], cols: usize, x: &[f32]) -> Vec<f32> 
 
 /// The kernels' product, the matrix cut into tiles of `tile_rows` rows, each at another alignment.
 fn on_gpu(
-    shim: &Shim,
+    gpu: &'static dyn Runner,
     order: u64,
     qtype: QuantType,
     (weights, tile_rows, lead): (&[u8], usize, usize),
@@ -89,50 +88,50 @@ fn on_gpu(
     let parts: Vec<Weights> = weights
         .chunks(tile_rows * row_bytes)
         .enumerate()
-        .map(|(i, tile)| Weights::new(tile, (lead * (i + 1)) % 16))
+        .map(|(i, tile)| Weights::new(gpu, tile, (lead * (i + 1)) % 16))
         .collect();
-    let mut out = vec![f32::NAN; batch * rows];
+    let (x, out) = (
+        Memory::of(gpu, x),
+        Memory::of(gpu, &vec![f32::NAN; batch * rows]),
+    );
     let tiles: Vec<Tile> = parts
         .iter()
         .enumerate()
         .map(|(i, part)| Tile {
             data: part.data(),
-            out: out[i * tile_rows..].as_mut_ptr(),
+            out: out.at(i * tile_rows),
             rows: tile_rows.min(rows - i * tile_rows) as u32,
             stride: rows as u32,
         })
         .collect();
+    let (table, count) = (Memory::of(gpu, &tiles), tiles.len() as u32);
     let name = qtype.name().to_lowercase();
     let grid = |rows_each: usize, batches: usize| {
-        [
-            tile_rows.div_ceil(rows_each) as u32,
-            tiles.len() as u32,
-            batches as u32,
-        ]
+        [tile_rows.div_ceil(rows_each) as u32, count, batches as u32]
     };
     if Kinds::of(qtype) == Kinds::F32 {
         let warps = batch.div_ceil(8).min(8);
         let grid = grid(32, batch.div_ceil(8 * warps));
         let name = format!("floats_{name}");
-        launch!(shim, order, &name, grid, 32 * warps as u32; tiles.as_ptr(), cols as u32, x.as_ptr(), batch as u32);
-        return out;
+        launch!(gpu, order, &name, grid, 32 * warps as u32; table.at(0), cols as u32, x.at(0), batch as u32);
+        return out.values();
     }
-    let mut rows = Quantized::new(batch, cols, Kinds::of(qtype));
-    quantize(shim, order, x, &mut rows);
+    let rows = Quantized::new(gpu, batch, cols, Kinds::of(qtype));
+    quantize(gpu, order, &x, &rows);
     let x = rows.blocks(Kinds::of(qtype));
     if batch == 1 {
         let name = format!("matvec_{name}");
-        launch!(shim, order, &name, grid(16, 1), 64; tiles.as_ptr(), cols as u32, x);
+        launch!(gpu, order, &name, grid(16, 1), 64; table.at(0), cols as u32, x);
     } else if batch <= 8 {
         let name = format!("matpanel_{name}");
-        launch!(shim, order, &name, grid(64, 1), 128; tiles.as_ptr(), cols as u32, x, batch as u32);
+        launch!(gpu, order, &name, grid(64, 1), 128; table.at(0), cols as u32, x, batch as u32);
     } else {
         let name = format!("matmul_{name}");
         let threads = 64 * batch.div_ceil(64).min(4) as u32;
         let grid = grid(64, batch.div_ceil(256));
-        launch!(shim, order, &name, grid, threads; tiles.as_ptr(), cols as u32, x, batch as u32);
+        launch!(gpu, order, &name, grid, threads; table.at(0), cols as u32, x, batch as u32);
     }
-    out
+    out.values()
 }
 
 /// Activations with blocks of zeros, ties and tiny values among random ones.
@@ -153,7 +152,7 @@ fn hard_rows(random: &mut Rng, count: usize) -> Vec<f32> {
 
 #[test]
 fn products_are_the_cpus_bit_for_bit() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(7);
     for qtype in QuantType::ALL {
         let step = if qtype.block_values() == 256 { 256 } else { 32 };
@@ -173,7 +172,7 @@ fn products_are_the_cpus_bit_for_bit() {
             let x = hard_rows(&mut random, batch * cols);
             let expected = on_cpu(qtype, &weights, cols, &x);
             let matrix = (&weights[..], tile_rows, [0, 2, 7, 14, 1][case % 5]);
-            let got = on_gpu(shim, ORDERS[case % 3], qtype, matrix, cols, &x);
+            let got = on_gpu(gpu, ORDERS[case % 3], qtype, matrix, cols, &x);
             let what = format!("{} {rows} rows of {cols}, batch {batch}", qtype.name());
             assert_same(&got, &expected, &what);
         }
@@ -182,7 +181,7 @@ fn products_are_the_cpus_bit_for_bit() {
 
 #[test]
 fn random_shapes_are_the_cpus_too() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(23);
     for _ in 0..40 {
         let mut below = |n: u64| (random.next() % n) as usize;
@@ -205,7 +204,7 @@ fn random_shapes_are_the_cpus_too() {
         );
         let weights = random_blocks(&mut random, qtype, rows * cols, 0.05);
         let x = hard_rows(&mut random, batch * cols);
-        let got = on_gpu(shim, order, qtype, (&weights, tile_rows, lead), cols, &x);
+        let got = on_gpu(gpu, order, qtype, (&weights, tile_rows, lead), cols, &x);
         let what = format!(
             "{} {rows} rows of {cols} in tiles of {tile_rows} at {lead}, batch {batch}, order {order}",
             qtype.name()
@@ -216,20 +215,20 @@ fn random_shapes_are_the_cpus_too() {
 
 #[test]
 fn more_rows_than_a_block_takes_are_the_cpus_too() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(5);
     for qtype in [QuantType::Q4_0, QuantType::Q2_K] {
         let (cols, batch) = (256, 265);
         let weights = random_blocks(&mut random, qtype, 3 * cols, 0.05);
         let x = hard_rows(&mut random, batch * cols);
-        let got = on_gpu(shim, 1, qtype, (&weights, 3, 2), cols, &x);
+        let got = on_gpu(gpu, 1, qtype, (&weights, 3, 2), cols, &x);
         assert_same(&got, &on_cpu(qtype, &weights, cols, &x), qtype.name());
     }
 }
 
 #[test]
 fn extreme_weights_and_activations_overflow_nothing() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     for qtype in QuantType::ALL.into_iter().filter(|t| t.block_values() > 1) {
         let cols = 256;
         for byte in [0xff, 0x80, 0x00] {
@@ -243,7 +242,7 @@ fn extreme_weights_and_activations_overflow_nothing() {
                 let x: Vec<f32> = (0..batch * cols)
                     .map(|i| if i / cols == 0 { 1e4 } else { -1e4 })
                     .collect();
-                let got = on_gpu(shim, 0, qtype, (&weights, 2, 4), cols, &x);
+                let got = on_gpu(gpu, 0, qtype, (&weights, 2, 4), cols, &x);
                 let what = format!("{} {byte:#x} batch {batch}", qtype.name());
                 assert_same(&got, &on_cpu(qtype, &weights, cols, &x), &what);
             }
@@ -264,7 +263,7 @@ fn halves(qtype: QuantType) -> &'static [usize] {
 
 #[test]
 fn embeddings_are_the_loaders_bit_for_bit() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(9);
     for qtype in QuantType::ALL {
         let (rows, cols) = (3, 768);
@@ -274,15 +273,16 @@ fn embeddings_are_the_loaders_bit_for_bit() {
         let parts: Vec<Weights> = weights
             .chunks(qtype.row_bytes(cols))
             .zip([0, 6, 11])
-            .map(|(row, lead)| Weights::new(row, lead))
+            .map(|(row, lead)| Weights::new(gpu, row, lead))
             .collect();
-        let mut pointers: Vec<*const u8> = parts.iter().map(Weights::data).collect();
-        pointers.push(std::ptr::null());
+        let mut pointers: Vec<u64> = parts.iter().map(Weights::data).collect();
+        pointers.push(0);
         expected.extend([7.0; 768]);
-        let mut out = vec![7.0; (rows + 1) * cols];
+        let out = Memory::of(gpu, &vec![7.0_f32; (rows + 1) * cols]);
+        let pointers = Memory::of(gpu, &pointers);
         let name = format!("embed_{}", qtype.name().to_lowercase());
         let grid = [(cols / 32).div_ceil(64) as u32, rows as u32 + 1, 1];
-        launch!(shim, 0, &name, grid, 64; pointers.as_ptr(), cols as u32, out.as_mut_ptr());
-        assert_same(&out, &expected, qtype.name());
+        launch!(gpu, 0, &name, grid, 64; pointers.at(0), cols as u32, out.at(0));
+        assert_same(&out.values(), &expected, qtype.name());
     }
 }

@@ -1,65 +1,70 @@
 //! Memory that kernels quantize rows into.
 
 use airstream::device::cpu::Kinds;
+use airstream::device::cuda::driver::Arg;
 
-/// `QuantizedBlocks` and `Activations` of the kernels.
+use super::launch::{Memory, Runner};
+
+/// `QuantizedBlocks` and `Activations` of the kernels: addresses.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Blocks {
-    q: *const u128,
-    scales: *const f32,
-    sums: *const u32,
+    q: u64,
+    scales: u64,
+    sums: u64,
 }
+// SAFETY: three pointers.
+unsafe impl Arg for Blocks {}
 
 /// `QuantizedRows` of `kernels/quantize.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct QuantizedRows {
     blocks: [Blocks; 2],
-    plain: *const f32,
+    plain: u64,
     rows: u32,
     first: u32,
     cols: u32,
     panel: u32,
 }
+// SAFETY: as there, without padding.
+unsafe impl Arg for QuantizedRows {}
 
 /// The kinds of blocks, and the values in one.
 const BLOCKS: [(Kinds, usize); 2] = [(Kinds::BLOCKS_32, 32), (Kinds::BLOCKS_256, 256)];
 
+/// What a row of some kind is quantized into.
+struct Parts {
+    q: Memory<u128>,
+    scales: Memory<u32>,
+    sums: Memory<u32>,
+}
+
 /// Rows of some kinds, nothing at first.
-#[derive(PartialEq)]
 pub struct Quantized {
     rows: usize,
     cols: usize,
-    q: [Vec<u128>; 2],
-    scales: [Vec<u32>; 2],
-    sums: [Vec<u32>; 2],
-    pub plain: Vec<f32>,
+    blocks: [Option<Parts>; 2],
+    plain: Option<Memory<f32>>,
 }
 
 impl Quantized {
-    pub fn new(rows: usize, cols: usize, kinds: Kinds) -> Quantized {
-        let padded = if rows == 1 {
-            1
-        } else {
-            rows.next_multiple_of(8)
-        };
-        let values = |kind| match kinds.contains(kind) {
-            true => padded * cols,
-            false => 0,
-        };
+    pub fn new(gpu: &'static dyn Runner, rows: usize, cols: usize, kinds: Kinds) -> Quantized {
+        let values = padded(rows) * cols;
         // All ones are no number.
-        let words = |count: usize| vec![u32::MAX; count];
+        let words = |count: usize| Memory::of(gpu, &vec![u32::MAX; count]);
         Quantized {
             rows,
             cols,
-            q: BLOCKS.map(|(kind, _)| vec![0; 2 * values(kind) / 16]),
-            scales: BLOCKS.map(|(kind, block)| words(values(kind) / block)),
-            sums: BLOCKS.map(|(kind, _)| words(values(kind) / 32)),
-            plain: match kinds.contains(Kinds::F32) {
-                true => vec![f32::NAN; rows * cols],
-                false => Vec::new(),
-            },
+            blocks: BLOCKS.map(|(kind, block)| {
+                kinds.contains(kind).then(|| Parts {
+                    q: Memory::of(gpu, &vec![0; 2 * values / 16]),
+                    scales: words(values / block),
+                    sums: words(values / 32),
+                })
+            }),
+            plain: { kinds.contains(Kinds::F32) }
+                .then(|| Memory::of(gpu, &vec![f32::NAN; rows * cols])),
         }
     }
 
@@ -75,42 +80,60 @@ impl Quantized {
 
     /// Rows with those that fill the last panel up.
     pub fn padded(&self) -> u32 {
-        match self.rows {
-            1 => 1,
-            rows => rows.next_multiple_of(8) as u32,
-        }
+        padded(self.rows) as u32
+    }
+
+    /// The rows as they are; none unless they are wanted so.
+    pub fn plain(&self) -> Vec<f32> {
+        self.plain.as_ref().map_or_else(Vec::new, Memory::values)
+    }
+
+    /// Whether the same was made of other rows, bit for bit.
+    pub fn is_same_as(&self, other: &Quantized) -> bool {
+        type Values = (Vec<u128>, Vec<u32>, Vec<u32>);
+        let blocks = |of: &Quantized| {
+            let values = |p: &Parts| (p.q.values(), p.scales.values(), p.sums.values());
+            of.blocks.each_ref().map(|parts| parts.as_ref().map(values))
+        };
+        let plain = |of: &Quantized| of.plain().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let [mine, others]: [[Option<Values>; 2]; 2] = [self, other].map(blocks);
+        mine == others && plain(self) == plain(other)
     }
 
     /// Where the blocks of one kind stand; nowhere if they are not wanted.
     pub fn blocks(&self, kind: Kinds) -> Blocks {
         let place = BLOCKS.iter().position(|&(of, _)| of == kind);
-        let i = place.expect("a kind of blocks");
-        match self.q[i].is_empty() {
-            true => Blocks {
-                q: std::ptr::null(),
-                scales: std::ptr::null(),
-                sums: std::ptr::null(),
-            },
-            false => Blocks {
-                q: self.q[i].as_ptr(),
-                scales: self.scales[i].as_ptr().cast(),
-                sums: self.sums[i].as_ptr(),
-            },
-        }
+        let parts = self.blocks[place.expect("a kind of blocks")].as_ref();
+        let at = |parts: &Parts| Blocks {
+            q: parts.q.at(0),
+            scales: parts.scales.at(0),
+            sums: parts.sums.at(0),
+        };
+        let nowhere = Blocks {
+            q: 0,
+            scales: 0,
+            sums: 0,
+        };
+        parts.map_or(nowhere, at)
     }
 
     /// What a kernel is told of it that begins with row `first`.
-    pub fn argument(&mut self, first: usize) -> QuantizedRows {
+    pub fn argument(&self, first: usize) -> QuantizedRows {
         QuantizedRows {
             blocks: BLOCKS.map(|(kind, _)| self.blocks(kind)),
-            plain: match self.plain.is_empty() {
-                true => std::ptr::null(),
-                false => self.plain.as_ptr(),
-            },
+            plain: self.plain.as_ref().map_or(0, |plain| plain.at(0)),
             rows: self.rows as u32,
             first: first as u32,
             cols: self.cols as u32,
             panel: if self.rows == 1 { 1 } else { 8 },
         }
+    }
+}
+
+/// Rows with those that fill the last panel up.
+fn padded(rows: usize) -> usize {
+    match rows {
+        1 => 1,
+        rows => rows.next_multiple_of(8),
     }
 }

@@ -2,11 +2,10 @@
 //! this is the CPU's rounding is for the products to show.)
 
 use super::attention::quantize;
-use super::launch::launch;
+use super::launch::{Memory, Runner, launch};
 use super::quantized::Quantized;
-use super::shim::Shim;
-use super::weights::Rng;
 use super::{ORDERS, assert_same, cpu, floats};
+use crate::support::weights::Rng;
 use airstream::device::cpu::{Activation, Activations, Added, Cpu, Kinds, Precision, Residual};
 
 /// Rows, columns, and what they are quantized into.
@@ -34,16 +33,22 @@ fn plain_row(cols: usize, op: impl FnOnce(&Cpu, &mut Activations)) -> Vec<f32> {
 }
 
 /// Whether a kernel has rounded what it should have, and has made of it what the other kernel makes of the same values.
-fn assert_rounded(shim: &Shim, got: &Quantized, kinds: Kinds, expected: &[f32], what: &str) {
-    assert_same(&got.plain, expected, what);
-    let mut alone = Quantized::new(expected.len() / got.cols(), got.cols(), kinds);
-    quantize(shim, 0, expected, &mut alone);
-    assert!(*got == alone, "{what}: otherwise rounded");
+fn assert_rounded(
+    gpu: &'static dyn Runner,
+    got: &Quantized,
+    kinds: Kinds,
+    expected: &[f32],
+    what: &str,
+) {
+    assert_same(&got.plain(), expected, what);
+    let alone = Quantized::new(gpu, expected.len() / got.cols(), got.cols(), kinds);
+    quantize(gpu, 0, &Memory::of(gpu, expected), &alone);
+    assert!(got.is_same_as(&alone), "{what}: otherwise rounded");
 }
 
 #[test]
 fn sums_and_norms_are_the_cpus() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(1);
     for (case, (rows, dim, kinds)) in shapes().into_iter().enumerate() {
         for added in 0..3 {
@@ -69,27 +74,26 @@ fn sums_and_norms_are_the_cpus() {
                     cpu.norm_quantize(residual, Kinds::F32, into);
                 }));
             }
-            let (mut got, mut got_stream) = (Quantized::new(rows, dim, kinds), x);
-            let pointer = |wanted: bool, values: &[f32]| match wanted {
-                true => values.as_ptr(),
-                false => std::ptr::null(),
-            };
+            let got = Quantized::new(gpu, rows, dim, kinds);
+            let [got_stream, y, y_weight, weight] =
+                [&x[..], &y, y_weight, weight].map(|values| Memory::of(gpu, values));
+            let wanted = |wanted: bool, memory: &Memory<f32>| if wanted { memory.at(0) } else { 0 };
             let threads = 256 * dim.div_ceil(256).clamp(1, 4) as u32;
             launch!(
-                shim, ORDERS[case % 3], "norm_quantize", [got.padded(), 1, 1], threads;
-                got_stream.as_mut_ptr(), pointer(added > 0, &y), pointer(added > 1, y_weight), weight.as_ptr(),
-                1e-5_f32, got.argument(0)
+                gpu, ORDERS[case % 3], "norm_quantize", [got.padded(), 1, 1], threads;
+                got_stream.at(0), wanted(added > 0, &y), wanted(added > 1, &y_weight), weight.at(0), 1e-5_f32,
+                got.argument(0)
             );
             let what = format!("{rows} x {dim}, {added} added");
-            assert_same(&got_stream, &stream, &what);
-            assert_rounded(shim, &got, kinds, &expected, &what);
+            assert_same(&got_stream.values(), &stream, &what);
+            assert_rounded(gpu, &got, kinds, &expected, &what);
         }
     }
 }
 
 #[test]
 fn gates_are_the_cpus() {
-    let Some(shim) = Shim::get() else { return };
+    let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(3);
     for (case, (rows, cols, kinds)) in shapes().into_iter().enumerate() {
         for (activation, kernel) in [
@@ -111,14 +115,12 @@ fn gates_are_the_cpus() {
                     })
                 })
                 .collect();
-            let mut got = Quantized::new(rows, cols, kinds);
+            let got = Quantized::new(gpu, rows, cols, kinds);
             let grid = [cols.div_ceil(256) as u32, got.padded(), 1];
-            launch!(
-                shim, ORDERS[case % 3], kernel, grid, 256;
-                gate.as_ptr(), up.as_ptr(), got.argument(0)
-            );
+            let (gate, up) = (Memory::of(gpu, &gate), Memory::of(gpu, &up));
+            launch!(gpu, ORDERS[case % 3], kernel, grid, 256; gate.at(0), up.at(0), got.argument(0));
             assert_rounded(
-                shim,
+                gpu,
                 &got,
                 kinds,
                 &expected,

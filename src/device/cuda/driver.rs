@@ -152,7 +152,7 @@ const ARGS_MAX: usize = 8;
 ///
 /// # Safety
 /// Implementors have the layout of the kernel's type, without padding that matters.
-pub(super) unsafe trait Arg: Copy {}
+pub unsafe trait Arg: Copy {}
 // SAFETY: the kernels' `u32`.
 unsafe impl Arg for u32 {}
 // SAFETY: the kernels' `u64`, and their pointers.
@@ -172,7 +172,8 @@ pub struct Args {
 
 impl Args {
     /// None yet.
-    pub(super) fn new() -> Args {
+    #[allow(clippy::new_without_default)] // Nobody wants a launch without arguments.
+    pub fn new() -> Args {
         Args {
             bytes: [0; ARGS_BYTES],
             offsets: [0; ARGS_MAX],
@@ -182,7 +183,7 @@ impl Args {
     }
 
     /// One more.
-    pub(super) fn with<T: Arg>(mut self, value: T) -> Args {
+    pub fn with<T: Arg>(mut self, value: T) -> Args {
         let at = usize::from(self.used).next_multiple_of(align_of::<T>());
         assert!(at + size_of::<T>() <= ARGS_BYTES, "too many arguments");
         // SAFETY: there is room, and the place is aligned since the array is.
