@@ -1,5 +1,7 @@
 //! Many requests at a time: what each is answered does not depend on the others, nobody waits for ever, nothing leaks.
 
+#[path = "scheduler/drafts.rs"]
+mod drafts;
 #[path = "scheduler/memory.rs"]
 mod memory;
 #[path = "support/models.rs"]

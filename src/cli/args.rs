@@ -37,6 +37,10 @@ pub struct EngineArgs {
     /// Threads that compute. Default: as many as this process may use.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
+    /// Tokens at most that are computed ahead in a sweep where the conversation suggests them, because its last words
+    /// stood in it before; 0 for none. Never changes the answer. Default: 7, or fewer where memory is short.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=64))]
+    drafts: Option<u8>,
     /// Whether weights must agree with their checksums each time they are read. The checksums are learnt from the
     /// first read, and kept in the cache folder for later runs.
     #[arg(long, value_name = "on|off", default_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
@@ -62,6 +66,7 @@ impl EngineArgs {
                 context: self.ctx.map(|c| c as usize),
                 rows: self.rows,
                 activations: self.activations,
+                drafts: self.drafts.map(usize::from),
                 ..ModelOptions::default()
             },
             device: self.device,

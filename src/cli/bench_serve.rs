@@ -89,6 +89,8 @@ pub(super) fn run(
     let mut options = options.clone();
     options.model.sessions = sessions;
     options.model.logits_rows = sessions;
+    // What sharing gives is measured, without what drafts give.
+    options.model.drafts = Some(0);
     let context = PROMPT_TOKENS.max(LONG_PROMPT_TOKENS) as usize + tokens.max(256) + 2;
     options.model.context.get_or_insert(context);
     let mut bench = Bench::open(file, &options)?;

@@ -51,9 +51,9 @@ pub fn print_json(value: &impl serde::Serialize) {
     );
 }
 
-/// Rows per second.
+/// Tokens per second.
 pub fn per_second(spent: &Spent) -> f64 {
-    spent.rows as f64 / spent.time.as_secs_f64().max(1e-9)
+    spent.tokens() as f64 / spent.time.as_secs_f64().max(1e-9)
 }
 
 /// Share of the time that was spent waiting for reads.

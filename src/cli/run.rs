@@ -344,18 +344,24 @@ impl Conversation<'_> {
             ("prefill", &self.total.prefill),
             ("decode", &self.total.decode),
         ] {
-            if spent.rows == 0 {
+            let tokens = spent.tokens();
+            if tokens == 0 {
                 continue;
             }
             text += &format!(
-                "{name:<9} {} tokens in {} sweeps, {:.1} tok/s; {} read per token, NVMe {:.2} GB/s, {:.0}% stalled on reads\n",
-                spent.rows,
+                "{name:<9} {tokens} tokens in {} sweeps, {:.1} tok/s; {} read per token, NVMe {:.2} GB/s, {:.0}% stalled on reads\n",
                 spent.sweeps,
                 report::per_second(spent),
-                report::bytes(spent.read_bytes / spent.rows),
+                report::bytes(spent.read_bytes / tokens),
                 report::disk_rate(spent) / 1e9,
                 100.0 * report::stalled_share(spent)
             );
+            if spent.drafts > 0 {
+                text += &format!(
+                    "drafts    {} of {} came true\n",
+                    spent.drafts_right, spent.drafts
+                );
+            }
         }
         if plan.gpu_memory.is_some() && self.total.decode.sweeps > 0 {
             let copied = self.total.decode.copied_bytes / self.total.decode.sweeps;
@@ -376,7 +382,10 @@ impl Conversation<'_> {
             prefill_energy,
             decode_energy,
         } = self.total;
-        text += &board::energy_line((prefill_energy, prefill.rows), (decode_energy, decode.rows));
+        text += &board::energy_line(
+            (prefill_energy, prefill.tokens()),
+            (decode_energy, decode.tokens()),
+        );
         text
     }
 }

@@ -27,8 +27,10 @@ pub struct ModelOptions {
     pub sessions: usize,
     /// The most rows in a sweep; chosen if none.
     pub rows: Option<usize>,
-    /// Rows that want logits in one sweep.
+    /// Rows that want logits in one sweep, drafts aside.
     pub logits_rows: usize,
+    /// Rows in a sweep at most that the scheduler computes for tokens that are only likely to come; chosen if none.
+    pub drafts: Option<usize>,
     /// How finely activations are rounded before they are multiplied with weights. The tokens depend on it.
     pub activations: Precision,
 }
@@ -40,6 +42,7 @@ impl Default for ModelOptions {
             sessions: 1,
             rows: None,
             logits_rows: 1,
+            drafts: None,
             activations: Precision::default(),
         }
     }
@@ -217,6 +220,7 @@ impl Loaded {
             sessions: wishes.sessions,
             rows: wishes.rows,
             logits_rows: wishes.logits_rows,
+            drafts: wishes.drafts,
             activations: wishes.activations,
             threads: threads(options),
             clients_bytes: options.clients_bytes,

@@ -50,6 +50,10 @@ pub use vocabulary::{Prepared, Vocabulary};
 pub struct Spent {
     /// Rows computed.
     pub rows: u64,
+    /// Of these, drafts: rows of tokens that were only likely to come.
+    pub drafts: u64,
+    /// Of the drafts, those that came.
+    pub drafts_right: u64,
     /// Sweeps made.
     pub sweeps: u64,
     /// Time in sweeps.
@@ -63,10 +67,17 @@ pub struct Spent {
 }
 
 impl Spent {
+    /// Tokens that the rows brought the conversations on by.
+    pub fn tokens(&self) -> u64 {
+        self.rows - self.drafts + self.drafts_right
+    }
+
     /// This, and more.
     pub fn plus(&self, more: &Spent) -> Spent {
         Spent {
             rows: self.rows + more.rows,
+            drafts: self.drafts + more.drafts,
+            drafts_right: self.drafts_right + more.drafts_right,
             sweeps: self.sweeps + more.sweeps,
             time: self.time + more.time,
             stalled: self.stalled + more.stalled,
@@ -79,6 +90,8 @@ impl Spent {
     pub fn since(&self, before: &Spent) -> Spent {
         Spent {
             rows: self.rows - before.rows,
+            drafts: self.drafts - before.drafts,
+            drafts_right: self.drafts_right - before.drafts_right,
             sweeps: self.sweeps - before.sweeps,
             time: self.time - before.time,
             stalled: self.stalled - before.stalled,
@@ -137,7 +150,7 @@ impl Engine {
             threads: self.device.threads() as u32,
             reads: plans().map(Plan::depth).max().unwrap_or(1) as u32,
             rows: plans().map(|plan| plan.limits.rows).max().unwrap_or(1) as u32,
-            drafts: 0,
+            drafts: plans().map(|plan| plan.drafts).max().unwrap_or(0) as u32,
             precision_drop: 0,
             duty: 1.0,
         }
@@ -150,6 +163,15 @@ impl Engine {
             .as_ref()
             .map_or(u32::MAX, |pace| pace.limits().rows);
         self.plan(model).limits.rows.min(allowed as usize)
+    }
+
+    /// Drafts that a sweep of the model should have at most now.
+    pub fn drafts_max(&self, model: ModelId) -> usize {
+        let allowed = self
+            .pace
+            .as_ref()
+            .map_or(u32::MAX, |pace| pace.limits().drafts);
+        self.plan(model).drafts.min(allowed as usize)
     }
 
     /// Waits for as long as the governor wants, and takes up what it allows.

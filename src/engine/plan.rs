@@ -23,6 +23,10 @@ pub const CONTEXT_DEFAULT: usize = 4096;
 const CONTEXT_LEAST: usize = 256;
 /// Rows per sweep that are tried, best first: a prompt costs one pass over the disk per so many tokens.
 const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
+/// Drafts of a sweep where nobody says how many: with the row that is no draft they are a panel of the kernels.
+const DRAFTS: usize = 7;
+/// Their logits may take this fraction of the budget.
+const DRAFTS_SHARE: u64 = 64;
 /// The buffers of a sweep may take this fraction of the budget.
 const BUFFERS_SHARE: u64 = 16;
 /// The same of the processor's memory where a GPU has the weights, or most of them, in its own.
@@ -41,8 +45,10 @@ pub struct Request {
     pub sessions: usize,
     /// The most rows in a sweep; chosen if none.
     pub rows: Option<usize>,
-    /// Rows that want logits in one sweep.
+    /// Rows that want logits in one sweep, drafts aside.
     pub logits_rows: usize,
+    /// Drafts in a sweep at most; chosen if none.
+    pub drafts: Option<usize>,
     /// How finely activations are rounded.
     pub activations: Precision,
     /// Threads that compute.
@@ -84,6 +90,8 @@ pub struct Plan {
     pub context: usize,
     /// The largest batch.
     pub limits: BatchLimits,
+    /// Rows of a sweep that may be drafts.
+    pub drafts: usize,
     /// Bytes of a slot.
     pub slot_bytes: usize,
     /// Slots of the pool that weights and KV pages share.
@@ -119,6 +127,7 @@ const BUFFERS_LINE: usize = 2;
 /// What a model takes whatever the pool is.
 struct Own {
     limits: BatchLimits,
+    drafts: usize,
     lines: Vec<Line>,
     gpu_lines: Vec<Line>,
     fixed_bytes: usize,
@@ -324,9 +333,13 @@ impl Plan {
 
 impl Own {
     fn new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Own {
+        let drafts = request.drafts.unwrap_or_else(|| {
+            let row_bytes = (config.vocab * size_of::<f32>()) as u64;
+            DRAFTS.min((request.memory / DRAFTS_SHARE / row_bytes) as usize)
+        });
         let limits_of = |rows: usize| BatchLimits {
             rows,
-            logits_rows: request.logits_rows.min(rows),
+            logits_rows: (request.logits_rows + drafts).min(rows),
             activations: request.activations,
         };
         let rows_allowed = |rows: usize| {
@@ -408,6 +421,7 @@ impl Own {
         }
         Own {
             limits,
+            drafts,
             lines,
             gpu_lines,
             gpu,
@@ -468,6 +482,7 @@ impl Own {
             gpu: self.gpu,
             context,
             limits: self.limits,
+            drafts: self.drafts,
             slot_bytes,
             slots: 0,
             pages_full,

@@ -25,6 +25,13 @@ impl Engine {
         kv::truncate(&mut hosted.sessions, session, specs, len, memory)
     }
 
+    /// Forgets the last `rows` positions of a session, which were computed in its last sweep. Takes no time and gives no
+    /// page back.
+    pub fn retreat(&mut self, model: ModelId, session: usize, rows: usize) {
+        let place = self.place(model);
+        self.hosted[place].sessions[session].retreat(rows);
+    }
+
     /// Lets an empty session begin with the first `len` positions of another, without computing them, and answers how
     /// many it has now: fewer where a sliding window or memory does not allow so many.
     pub fn share(&mut self, model: ModelId, from: usize, to: usize, len: usize) -> usize {

@@ -105,6 +105,12 @@ impl Session {
         self.len += rows;
     }
 
+    /// Uncounts the last `rows` positions, which a sweep has just computed for tokens that did not come. Their pages stay:
+    /// other positions come there soon, and the last page is the session's own.
+    pub fn retreat(&mut self, rows: usize) {
+        self.len -= rows;
+    }
+
     /// Whether the session has this page of a layer, in this slot.
     fn holds(&self, layer: usize, page: usize, slot: SlotId) -> bool {
         let layer = &self.layers[layer];

@@ -75,6 +75,8 @@ pub struct Model {
     /// Bits that activations are rounded to.
     #[serde(default)]
     pub activations: Precision,
+    /// Tokens at most that a sweep computes ahead.
+    pub drafts: Option<u8>,
     /// When it is loaded.
     #[serde(default)]
     pub load: Load,
@@ -82,8 +84,8 @@ pub struct Model {
 
 impl Model {
     /// What cannot change while it is loaded.
-    pub(super) fn engine_part(&self) -> (&Path, Option<u32>, Precision) {
-        (&self.path, self.context, self.activations)
+    pub(super) fn engine_part(&self) -> (&Path, Option<u32>, Precision, Option<u8>) {
+        (&self.path, self.context, self.activations, self.drafts)
     }
 }
 

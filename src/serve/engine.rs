@@ -41,6 +41,7 @@ fn wishes(config: &Config, model: &Model) -> ModelOptions {
         sessions: config.limits.sessions,
         logits_rows: config.limits.sessions,
         activations: model.activations,
+        drafts: model.drafts.map(usize::from),
         ..ModelOptions::default()
     }
 }

@@ -175,6 +175,10 @@ pub struct Work {
     pub stalled_s: f64,
     /// Bytes read from disk.
     pub read_bytes: u64,
+    /// Rows computed ahead for tokens that were likely to come.
+    pub drafts: u64,
+    /// Of these, those whose tokens came.
+    pub drafts_right: u64,
 }
 
 impl Work {
@@ -184,6 +188,8 @@ impl Work {
         self.sweep_s += spent.time.as_secs_f64();
         self.stalled_s += spent.stalled.as_secs_f64();
         self.read_bytes += spent.read_bytes;
+        self.drafts += spent.drafts;
+        self.drafts_right += spent.drafts_right;
     }
 }
 
@@ -312,13 +318,15 @@ impl fmt::Display for Status {
         }
         writeln!(
             f,
-            "so far    {} requests ({} failed), {} prompt and {} answer tokens in {} sweeps of {:.1} ms, {:.0}% stalled, {} read",
+            "so far    {} requests ({} failed), {} prompt and {} answer tokens in {} sweeps of {:.1} ms, {} of {} drafts came true, {:.0}% stalled, {} read",
             total.requests,
             total.failed,
             total.prompt_tokens,
             total.answer_tokens,
             total.sweeps,
             1e3 * total.sweep_s / total.sweeps.max(1) as f64,
+            total.drafts_right,
+            total.drafts,
             100.0 * total.stalled_s / total.sweep_s.max(1e-9),
             bytes(total.read_bytes)
         )

@@ -147,6 +147,7 @@ impl Shape {
             sessions: 1,
             rows: None,
             logits_rows: 1,
+            drafts: Some(0),
             activations: Precision::default(),
             threads: 2,
             clients_bytes: 0,

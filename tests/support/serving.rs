@@ -65,13 +65,21 @@ impl Serving {
         memory: Option<u64>,
         limits: Limits,
     ) -> Serving {
-        let options = options(sessions, context, memory);
+        Serving::open_with(models, &options(sessions, context, memory), limits)
+    }
+
+    /// The same for an engine that is opened in another way.
+    pub fn open_with(
+        models: &[(&str, impl AsRef<Path>)],
+        options: &Options,
+        limits: Limits,
+    ) -> Serving {
         let paths: Vec<_> = models
             .iter()
             .map(|(_, path)| (path.as_ref().to_owned(), options.model.clone()))
             .collect();
         let names: Vec<_> = models.iter().map(|(name, _)| (*name, 1)).collect();
-        let engine = Engine::new(&paths, &options).unwrap_or_else(|e| panic!("{paths:?}: {e}"));
+        let engine = Engine::new(&paths, options).unwrap_or_else(|e| panic!("{paths:?}: {e}"));
         Serving {
             scheduler: Scheduler::new(engine, &names, limits),
             now: Duration::ZERO,

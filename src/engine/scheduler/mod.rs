@@ -9,6 +9,8 @@
 //! by the thread that prepares it: between two tokens nothing is allocated.
 
 mod batch;
+mod drafts;
+mod lookup;
 mod models;
 mod pace;
 mod request;
@@ -27,6 +29,7 @@ use crate::engine::Prepared;
 use crate::error::{Error, Kind, Result};
 use crate::text::SamplerScratch;
 use batch::Want;
+use lookup::{Candidate, Trust};
 use pace::Pace;
 use request::{End, Request, State, Told};
 use sessions::{Sessions, Use};
@@ -99,6 +102,8 @@ struct Hosted {
     last_s: f64,
     /// Sweeps so far, by which turns go round.
     turn: usize,
+    /// How likely drafts are right, for requests that come.
+    trust: Trust,
 }
 
 /// Memory that sweeps use and leave.
@@ -108,6 +113,9 @@ struct Scratch {
     who: Vec<usize>,
     wants: Vec<Want>,
     takes: Vec<usize>,
+    /// For each request with rows: how many drafts it has beside.
+    drafts: Vec<usize>,
+    candidates: Vec<Candidate>,
     rows: Vec<Row>,
 }
 
@@ -143,6 +151,8 @@ impl Scheduler {
                 who: Vec::with_capacity(limits.requests),
                 wants: Vec::with_capacity(limits.requests),
                 takes: Vec::with_capacity(limits.requests),
+                drafts: Vec::with_capacity(limits.requests),
+                candidates: Vec::with_capacity(limits.requests),
                 rows: Vec::new(),
             },
             requests: Vec::with_capacity(limits.requests),
@@ -304,7 +314,7 @@ impl Scheduler {
             if self.engine.store().residency().streamed().next().is_some() {
                 self.forget_nameless();
             }
-            let took = self.sweep(place, now);
+            let took = self.sweep(place, now, sink);
             self.tell(now + took, sink);
             return Step::Swept;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::request::{End, State};
-use super::{Hosted, Limits, Pace, SamplerScratch, Scheduler, Sessions};
+use super::{Hosted, Limits, Pace, SamplerScratch, Scheduler, Sessions, Trust};
 use crate::engine::{Built, Engine, ModelId, Opening, Reserved, Spent, Vocabulary};
 use crate::error::{Error, Kind, Result};
 
@@ -24,6 +24,7 @@ impl Hosted {
             spent: Spent::default(),
             last_s: 0.0,
             turn: 0,
+            trust: Trust::default(),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! How many prompt rows a sweep may have: beside decoding ones, for the sake of those who wait for the next token, and
-//! in all, for whoever comes meanwhile. Learnt from how long sweeps take. Pure.
+//! in all, for whoever comes meanwhile; and what drafts cost. Learnt from how long sweeps take. Pure.
 
 /// Share of the limit that is aimed at: sweeps vary, and most of them are to stay within it.
 const MARGIN: f32 = 0.85;
@@ -18,6 +18,10 @@ const BYTE_ROWS_PER_S: f32 = 1e10;
 const ROWS_TELLING: usize = 16;
 /// Mixed sweeps after which one without prompt rows shows again what decoding alone takes.
 const MIXED_MAX: u32 = 128;
+/// Sweeps with drafts after which one without shows the same.
+const DRAFTED_MAX: u32 = 64;
+/// What a draft adds to a sweep as long as it is not known, as a share of one without.
+const DRAFT_COST_FIRST: f32 = 0.1;
 
 /// Estimates of a model's sweep times.
 #[derive(Debug)]
@@ -34,6 +38,10 @@ pub struct Pace {
     last_rows: usize,
     /// Mixed sweeps since one without prompt rows.
     mixed: u32,
+    /// What a draft adds to a sweep, as a share of one without.
+    draft_cost: f32,
+    /// Sweeps with drafts since one without.
+    drafted: u32,
 }
 
 impl Pace {
@@ -47,7 +55,25 @@ impl Pace {
             computing_row_s: sweep_bytes as f32 / BYTE_ROWS_PER_S,
             last_rows: ROWS_FIRST / 2,
             mixed: 0,
+            draft_cost: DRAFT_COST_FIRST,
+            drafted: 0,
         }
+    }
+
+    /// What a draft adds to a sweep of so many decode rows, as a share of one without; none if it is time to see again
+    /// how long one without takes.
+    pub fn draft_cost(&self, decoders: usize) -> Option<f32> {
+        let alone_s = *self.alone_s.get(decoders.checked_sub(1)?)?;
+        (alone_s > 0.0 && self.drafted < DRAFTED_MAX).then_some(self.draft_cost)
+    }
+
+    /// A sweep of so many decode rows and `drafts` drafts took `seconds`.
+    pub fn drafted(&mut self, decoders: usize, drafts: usize, seconds: f32) {
+        let alone_s = self.alone_s[decoders - 1];
+        // A sweep that waited for something else says nothing of drafts.
+        let cost = ((seconds / alone_s - 1.0) / drafts as f32).clamp(0.0, 1.0);
+        self.draft_cost += WEIGHT * (cost - self.draft_cost);
+        self.drafted += 1;
     }
 
     /// Prompt rows that the next sweep may have beside `decoders` decode rows, of at most `rows` in all.
@@ -92,7 +118,7 @@ impl Pace {
             (_, 0) if decoders == 0 => {}
             (Some(alone_s), 0) => {
                 *alone_s = known(*alone_s, seconds);
-                self.mixed = 0;
+                (self.mixed, self.drafted) = (0, 0);
             }
             (Some(alone_s), _) => {
                 // A row that seems to cost nothing still has a cost: the estimate must not become 0.
@@ -167,6 +193,26 @@ mod tests {
             pace.swept(1, rows, 0.01, 0.01);
         }
         assert!((5..20).contains(&alone), "{alone}");
+    }
+
+    #[test]
+    fn what_drafts_cost_is_learnt_and_one_slow_sweep_does_not_end_them() {
+        let mut pace = Pace::new(2.0, 2, 1000);
+        assert_eq!(pace.draft_cost(1), None, "a sweep without is seen first");
+        pace.swept(1, 0, 0.1, 0.1);
+        assert_eq!(pace.draft_cost(1), Some(DRAFT_COST_FIRST));
+        assert_eq!(pace.draft_cost(2), None);
+        for _ in 0..60 {
+            pace.drafted(1, 4, 0.104);
+        }
+        let cost = pace.draft_cost(1).expect("it is known");
+        assert!((cost - 0.01).abs() < 1e-3, "{cost}");
+        pace.drafted(1, 4, 30.0);
+        assert!(pace.draft_cost(1).is_some_and(|cost| cost < 0.25));
+        for _ in 0..DRAFTED_MAX {
+            pace.drafted(1, 4, 0.104);
+        }
+        assert_eq!(pace.draft_cost(1), None, "a sweep without is seen again");
     }
 
     #[test]

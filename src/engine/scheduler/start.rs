@@ -38,6 +38,7 @@ impl Scheduler {
         for &token in &entry.tokens[lately..] {
             request.prepared.sampler.accept(token);
         }
+        request.trust = self.models[place].trust;
     }
 
     /// Goes on with a session that holds something; none if another request is being answered there.

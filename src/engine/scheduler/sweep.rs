@@ -2,20 +2,26 @@
 
 use std::time::Duration;
 
-use super::Scheduler;
 use super::batch::{self, Want};
 use super::request::{End, State};
 use super::sessions::Use;
-use crate::engine::request::Reason;
+use super::{Flow, Scheduler};
+use crate::engine::request::{Event, Reason, Tag};
 use crate::engine::{Engine, Row};
 use crate::error::{Error, Kind};
 use crate::trace::What;
 
 impl Scheduler {
     /// Makes one sweep of a model that has rows; how long it took.
-    pub(super) fn sweep(&mut self, place: usize, now: Duration) -> Duration {
+    pub(super) fn sweep(
+        &mut self,
+        place: usize,
+        now: Duration,
+        sink: &mut dyn FnMut(Tag, &Event<'_>) -> Flow,
+    ) -> Duration {
         self.gather(place);
         self.make_room(place, now);
+        self.add_drafts(place);
         self.fill_rows(place, now);
         if self.scratch.rows.is_empty() {
             return Duration::ZERO;
@@ -47,12 +53,14 @@ impl Scheduler {
         let (decoders, prefill_rows) = (taken(true), taken(false));
         let hosted = &mut self.models[place];
         let (took_s, computed_s) = (took.as_secs_f32(), computed.as_secs_f32());
-        hosted
-            .pace
-            .swept(decoders, prefill_rows, took_s, computed_s);
+        let pace = &mut hosted.pace;
+        match self.scratch.drafts.iter().sum() {
+            0 => pace.swept(decoders, prefill_rows, took_s, computed_s),
+            drafts => pace.drafted(decoders, drafts, took_s),
+        }
         hosted.turn = hosted.turn.wrapping_add(1);
         self.turns.swept(place, took.as_secs_f64());
-        self.choose_all(place, now + took);
+        self.choose_all(place, now + took, sink);
         took
     }
 
@@ -213,6 +221,15 @@ impl Scheduler {
                     token,
                     logits: Some(row) == last,
                 }));
+            if let Some(found) = request.found {
+                let tokens = &hosted.sessions.entries[session].tokens;
+                let drafts = (0..scratch.drafts[at]).map(|draft| Row {
+                    session,
+                    token: found.draft(tokens, draft),
+                    logits: true,
+                });
+                scratch.rows.extend(drafts);
+            }
         }
     }
 
@@ -240,14 +257,19 @@ impl Scheduler {
         }
     }
 
-    /// Chooses the next token of each request whose row wanted logits.
-    fn choose_all(&mut self, place: usize, now: Duration) {
+    /// Chooses the next token of each request whose row wanted logits, and those after it whose drafts were right.
+    fn choose_all(
+        &mut self,
+        place: usize,
+        now: Duration,
+        sink: &mut dyn FnMut(Tag, &Event<'_>) -> Flow,
+    ) {
         let begun = self.engine.trace().begin();
         let mut row = 0;
         for at in 0..self.scratch.who.len() {
             if self.scratch.takes[at] > 0 && self.scratch.takes[at] == self.scratch.wants[at].rows {
-                self.choose(place, self.scratch.who[at], row, now);
-                row += 1;
+                self.choose_with_drafts(place, at, row, now, sink);
+                row += 1 + self.scratch.drafts[at];
             }
         }
         if row > 0 {
@@ -256,12 +278,16 @@ impl Scheduler {
     }
 
     /// Chooses a request's next token from the `row`-th row of logits, and sees whether its answer ends with it.
-    fn choose(&mut self, place: usize, index: usize, row: usize, now: Duration) {
+    pub(super) fn choose(
+        &mut self,
+        place: usize,
+        index: usize,
+        session: usize,
+        row: usize,
+        now: Duration,
+    ) -> u32 {
         let hosted = &mut self.models[place];
         let request = &mut self.requests[index];
-        let State::Running(session) = request.state else {
-            return;
-        };
         let logits = self.engine.logits(hosted.id, row);
         let sampler = &mut request.prepared.sampler;
         let token = sampler.sample(logits, &mut self.scratch.sampler);
@@ -297,5 +323,6 @@ impl Scheduler {
         if let Some(reason) = reason {
             self.end(index, End::Done(reason), now);
         }
+        token
     }
 }

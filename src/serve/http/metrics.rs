@@ -116,6 +116,18 @@ pub(super) fn text(status: &Status) -> String {
             "Bytes read from disk.",
             total.read_bytes as f64,
         ),
+        (
+            "drafts_total",
+            "counter",
+            "Rows computed ahead for tokens that were likely to come.",
+            total.drafts as f64,
+        ),
+        (
+            "drafts_right_total",
+            "counter",
+            "Of these, those whose tokens came.",
+            total.drafts_right as f64,
+        ),
     ] {
         head(&mut text, name, kind, help);
         let _ = writeln!(text, "airstream_{name} {value}");
