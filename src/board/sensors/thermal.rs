@@ -8,11 +8,23 @@ use crate::board::files::{self, Probe};
 /// A name with this in front is a sensor of hwmon, not a thermal zone.
 const HWMON: &str = "hwmon:";
 
+/// A zone's name as it is compared: L4T r35 (JetPack 5) says `CPU-therm` and `tj-therm` for what r36 and later call
+/// `cpu-thermal` and `tj-thermal`.
+fn comparable(name: &str) -> String {
+    let name = name.to_ascii_lowercase();
+    match name.strip_suffix("-therm") {
+        Some(part) => format!("{part}-thermal"),
+        None => name,
+    }
+}
+
 /// The zones of the given types that there are.
 pub(super) fn discover(root: &Path, wanted: &[String]) -> Vec<Zone> {
+    let wanted: Vec<String> = wanted.iter().map(|name| comparable(name)).collect();
     let mut zones = Vec::new();
     let mut add = |name: String, path: &Path| {
-        if let Some(probe) = Probe::open(path).filter(|_| wanted.contains(&name)) {
+        let counts = wanted.contains(&comparable(&name));
+        if let Some(probe) = Probe::open(path).filter(|_| counts) {
             zones.push(Zone { name, probe });
         }
     };
