@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::format::quant::QuantType;
 
 /// Which device a user asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
     /// A GPU if there is one that can be used, else the CPU.
     #[default]

@@ -35,6 +35,7 @@ use crate::trace::Trace;
 
 use demand::Demand;
 
+pub use crate::device::DeviceChoice;
 pub use crate::device::cpu::Precision;
 pub use crate::model::forward::Row;
 pub use crate::store::ModelId;

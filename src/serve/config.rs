@@ -14,8 +14,8 @@ use toml::Spanned;
 
 use super::outbox::Outbox;
 use super::serial::port;
-use crate::engine::Precision;
 use crate::engine::plan::CONTEXT_DEFAULT;
+use crate::engine::{DeviceChoice, Precision};
 use crate::error::{Error, Kind, Result};
 use crate::units::parse_size;
 
@@ -38,6 +38,9 @@ pub struct Config {
     pub memory: Option<Size>,
     /// The budget of the memory of a GPU that has its own.
     pub gpu_memory: Option<Size>,
+    /// What computes.
+    #[serde(default)]
+    pub device: DeviceChoice,
     /// Threads that compute.
     pub threads: Option<u16>,
     /// Whether tiles must agree with their checksums each time they are read.

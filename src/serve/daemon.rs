@@ -225,6 +225,7 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<&'static str> {
     let no_longer = old.memory.is_some() && new.memory.is_none();
     differs("`memory`, which is no longer given,", no_longer);
     differs("`gpu_memory`", old.gpu_memory != new.gpu_memory);
+    differs("`device`", old.device != new.device);
     differs("`threads`", old.threads != new.threads);
     differs("`verify`", old.verify != new.verify);
     differs(

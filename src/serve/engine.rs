@@ -27,6 +27,7 @@ pub fn options(config: &Config) -> Options {
     Options {
         memory: config.memory.map(|size| size.0),
         gpu_memory: config.gpu_memory.map(|size| size.0),
+        device: config.device,
         threads: config.threads.map(usize::from),
         clients_bytes: config.clients_bytes(),
         verify: config.verify,

@@ -55,10 +55,12 @@ pub fn runtime(blocking_threads: usize) -> Result<tokio::runtime::Runtime> {
 
 /// A remedy in the words of the configuration, for those who have no command line.
 pub fn in_keys(remedy: &str) -> Cow<'_, str> {
-    const KEYS: [(&str, &str); 3] = [
+    const KEYS: [(&str, &str); 5] = [
         ("--gpu-memory", "`gpu_memory`"),
         ("--memory", "`memory`"),
         ("--ctx", "`context`"),
+        ("--device cpu", "`device = \"cpu\"`"),
+        ("--device", "`device`"),
     ];
     if !KEYS.iter().any(|(option, _)| remedy.contains(option)) {
         return Cow::Borrowed(remedy);
@@ -87,6 +89,8 @@ mod tests {
             told,
             "give `gpu_memory` 2MiB or more, or a smaller `context`"
         );
+        let told = in_keys("update the driver, or use --device cpu");
+        assert_eq!(told, "update the driver, or use `device = \"cpu\"`");
         assert!(matches!(in_keys("wait"), Cow::Borrowed("wait")));
     }
 }
