@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use log::{Level, Record};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Runs language models that are bigger than memory.
 ///
@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
     }
     let done: Result<()> = match cli.command {
         Command::Run(command) => command.run(),
-        Command::Serve(command) => command.run(),
+        Command::Serve(command) => return serve::end(command.run()),
         Command::Ask(command) => match command.run() {
             Ok(code) => return code,
             Err(error) => Err(error),
@@ -139,9 +139,12 @@ pub fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("airstream: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error, ExitCode::FAILURE),
     }
+}
+
+/// Tells of an error; the exit status.
+fn fail(error: &Error, status: ExitCode) -> ExitCode {
+    eprintln!("airstream: {error}");
+    status
 }

@@ -1,12 +1,14 @@
 //! `airstream serve`: the daemon.
 
+use std::fs::File;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Args;
 
 use super::board::BoardArgs;
 use crate::engine::{Engine, Options};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::serve::config::{Config, Load};
 use crate::serve::engine::Setup;
 use crate::serve::status::write_budget;
@@ -14,6 +16,8 @@ use crate::serve::{daemon, engine, in_keys, sockets};
 
 /// Where the package puts the configuration.
 const CONFIG: &str = "/etc/airstream/airstream.toml";
+/// The exit status (EX_CONFIG of sysexits.h) that says that another start would fail like this one. The unit knows it.
+const NOT_AGAIN: u8 = 78;
 
 /// Answer programs and people on sockets, serial ports and HTTP.
 ///
@@ -26,6 +30,9 @@ pub struct Serve {
     /// Check the configuration and the models, show how the budget would be divided, and end.
     #[arg(long)]
     check: bool,
+    /// Check the configuration alone, without the models' contents and the budget, and end (`systemctl reload` does).
+    #[arg(long, conflicts_with = "check")]
+    check_config: bool,
     #[command(flatten)]
     board: BoardArgs,
 }
@@ -39,6 +46,9 @@ impl Serve {
 
     fn serve(self) -> Result<()> {
         let config = Config::read(&self.config)?;
+        if self.check_config {
+            return check_files(&config);
+        }
         let mut options = engine::options(&config);
         let board = self.board.apply(&mut options)?;
         if self.check {
@@ -53,6 +63,37 @@ impl Serve {
         };
         daemon::run(config, &self.config, setup)
     }
+}
+
+/// The exit status of a daemon that has ended, after telling why.
+pub(super) fn end(ended: Result<()>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => super::fail(&error, ExitCode::from(status(error.kind()))),
+    }
+}
+
+/// Says whether another start may succeed: files come with drives, memory is given back, and so may GPUs be. What was
+/// written wrong stays wrong.
+fn status(kind: Kind) -> u8 {
+    match kind {
+        Kind::Usage | Kind::Format => NOT_AGAIN,
+        _ => 1,
+    }
+}
+
+/// What can be said of a configuration without opening models or a GPU, both of which the running daemon has.
+fn check_files(config: &Config) -> Result<()> {
+    sockets::check(config)?;
+    for model in config.models.iter().map(|model| model.as_ref()) {
+        let opened = File::open(&model.path).map_err(|e| Error::file(&model.path, "open", &e));
+        match (opened, model.load) {
+            // A drive that comes later is in time for it.
+            (Err(error), Load::Demand) => log::warn!("{error}"),
+            (opened, _) => drop(opened?),
+        }
+    }
+    Ok(())
 }
 
 fn check(config: &Config, options: &Options) -> Result<()> {
@@ -76,4 +117,21 @@ fn check(config: &Config, options: &Options) -> Result<()> {
         println!("  {name} ({path}), {when}, {sessions} sessions");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_starts_again_what_may_succeed_and_nothing_else() {
+        let unit = include_str!("../../cross/systemd/airstream.service");
+        let line = format!("RestartPreventExitStatus=2 {NOT_AGAIN}\n");
+        assert!(unit.contains(&line), "{line}");
+        for kind in [Kind::Io, Kind::Unsupported, Kind::Budget, Kind::Busy] {
+            assert_eq!(status(kind), 1, "{kind:?}");
+        }
+        assert_eq!(status(Kind::Usage), NOT_AGAIN);
+        assert_eq!(status(Kind::Format), NOT_AGAIN);
+    }
 }

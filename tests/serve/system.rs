@@ -206,6 +206,34 @@ fn check_tells_the_plan_or_what_is_wrong() {
     }
 }
 
+#[test]
+fn the_exit_status_says_whether_another_start_may_succeed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, model) = (
+        folder.path().join("airstream.toml"),
+        folder.path().join("a"),
+    );
+    let check = |option: &str, text: &str| {
+        std::fs::write(&file, text).expect("a file");
+        let mut command = airstream();
+        let command = command.args(["serve", option, "--config"]).arg(&file);
+        command.output().expect("it starts").status.code()
+    };
+    let sound = config(&model, folder.path());
+    for option in ["--check", "--check-config"] {
+        let wrong = check(option, &sound.replace("threads", "treads"));
+        assert_eq!(wrong, Some(78), "{option}");
+        let missing = check(option, &sound);
+        assert_eq!(missing, Some(1), "a drive may come late: {option}");
+    }
+    // Of a model's content nothing is said by the check that takes no memory.
+    std::fs::write(&model, "no GGUF").expect("a file");
+    assert_eq!(check("--check-config", &sound), Some(0));
+    assert_eq!(check("--check", &sound), Some(78));
+    let on_gpu = format!("device = \"gpu\"\n{sound}");
+    assert_eq!(check("--check-config", &on_gpu), Some(78));
+}
+
 /// What the daemon tells a service manager until it has said all of `wanted`.
 fn told(manager: &UnixDatagram, wanted: &[&str]) -> Vec<String> {
     manager.set_read_timeout(Some(PATIENCE)).expect("a socket");

@@ -148,7 +148,7 @@ fn no_socket(path: &Path) -> Error {
 
 fn in_use(path: &Path) -> Error {
     Error::new(
-        Kind::Usage,
+        Kind::Io,
         format!("another daemon serves {}", path.display()),
         "stop it, or give this one another socket",
     )
