@@ -24,8 +24,11 @@ const POWER_GAIN: f64 = 1.8;
 const RISE_MAX: f64 = 0.3;
 /// Power is averaged over at least so long, since single readings are noisy...
 const POWER_FILTER_S: f64 = 0.3;
-/// ...and over so many sweeps with their pauses, which it swings with.
+/// ...and over so many sweeps with their pauses, which it swings with...
 const POWER_FILTER_SWEEPS: f64 = 2.0;
+/// ...but over no more than this, or a prompt would be read before anything is done. What swings beyond it moves the
+/// effort little: the longer the average, the slower it is followed.
+const POWER_FILTER_S_MAX: f64 = 8.0;
 /// Over so many kelvins below the target effort falls from all to nothing.
 const BAND_K: f64 = 10.0;
 /// So far below the target the integral brings the junction.
@@ -158,7 +161,8 @@ impl Governor {
         strictest.clamp(EFFORT_MIN, 1.0)
     }
 
-    /// Takes in a reading that comes `dt_s` after the last one. `period_s` is how long a sweep takes with its pause.
+    /// Takes in a reading that comes `dt_s` after the last one. `period_s` is how long a sweep takes with its pause
+    /// ([`Sweeps::period_s`](super::pace::Sweeps::period_s)).
     pub fn step(&mut self, reading: &Reading, period_s: f64, dt_s: f64) -> Limits {
         let before = self.effort();
         self.hold_current(reading.over_current_events, before, dt_s);
@@ -178,7 +182,7 @@ impl Governor {
             }
             return;
         };
-        let filter_s = POWER_FILTER_S.max(POWER_FILTER_SWEEPS * period_s);
+        let filter_s = (POWER_FILTER_SWEEPS * period_s).clamp(POWER_FILTER_S, POWER_FILTER_S_MAX);
         let power = smooth(&mut self.power_w, measured, filter_s, dt_s);
         // A longer average answers later, so it is followed more slowly.
         let gain = POWER_GAIN * POWER_FILTER_S / filter_s;

@@ -10,6 +10,7 @@
 //! | [`sensors`] | power, temperatures, clocks, from sysfs |
 //! | [`governor`] | PURE: readings and limits to what the engine may do |
 //! | [`monitor`] | the thread that samples, sums up energy and asks the governor |
+//! | [`pace`] | how the engine keeps to what that allows |
 //!
 //! A caller needs little of it: [`detect::board`] for the [`Board`], [`governor::Goals::of_board`] and
 //! [`Monitor::start`] for readings, energy and the governor, and [`Monitor::pace`] to hand to the engine.
@@ -20,11 +21,13 @@ pub mod detect;
 mod files;
 pub mod governor;
 pub mod monitor;
+pub mod pace;
 pub mod sensors;
 
 pub use config::Board;
 pub use governor::{GiveUp, Limits};
-pub use monitor::{Energy, Monitor, Pace};
+pub use monitor::{Energy, Monitor};
+pub use pace::Pace;
 
 /// What the sensors say at one moment. What has no sensor, or whose sensor does not answer, is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]

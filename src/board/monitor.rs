@@ -1,4 +1,4 @@
-//! The thread that samples the sensors, sums up energy and asks the governor; and what it tells the engine.
+//! The thread that samples the sensors, sums up energy and asks the governor.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::Reading;
 use super::config::Board;
 use super::governor::{GiveUp, Goals, Governor, Limits};
+use super::pace::Pace;
 use super::sensors::{CurrentMode, Sensors, current_mode};
 
 /// Time between two samples.
@@ -17,8 +18,6 @@ pub const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 const SAMPLE_LEAST_S: f64 = 0.01;
 /// A sensor that is silent for so long is taken to draw what it drew before; after that its time is not counted.
 const BRIDGE_S: f64 = 3.0;
-/// The longest pause at a time: somebody may want to stop the engine.
-const PAUSE_MAX_S: f64 = 5.0;
 
 impl Goals {
     /// What `board`, whose files lie under `root`, is to keep: `limit_w`, or the budget of the power mode that is set.
@@ -83,62 +82,6 @@ impl Energy {
     }
 }
 
-/// What the governor tells the engine, and the engine the governor. Cheap to clone and to ask.
-#[derive(Debug, Clone)]
-pub struct Pace(Arc<Mutex<Paced>>);
-
-#[derive(Debug)]
-struct Paced {
-    limits: Limits,
-    sweep_s: f64,
-    ended: Option<Instant>,
-}
-
-impl Pace {
-    /// A pace that holds nothing back, until a governor says otherwise.
-    fn new() -> Pace {
-        Pace(Arc::new(Mutex::new(Paced {
-            limits: Limits::NONE,
-            sweep_s: 0.0,
-            ended: None,
-        })))
-    }
-
-    /// What the engine may do now.
-    pub fn limits(&self) -> Limits {
-        lock(&self.0).limits
-    }
-
-    /// Waits for as long as the last sweep calls for; the time since its end counts. Call it before every sweep.
-    pub fn rest(&self) -> Duration {
-        let (pause_s, ended) = {
-            let paced = lock(&self.0);
-            (paced.limits.pause_s(paced.sweep_s), paced.ended)
-        };
-        let rested_s = ended.map_or(f64::MAX, |ended| ended.elapsed().as_secs_f64());
-        let left_s = pause_s.min(PAUSE_MAX_S) - rested_s;
-        if left_s <= 0.0 {
-            return Duration::ZERO;
-        }
-        let left = Duration::from_secs_f64(left_s);
-        std::thread::sleep(left);
-        left
-    }
-
-    /// Tells how long a sweep took. Call it after every sweep.
-    pub fn swept(&self, took: Duration) {
-        let mut paced = lock(&self.0);
-        paced.sweep_s = took.as_secs_f64();
-        paced.ended = Some(Instant::now());
-    }
-
-    /// How long a sweep takes with its pause.
-    fn period_s(&self) -> f64 {
-        let paced = lock(&self.0);
-        paced.sweep_s + paced.limits.pause_s(paced.sweep_s).min(PAUSE_MAX_S)
-    }
-}
-
 /// What changes with every sample.
 struct State {
     sensors: Sensors,
@@ -167,8 +110,7 @@ impl State {
         }
         self.energy.peak_c = higher(self.energy.peak_c, self.reading.junction_c);
         if let Some(governor) = &mut self.governor {
-            let limits = governor.step(&self.reading, pace.period_s(), dt_s);
-            lock(&pace.0).limits = limits;
+            pace.set_limits(governor.step(&self.reading, pace.period_s(), dt_s));
         }
     }
 }
@@ -289,6 +231,6 @@ fn higher(a: Option<f64>, b: Option<f64>) -> Option<f64> {
 }
 
 /// The value behind a lock, whatever became of a thread that held it: all of them are plain numbers.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,6 +12,7 @@ use cuda::Cuda;
 use cuda::driver::Driver;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use crate::error::{Error, Result};
 use crate::format::quant::QuantType;
@@ -295,10 +296,11 @@ impl Device {
         }
     }
 
-    /// Lets at most so many of its threads compute from now on ([`Cpu::set_active_threads`]); nothing to a GPU.
-    pub fn set_active_threads(&self, threads: usize) {
+    /// Lets at most as many of its threads compute as `allowed` says at any time ([`Cpu::follow_threads`]); nothing to a
+    /// GPU.
+    pub fn follow_threads(&mut self, allowed: Arc<AtomicU32>) {
         if let Device::Cpu(cpu) = self {
-            cpu.set_active_threads(threads);
+            cpu.follow_threads(allowed);
         }
     }
 

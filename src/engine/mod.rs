@@ -59,6 +59,8 @@ pub struct Spent {
     pub sweeps: u64,
     /// Time in sweeps.
     pub time: Duration,
+    /// Of that, pauses that the governor wanted.
+    pub rested: Duration,
     /// Of that, waiting for reads with nothing to compute.
     pub stalled: Duration,
     /// Bytes that arrived from disk.
@@ -81,6 +83,7 @@ impl Spent {
             drafts_right: self.drafts_right + more.drafts_right,
             sweeps: self.sweeps + more.sweeps,
             time: self.time + more.time,
+            rested: self.rested + more.rested,
             stalled: self.stalled + more.stalled,
             read_bytes: self.read_bytes + more.read_bytes,
             copied_bytes: self.copied_bytes + more.copied_bytes,
@@ -95,6 +98,7 @@ impl Spent {
             drafts_right: self.drafts_right - before.drafts_right,
             sweeps: self.sweeps - before.sweeps,
             time: self.time - before.time,
+            rested: self.rested - before.rested,
             stalled: self.stalled - before.stalled,
             read_bytes: self.read_bytes - before.read_bytes,
             copied_bytes: self.copied_bytes - before.copied_bytes,
@@ -138,9 +142,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Has every sweep from now on keep to what `pace` allows: threads, reads in flight, rows of a prefill's sweep, and
-    /// a pause before it. The time of a sweep includes the pause.
+    /// Has every sweep from now on keep to what `pace` allows: threads (also while it runs), reads in flight, rows of a
+    /// prefill's sweep, and a pause before it. The time of a sweep includes the pause.
     pub fn set_pace(&mut self, pace: Pace) {
+        self.device.follow_threads(pace.threads());
         self.pace = Some(pace);
     }
 
@@ -175,14 +180,30 @@ impl Engine {
         self.plan(model).drafts.min(allowed as usize)
     }
 
-    /// Waits for as long as the governor wants, and takes up what it allows.
-    fn keep_pace(&mut self) {
-        if let Some(pace) = &self.pace {
-            pace.rest();
-            let limits = pace.limits();
-            self.device.set_active_threads(limits.threads as usize);
-            self.store.set_reads_max(limits.reads as usize);
-        }
+    /// The share of all threads that may compute now.
+    pub fn thread_share(&self) -> f32 {
+        let all = self.device.threads() as u32;
+        let allowed = self.pace.as_ref().map_or(all, |pace| pace.limits().threads);
+        allowed.clamp(1, all) as f32 / all as f32
+    }
+
+    /// How long a sweep should compute now, of `most_s` seconds: where there are pauses, a long one would need a longer
+    /// one than they can be.
+    pub fn sweep_s_max(&self, most_s: f32) -> f32 {
+        let Some(pace) = &self.pace else {
+            return most_s;
+        };
+        board::pace::sweep_s_max(&pace.limits(), f64::from(most_s)) as f32
+    }
+
+    /// Waits for as long as the governor wants, and takes up what it allows; how long it waited.
+    fn keep_pace(&mut self) -> Duration {
+        let Some(pace) = &self.pace else {
+            return Duration::ZERO;
+        };
+        let rested = pace.rest();
+        self.store.set_reads_max(pace.limits().reads as usize);
+        rested
     }
 
     /// The models, in the order in which they came.
@@ -346,18 +367,22 @@ impl Engine {
             }
         }
         let start = Instant::now();
-        self.keep_pace();
+        let rested = self.keep_pace();
         self.take_turn(place);
         let before: Counters = self.store.counters();
         let began = Instant::now();
+        if let Some(pace) = &self.pace {
+            pace.begins();
+        }
         let hosted = &mut self.hosted[place];
-        hosted
+        let swept = hosted
             .model
-            .sweep(rows, &mut hosted.sessions, &mut self.store, &self.device)?;
+            .sweep(rows, &mut hosted.sessions, &mut self.store, &self.device);
         let took = began.elapsed();
         if let Some(pace) = &self.pace {
-            pace.swept(took);
+            pace.ended();
         }
+        swept?;
         let after = self.store.counters();
         let (stalled, read_bytes) = (
             after.stalled - before.stalled,
@@ -371,6 +396,7 @@ impl Engine {
         spent.rows += rows.len() as u64;
         spent.sweeps += 1;
         spent.time += start.elapsed();
+        spent.rested += rested;
         spent.stalled += stalled;
         spent.read_bytes += read_bytes;
         spent.copied_bytes += after.copied_bytes - before.copied_bytes;

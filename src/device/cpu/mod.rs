@@ -53,6 +53,9 @@ pub use pack::unpack_row;
 pub use precision::Precision;
 pub use row_ops::{Activation, Added, Residual};
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
 use crate::error::{Error, Kind, Result};
 use kernels::Kernels;
 use matmul::Scratch;
@@ -113,14 +116,10 @@ impl Cpu {
         self.pool.workers()
     }
 
-    /// Threads of the pool that take part in the next ops.
-    pub fn active_threads(&self) -> usize {
-        self.pool.active()
-    }
-
-    /// Lets only so many threads take part from the next op on, at least one; results stay the same.
-    pub fn set_active_threads(&self, threads: usize) {
-        self.pool.set_active(threads);
+    /// Lets only so many threads take part from now on as `allowed` says when a part of an op begins, at least one;
+    /// results stay the same.
+    pub fn follow_threads(&mut self, allowed: Arc<AtomicU32>) {
+        self.pool.follow(allowed);
     }
 
     /// The instruction set in use.

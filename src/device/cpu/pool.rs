@@ -32,6 +32,8 @@ type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 #[derive(Debug)]
 pub(super) struct Pool {
     shared: Arc<Shared>,
+    /// How many workers may take part, as somebody else says at any time.
+    allowed: Arc<AtomicU32>,
     threads: Vec<JoinHandle<()>>,
     not_sync: PhantomData<Cell<()>>,
 }
@@ -102,6 +104,7 @@ impl Pool {
         });
         let mut pool = Pool {
             shared,
+            allowed: Arc::new(AtomicU32::new(u32::MAX)),
             threads: Vec::new(),
             not_sync: PhantomData,
         };
@@ -135,16 +138,25 @@ impl Pool {
         self.shared.shares.len()
     }
 
-    /// Workers that take part, the caller of `run` among them.
-    pub(super) fn active(&self) -> usize {
-        self.shared.active.load(Ordering::Relaxed) as usize
+    /// Lets only the first `allowed` workers, of which the caller of `run` is one, take part in each job, as many as
+    /// there are when it begins. The others sleep, which saves power.
+    pub(super) fn follow(&mut self, allowed: Arc<AtomicU32>) {
+        self.allowed = allowed;
     }
 
-    /// Lets only the first `workers` workers take part from the next job on; the others sleep, which saves power.
-    pub(super) fn set_active(&self, workers: usize) {
-        let workers = workers.clamp(1, self.workers()) as u32;
-        if self.shared.active.swap(workers, Ordering::SeqCst) != workers {
-            futex(&self.shared.active, libc::FUTEX_WAKE, i32::MAX as u32);
+    /// Workers that take part in the job that begins.
+    fn take_up(&self) -> usize {
+        let allowed = self.allowed.load(Ordering::Relaxed) as usize;
+        let active = allowed.clamp(1, self.workers());
+        self.set_active(active as u32);
+        active
+    }
+
+    fn set_active(&self, workers: u32) {
+        let active = &self.shared.active;
+        if active.load(Ordering::Relaxed) != workers {
+            active.store(workers, Ordering::SeqCst);
+            futex(active, libc::FUTEX_WAKE, i32::MAX as u32);
         }
     }
 
@@ -153,7 +165,7 @@ impl Pool {
     /// `work` must not call `run`, and a panic in it ends the process. Worker 0 is the calling thread.
     pub(super) fn run(&self, units: usize, work: &Work<'_>) {
         let shared = &*self.shared;
-        let active = self.active();
+        let active = self.take_up();
         if units <= 1 || active == 1 {
             (0..units).for_each(|unit| work(0, unit));
             return;
@@ -195,7 +207,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         // Those who sit out wait for this word, and find that they are to stop.
-        self.set_active(self.workers());
+        self.set_active(self.workers() as u32);
         self.shared.gate.fetch_add(JOB, Ordering::SeqCst);
         futex(&self.shared.gate, libc::FUTEX_WAKE, i32::MAX as u32);
         for thread in self.threads.drain(..) {
@@ -377,13 +389,16 @@ mod tests {
 
     #[test]
     fn workers_that_may_not_take_part_do_nothing_and_come_back() {
-        let pool = Pool::new(4).expect("threads start");
+        let mut pool = Pool::new(4).expect("threads start");
+        let allowed = Arc::new(AtomicU32::new(4));
+        pool.follow(Arc::clone(&allowed));
         for (round, active) in [4, 1, 3, 2, 4, 1].into_iter().cycle().take(90).enumerate() {
-            pool.set_active(active);
-            assert_eq!(pool.active(), active);
+            allowed.store(active as u32, Ordering::Relaxed);
             let done: Vec<AtomicU32> = (0..500).map(|_| AtomicU32::new(0)).collect();
             pool.run(500, &|worker, unit| {
                 assert!(worker < active);
+                // What changes in the middle of a job counts from the next one on.
+                allowed.store(1 + unit as u32 % 4, Ordering::Relaxed);
                 done[unit].fetch_add(1, Ordering::Relaxed);
             });
             assert!(done.iter().all(|n| n.load(Ordering::Relaxed) == 1));
@@ -391,8 +406,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(1)); // Long enough to fall asleep.
             }
         }
-        pool.set_active(0);
-        assert_eq!(pool.active(), 1);
+        allowed.store(0, Ordering::Relaxed);
         let own = std::thread::current().id();
         pool.run(50, &|worker, _| {
             assert_eq!((worker, std::thread::current().id()), (0, own));

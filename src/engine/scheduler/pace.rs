@@ -11,7 +11,7 @@ const ROWS_LEAST: usize = 2;
 /// Prompt rows of the first mixed sweep, when nothing is known.
 const ROWS_FIRST: usize = 8;
 /// Seconds that a sweep may compute: a newcomer, a cancellation and the service manager's watchdog wait for its end.
-const COMPUTING_S_MAX: f32 = 10.0;
+pub const COMPUTING_S_MAX: f32 = 10.0;
 /// Bytes of weights times rows that even a board with few cores computes with in a second; taken until it is known.
 const BYTE_ROWS_PER_S: f32 = 1e10;
 /// Rows of a sweep that tells what a row of many costs. In one of fewer rows that is mostly reading weights.
@@ -32,7 +32,7 @@ pub struct Pace {
     alone_s: Vec<f32>,
     /// Seconds that a prompt row adds to a sweep; 0 if not known.
     row_s: f32,
-    /// Seconds that a row of a sweep with many takes to compute.
+    /// Seconds that a row of a sweep with many takes all threads to compute.
     computing_row_s: f32,
     /// Prompt rows of the last mixed sweep.
     last_rows: usize,
@@ -76,11 +76,13 @@ impl Pace {
         self.drafted += 1;
     }
 
-    /// Prompt rows that the next sweep may have beside `decoders` decode rows, of at most `rows` in all.
+    /// Prompt rows that the next sweep may have beside `decoders` decode rows, of at most `rows` in all, and of what all
+    /// threads would compute in `computing_s` seconds ([`COMPUTING_S_MAX`], or what of that few threads do).
     ///
     /// None once in a while, to see how long decoding takes alone.
-    pub fn prefill_rows(&self, decoders: usize, rows: usize) -> usize {
-        let most = rows.min(self.rows_in_time()).saturating_sub(decoders);
+    pub fn prefill_rows(&self, decoders: usize, rows: usize, computing_s: f32) -> usize {
+        let in_time = self.rows_in(computing_s);
+        let most = rows.min(in_time).saturating_sub(decoders);
         let Some(&alone_s) = decoders.checked_sub(1).and_then(|at| self.alone_s.get(at)) else {
             return most;
         };
@@ -96,19 +98,20 @@ impl Pace {
         fitting.min(self.last_rows * 2).max(ROWS_LEAST).min(most)
     }
 
-    /// Rows that are computed in the time that a sweep may compute.
-    fn rows_in_time(&self) -> usize {
-        ((COMPUTING_S_MAX / self.computing_row_s) as usize).max(ROWS_LEAST)
+    /// Rows that all threads compute in so many seconds.
+    fn rows_in(&self, computing_s: f32) -> usize {
+        ((computing_s / self.computing_row_s) as usize).max(ROWS_LEAST)
     }
 
-    /// A sweep of so many rows took `seconds`, of which it did not wait for reads for `computing` seconds.
+    /// A sweep of so many rows took `seconds`, and neither paused nor waited for reads for `computing` seconds; where few
+    /// threads might compute, for what of them all would have taken.
     pub fn swept(&mut self, decoders: usize, prefill_rows: usize, seconds: f32, computing: f32) {
         let known = |old: f32, new: f32| match old {
             0.0 => new,
             _ => old + WEIGHT * (new - old),
         };
         let rows = decoders + prefill_rows;
-        if rows >= ROWS_TELLING.min(self.rows_in_time()) {
+        if rows >= ROWS_TELLING.min(self.rows_in(COMPUTING_S_MAX)) {
             self.computing_row_s = computing.max(f32::EPSILON) / rows as f32;
         }
         let alone_s = decoders
@@ -137,6 +140,9 @@ impl Pace {
 }
 
 #[cfg(test)]
+mod governed;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -145,7 +151,7 @@ mod tests {
     fn settle(pace: &mut Pace, decoders: usize, seconds: impl Fn(usize, usize) -> f32) -> usize {
         let mut last = 0;
         for _ in 0..400 {
-            let rows = pace.prefill_rows(decoders, 512);
+            let rows = pace.prefill_rows(decoders, 512, COMPUTING_S_MAX);
             let took = seconds(decoders, rows);
             pace.swept(decoders, rows, took, took);
             if rows > 0 {
@@ -181,14 +187,18 @@ mod tests {
     #[test]
     fn what_decoding_takes_alone_is_seen_first_and_now_and_then() {
         let mut pace = Pace::new(2.0, 2, 1000);
-        assert_eq!(pace.prefill_rows(0, 64), 64, "nobody is delayed");
-        assert_eq!(pace.prefill_rows(1, 64), 0);
+        assert_eq!(
+            pace.prefill_rows(0, 64, COMPUTING_S_MAX),
+            64,
+            "nobody is delayed"
+        );
+        assert_eq!(pace.prefill_rows(1, 64, COMPUTING_S_MAX), 0);
         pace.swept(1, 0, 0.01, 0.01);
-        assert_eq!(pace.prefill_rows(1, 64), ROWS_FIRST);
-        assert_eq!(pace.prefill_rows(2, 64), 0);
+        assert_eq!(pace.prefill_rows(1, 64, COMPUTING_S_MAX), ROWS_FIRST);
+        assert_eq!(pace.prefill_rows(2, 64, COMPUTING_S_MAX), 0);
         let mut alone = 0;
         for _ in 0..1000 {
-            let rows = pace.prefill_rows(1, 64);
+            let rows = pace.prefill_rows(1, 64, COMPUTING_S_MAX);
             alone += usize::from(rows == 0);
             pace.swept(1, rows, 0.01, 0.01);
         }
@@ -231,7 +241,7 @@ mod tests {
         ] {
             let mut pace = Pace::new(2.0, 8, sweep_bytes);
             for sweep in 0..20 {
-                let rows = pace.prefill_rows(0, 512);
+                let rows = pace.prefill_rows(0, 512, COMPUTING_S_MAX);
                 // A sweep reads all weights, however few its rows.
                 let computing = (row_s * rows as f32).max(sweep_bytes as f32 / 30e9);
                 assert!(computing < 1.5 * COMPUTING_S_MAX, "{rows} rows at first");

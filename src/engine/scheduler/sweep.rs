@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::batch::{self, Want};
+use super::pace::COMPUTING_S_MAX;
 use super::request::{End, State};
 use super::sessions::Use;
 use super::{Flow, Scheduler};
@@ -30,6 +31,7 @@ impl Scheduler {
         let next = self.turns.after(place, self.models[place].last_s);
         self.engine.set_next(self.models[next].id);
         let before = self.models[place].spent;
+        let threads = self.engine.thread_share();
         let swept = self
             .engine
             .sweep(id, &self.scratch.rows, &mut self.models[place].spent);
@@ -42,7 +44,10 @@ impl Scheduler {
         }
         let spent = self.models[place].spent;
         let took = spent.time - before.time;
-        let computed = took.saturating_sub(spent.stalled - before.stalled);
+        let idle = spent.stalled - before.stalled + spent.rested - before.rested;
+        // How many threads might compute changes within a sweep; what is guessed too high only makes the next one short.
+        let threads = threads.max(self.engine.thread_share());
+        let computed = took.saturating_sub(idle).mul_f32(threads);
         self.models[place].last_s = took.as_secs_f64();
         let taken = |decoding: bool| -> usize {
             let rows = self.scratch.wants.iter().zip(&self.scratch.takes);
@@ -86,10 +91,11 @@ impl Scheduler {
         let decoders = scratch.wants.iter().filter(|want| want.decoding).count();
         let limits = self.engine.plan(hosted.id).limits;
         let rows = self.engine.rows_max(hosted.id);
+        let computing_s = self.engine.sweep_s_max(COMPUTING_S_MAX) * self.engine.thread_share();
         let limits = batch::Limits {
             rows,
             logits_rows: limits.logits_rows.min(rows),
-            prefill_rows: hosted.pace.prefill_rows(decoders, rows),
+            prefill_rows: hosted.pace.prefill_rows(decoders, rows, computing_s),
         };
         scratch.takes.clear();
         scratch.takes.resize(scratch.wants.len(), 0);
