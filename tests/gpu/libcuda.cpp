@@ -1,0 +1,115 @@
+// A CUDA driver that runs the kernels on the processor, to rehearse `tests/on_gpu run` where there is no GPU: what of
+// NVIDIA's interface airstream uses, done at once and in order. It shows that calls and steps fit together, and nothing
+// about a GPU.
+#include "../../kernels/host/shim.cpp"
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+
+namespace {
+constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719;
+constexpr size_t MEMORY_BYTES = size_t(2) << 30;
+
+std::recursive_mutex work;
+std::map<u64, size_t> allocated;
+std::map<void *, size_t> registered;
+size_t taken;
+int failed = SUCCESS;
+
+// Whether a range is memory that was allocated or registered.
+bool is_known(u64 start, size_t bytes) {
+    auto within = [&](u64 other, size_t length) { return start >= other && start + bytes <= other + length; };
+    for (auto [other, length] : allocated)
+        if (within(other, length)) return true;
+    for (auto [other, length] : registered)
+        if (within(u64(other), length)) return true;
+    return false;
+}
+} // namespace
+
+#define CALL(name, ...)                                                                                               \
+    extern "C" int name(__VA_ARGS__) {                                                                                \
+        std::lock_guard<std::recursive_mutex> lock(work);
+#define END                                                                                                           \
+    return failed;                                                                                                    \
+    }
+
+CALL(cuInit, unsigned) END
+CALL(cuDriverGetVersion, int *version) *version = 12040; END
+CALL(cuDeviceGet, int *device, int) *device = 0; END
+CALL(cuDeviceGetName, char *name, int bytes, int) snprintf(name, bytes, "a processor in a GPU's clothes"); END
+CALL(cuDeviceGetAttribute, int *value, int attribute, int)
+    switch (attribute) {
+    case 16: *value = 2; break;                                       // multiprocessors
+    case 18: *value = getenv("REHEARSED_INTEGRATED") != nullptr; break; // integrated
+    case 75: *value = 8; break;                                       // capability
+    case 76: *value = 0; break;
+    case 99: *value = 1; break; // memory can be registered
+    default: return INVALID_VALUE;
+    }
+END
+CALL(cuDevicePrimaryCtxRetain, void **context, int) *context = &work; END
+CALL(cuDevicePrimaryCtxRelease_v2, int) END
+CALL(cuCtxSetCurrent, void *context) if (context != &work) return INVALID_VALUE; END
+CALL(cuCtxGetDevice, int *device) *device = 0; END
+CALL(cuCtxSynchronize) END
+CALL(cuStreamCreate, void **stream, unsigned) *stream = new int; END
+CALL(cuStreamSynchronize, void *) END
+CALL(cuStreamDestroy_v2, void *stream) delete static_cast<int *>(stream); END
+CALL(cuEventCreate, void **event, unsigned) *event = new int; END
+CALL(cuEventDestroy_v2, void *event) delete static_cast<int *>(event); END
+CALL(cuEventRecord, void *, void *) END
+CALL(cuEventQuery, void *) END
+CALL(cuModuleLoadData, void **module, const char *image) *module = const_cast<char *>(image); END
+CALL(cuModuleLoadDataEx, void **module, const char *image, unsigned, int *, void **)
+    *module = const_cast<char *>(image);
+END
+CALL(cuModuleUnload, void *) END
+CALL(cuModuleGetFunction, void **function, void *module, const char *name)
+    if (strstr(static_cast<char *>(module), name) == nullptr) return NOT_FOUND;
+    *function = strdup(name);
+END
+CALL(cuFuncSetAttribute, void *, int, int) END
+CALL(cuMemGetInfo_v2, size_t *free, size_t *all) *free = MEMORY_BYTES - taken, *all = MEMORY_BYTES; END
+CALL(cuMemAlloc_v2, u64 *address, size_t bytes)
+    if (bytes == 0) return INVALID_VALUE;
+    if (taken + bytes > MEMORY_BYTES) return OUT_OF_MEMORY;
+    *address = u64(aligned_alloc(512, (bytes + 511) / 512 * 512));
+    allocated[*address] = bytes, taken += bytes;
+END
+CALL(cuMemFree_v2, u64 address)
+    auto found = allocated.find(address);
+    if (found == allocated.end()) return INVALID_VALUE;
+    taken -= found->second;
+    allocated.erase(found);
+    free(reinterpret_cast<void *>(address));
+END
+CALL(cuMemHostRegister_v2, void *memory, size_t bytes, unsigned)
+    // Whole pages, as on the real one: two ranges may not share one.
+    for (auto [other, length] : registered) {
+        u64 page = 4096, a = u64(memory) / page, b = (u64(memory) + bytes - 1) / page;
+        if (a <= (u64(other) + length - 1) / page && u64(other) / page <= b) return 712;
+    }
+    registered[memory] = bytes;
+END
+CALL(cuMemHostGetDevicePointer_v2, u64 *address, void *memory, unsigned) *address = u64(memory); END
+CALL(cuMemHostUnregister, void *memory) if (registered.erase(memory) != 1) return INVALID_VALUE; END
+CALL(cuMemcpyAsync, u64 to, u64 from, size_t bytes, void *)
+    if (!is_known(to, bytes) || !is_known(from, bytes)) return INVALID_VALUE;
+    memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
+END
+CALL(cuLaunchKernel, void *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
+     unsigned, void *, void **arguments, void **)
+    const char *name = static_cast<char *>(function);
+    const u32 grid[] = {x, y, z};
+    // The tests' own kernel is in PTX alone.
+    if (failed == SUCCESS && strcmp(name, "tensor_rate") != 0) {
+        const char *failure = shim_launch(name, grid, threads, arguments, 0);
+        if (failure != nullptr) fprintf(stderr, "%s: %s\n", name, failure), failed = LAUNCH_FAILED;
+    }
+END
+extern "C" int cuGetErrorString(int, const char **text) {
+    *text = "it says no more here";
+    return SUCCESS;
+}
