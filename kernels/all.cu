@@ -11,3 +11,4 @@
 #include "read.cu"
 #include "scale.cu"
 #include "softcap.cu"
+#include "top_k.cu"

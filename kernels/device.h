@@ -56,6 +56,26 @@ DEVICE u32 lane_xor(u32 value, u32 mask) {
     asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(other) : "r"(value), "r"(mask));
     return other;
 }
+// The value of lane `from` % 32.
+DEVICE u32 lane_at(u32 value, u32 from) {
+    u32 other;
+    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(other) : "r"(value), "r"(from));
+    return other;
+}
+// A bit for each lane of the warp: whether it is so there.
+DEVICE u32 lanes_where(bool so) {
+    u32 lanes;
+    asm volatile("{.reg .pred so; setp.ne.u32 so, %1, 0; vote.sync.ballot.b32 %0, so, 0xffffffff;}"
+                 : "=r"(lanes)
+                 : "r"(u32(so)));
+    return lanes;
+}
+// How many bits are set.
+DEVICE u32 ones(u32 bits) {
+    u32 count;
+    asm("popc.b32 %0, %1;" : "=r"(count) : "r"(bits));
+    return count;
+}
 
 // Where something is in shared memory: by a cast that the compiler sees through, where PTX's cvta takes instructions.
 DEVICE u32 shared_address(void *shared) {
@@ -151,6 +171,10 @@ DEVICE u32 warp() { return thread() / LANES; }
 template <class T> DEVICE T smaller(T a, T b) { return a < b ? a : b; }
 template <class T> DEVICE T larger(T a, T b) { return a > b ? a : b; }
 DEVICE float magnitude(float a) { return from_bits(bits_of(a) & 0x7fffffff); }
+DEVICE u64 lane_at(u64 value, u32 from) {
+    const u32 low = lane_at(u32(value), from);
+    return u64(lane_at(u32(value >> 32), from)) << 32 | low;
+}
 DEVICE float float_xor(float a, u32 mask) { return from_bits(lane_xor(bits_of(a), mask)); }
 // The sum over `lanes` neighbouring lanes, exact and so in any order.
 template <u32 lanes> DEVICE i32 sum_lanes(i32 a) {

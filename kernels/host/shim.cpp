@@ -250,7 +250,7 @@ struct Entry {
 const Entry ENTRIES[] = {
     QUANTIZED_TYPES(QUANTIZED) FLOAT_TYPES(FLOAT) ENTRY(norm_quantize) ENTRY(silu_quantize) ENTRY(gelu_tanh_quantize)
         ENTRY(place_heads) ENTRY(attend) ENTRY(join_quantize) ENTRY(scale) ENTRY(softcap)
-            ENTRY(read_memory)};
+            ENTRY(read_memory) ENTRY(leaders) ENTRY(top_k)};
 } // namespace
 
 void block_sync() { wait_at(block_meeting, 0, place.threads); }

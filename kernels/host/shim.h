@@ -45,6 +45,14 @@ DEVICE u32 block_z() { return shim::place.block[2]; }
 DEVICE void block_sync() { shim::block_sync(); }
 DEVICE void warp_sync() { shim::warp_sync(); }
 DEVICE u32 lane_xor(u32 value, u32 mask) { return shim::exchange({{value}})[(thread() ^ mask) % 32].word[0]; }
+DEVICE u32 lane_at(u32 value, u32 from) { return shim::exchange({{value}})[from % 32].word[0]; }
+DEVICE u32 lanes_where(bool so) {
+    const shim::Words *all = shim::exchange({{so}});
+    u32 lanes = 0;
+    for (u32 i = 0; i < 32; i++) lanes |= all[i].word[0] << i;
+    return lanes;
+}
+DEVICE u32 ones(u32 bits) { return u32(__builtin_popcount(bits)); }
 DEVICE void copy_async(Sixteen *to, const Sixteen *from) { shim::copy_async(to, from); }
 DEVICE void copies_end() { shim::copies_end(); }
 template <u32 pending> DEVICE void copies_done() { shim::copies_done(pending); }

@@ -10,6 +10,7 @@ mod products;
 mod quantized;
 mod row_ops;
 mod small_ops;
+mod top_k;
 
 use airstream::device::cpu::{Cpu, Isa};
 
