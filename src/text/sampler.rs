@@ -58,6 +58,12 @@ struct Candidate {
 }
 
 impl Candidate {
+    fn new(logit: f32, id: u32) -> Self {
+        // No zero is less than the other.
+        let logit = if logit == 0.0 { 0.0 } else { logit };
+        Candidate { logit, id }
+    }
+
     /// Likeliest first; of equals, the lowest id first.
     fn order(&self, other: &Self) -> Ordering {
         other
@@ -135,11 +141,52 @@ impl Sampler {
             return likeliest(logits);
         }
         gather(candidates, logits, self.options.top_k);
-        if candidates
-            .first()
-            .is_none_or(|best| best.logit == f32::INFINITY)
-        {
-            return likeliest(logits);
+        self.choose(candidates)
+    }
+
+    /// How many of the likeliest tokens are all that it looks at; none if it needs to see all logits.
+    pub fn looks_at(&self) -> Option<usize> {
+        let options = &self.options;
+        if options.penalizes() || !options.logit_bias.is_empty() {
+            return None;
+        }
+        match options.top_k {
+            _ if options.temperature <= 0.0 => Some(1),
+            0 => None,
+            top_k => Some(top_k),
+        }
+    }
+
+    /// Chooses the token that [`sample`](Self::sample) would choose, from the likeliest tokens and their logits alone:
+    /// likeliest first, of equals the lowest id first. There are as many as it [looks at](Self::looks_at), or all that
+    /// may be chosen; behind those may come tokens of minus infinity.
+    ///
+    /// # Panics
+    /// It needs to see all logits, or there are more tokens than the scratch was made for.
+    pub fn sample_likeliest(
+        &mut self,
+        tokens: impl Iterator<Item = (u32, f32)>,
+        scratch: &mut SamplerScratch,
+    ) -> u32 {
+        let count = self.looks_at().expect("a sampler that needs few tokens");
+        let candidates = &mut scratch.candidates;
+        candidates.clear();
+        for (id, logit) in tokens.take(count) {
+            if logit > f32::NEG_INFINITY {
+                assert!(candidates.len() < candidates.capacity(), "too many tokens");
+                candidates.push(Candidate::new(logit, id));
+            }
+        }
+        self.choose(candidates)
+    }
+
+    /// Chooses one of the candidates, of which the first is the likeliest; 0 if there is none.
+    fn choose(&mut self, candidates: &mut Vec<Candidate>) -> u32 {
+        let Some(&best) = candidates.first() else {
+            return 0;
+        };
+        if self.options.temperature <= 0.0 || best.logit == f32::INFINITY {
+            return best.id;
         }
         cut_top_p(candidates, self.options.top_p);
         cut_min_p(candidates, self.options.min_p);
@@ -210,7 +257,7 @@ fn gather(candidates: &mut Vec<Candidate>, logits: &[f32], top_k: usize) {
                             continue;
                         }
                     }
-                    candidates.push(Candidate { logit, id });
+                    candidates.push(Candidate::new(logit, id));
                 }
             }
         }

@@ -201,7 +201,102 @@ fn samplers_that_share_scratch_do_not_feel_each_other() {
     }
 }
 
+#[test]
+fn neither_zero_is_likelier_than_the_other() {
+    let logits = [-1.0, -0.0, 0.0, -2.0, -0.0];
+    for top_k in [1, 2, 4] {
+        let mut scratch = SamplerScratch::new(logits.len());
+        gather(&mut scratch.candidates, &logits, top_k);
+        let ids: Vec<u32> = scratch.candidates.iter().map(|c| c.id).collect();
+        assert_eq!(ids, [1, 2, 4, 0][..top_k]);
+    }
+    let greedy = SamplerOptions {
+        temperature: 0.0,
+        ..open()
+    };
+    assert_eq!(chosen(greedy, &logits), [1]);
+}
+
+#[test]
+fn what_changes_single_logits_needs_all_of_them() {
+    let looks_at = |options| Sampler::new(options).looks_at();
+    let usual = SamplerOptions::default;
+    assert_eq!(looks_at(usual()), Some(40));
+    let greedy = SamplerOptions {
+        temperature: 0.0,
+        top_k: 0,
+        ..usual()
+    };
+    assert_eq!(looks_at(greedy), Some(1));
+    let needy = [
+        SamplerOptions {
+            top_k: 0,
+            ..usual()
+        },
+        SamplerOptions {
+            repeat_penalty: 1.1,
+            ..usual()
+        },
+        SamplerOptions {
+            frequency_penalty: 0.1,
+            ..usual()
+        },
+        SamplerOptions {
+            presence_penalty: -0.1,
+            ..usual()
+        },
+        SamplerOptions {
+            logit_bias: vec![(3, 1.0)],
+            ..usual()
+        },
+    ];
+    for options in needy {
+        assert_eq!(looks_at(options.clone()), None, "{options:?}");
+    }
+}
+
+/// The `count` likeliest tokens, found by sorting, and what stands behind them where there are fewer.
+fn likeliest_of(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let mut tokens: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    tokens.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
+    // A stable sort: of equals the lowest comes first.
+    tokens.sort_by(|a, b| b.1.partial_cmp(&a.1).expect("numbers"));
+    tokens.resize(tokens.len().max(count), (0, f32::NEG_INFINITY));
+    tokens.truncate(count);
+    tokens
+}
+
+/// A logit as a model may give it, or such as it should not.
+fn any_logit() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        8 => -9.0f32..9.0,
+        4 => (-3i8..3).prop_map(f32::from),
+        1 => Just(-0.0f32),
+        1 => any::<u32>().prop_map(f32::from_bits),
+        1 => prop_oneof![Just(f32::NAN), Just(f32::NEG_INFINITY), Just(f32::MIN)],
+    ]
+}
+
 proptest! {
+    #[test]
+    fn the_likeliest_tokens_give_what_all_logits_give(
+        logits in prop::collection::vec(any_logit(), 1..700),
+        (temperature, top_k) in (prop_oneof![Just(0.0f32), 0.1f32..2.0], 1usize..=64),
+        (top_p, min_p) in (0.0f32..1.1, 0.0f32..1.1),
+        (seed, spare) in (any::<u64>(), 0usize..20),
+    ) {
+        let options = SamplerOptions { temperature, top_k, top_p, min_p, seed, ..open() };
+        let (mut whole, mut few) = (Sampler::new(options.clone()), Sampler::new(options));
+        let mut scratch = SamplerScratch::new(logits.len());
+        let count = few.looks_at().expect("few are enough") + spare;
+        let likeliest = likeliest_of(&logits, count);
+        for _ in 0..8 {
+            let expected = whole.sample(&mut logits.clone(), &mut scratch);
+            let got = few.sample_likeliest(likeliest.iter().copied(), &mut scratch);
+            prop_assert_eq!(got, expected);
+        }
+    }
+
     #[test]
     fn top_k_agrees_with_sorting(
         logits in prop::collection::vec(prop_oneof![-4i8..4, any::<i8>()], 1..3000),
