@@ -19,6 +19,8 @@ mod kept;
 mod kernels;
 #[path = "cuda/launches.rs"]
 mod launches;
+#[path = "cuda/likeliest.rs"]
+mod likeliest;
 #[path = "support/shim.rs"]
 mod shim;
 #[path = "cuda/staged.rs"]

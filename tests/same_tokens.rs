@@ -7,7 +7,7 @@ mod greedy;
 #[path = "support/models.rs"]
 mod models;
 
-use airstream::engine::{ModelId, ModelOptions, Options, Precision, Row, Spent};
+use airstream::engine::{ModelId, ModelOptions, Options, Precision, Row, Spent, Wanted};
 use engine::open;
 use greedy::{argmax, greedy};
 
@@ -154,14 +154,17 @@ fn neighbours_in_the_batch_do_not_change_the_tokens() {
                 rows.extend(prompt.iter().enumerate().map(|(i, &token)| Row {
                     session,
                     token,
-                    logits: i == last,
+                    wanted: match i == last {
+                        true => Wanted::Logits,
+                        false => Wanted::Nothing,
+                    },
                 }));
                 wants.push(session);
             } else if step > 2 * session && got[session].len() < TOKENS {
                 rows.push(Row {
                     session,
                     token: got[session][got[session].len() - 1],
-                    logits: true,
+                    wanted: Wanted::Logits,
                 });
                 wants.push(session);
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::board::{Energy, Monitor};
 use crate::engine::roofline::{self, Machine, Sweep};
-use crate::engine::{Engine, ModelId, Spent};
+use crate::engine::{Engine, ModelId, Row, Spent, Wanted};
 use crate::error::Result;
 
 /// How long tokens are decoded between two measurements, at least.
@@ -99,7 +99,13 @@ pub(super) fn decode(
         while done < tokens && spent.time - begun < SLICE {
             // Any tokens do: the work is the same for all.
             let token = (done as u32 * 7919 + 13) % vocab;
-            engine.decode(model, 0, token, &mut spent)?;
+            let row = Row {
+                session: 0,
+                token,
+                // What most samplers ask for.
+                wanted: Wanted::Likeliest,
+            };
+            engine.sweep(model, &[row], &mut spent)?;
             done += 1;
         }
         energy = energy.plus(&monitor.energy().since(&energy_before));

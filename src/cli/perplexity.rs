@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::args::EngineArgs;
 use super::report;
-use crate::engine::{Engine, ModelId, Row, Spent};
+use crate::engine::{Engine, ModelId, Row, Spent, Wanted};
 use crate::error::{Error, Kind, Result};
 
 /// Logits of one sweep may take this much memory where no budget was given.
@@ -94,7 +94,7 @@ impl Perplexity {
                     .map(|&token| Row {
                         session: 0,
                         token,
-                        logits: true,
+                        wanted: Wanted::Logits,
                     })
                     .collect();
                 engine.sweep(ModelId::FIRST, &rows, &mut spent)?;

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
+use crate::arena::Plain;
 use crate::error::{Error, Result};
 use crate::format::quant::QuantType;
 
@@ -98,6 +99,21 @@ impl Placement {
     }
 }
 
+/// A token that may come next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
+pub struct Likely {
+    /// Its logit.
+    pub logit: f32,
+    /// The token.
+    pub id: u32,
+}
+// SAFETY: two numbers.
+unsafe impl Plain for Likely {}
+
+/// Tokens that [`Device::likeliest`] finds in each row.
+pub const LIKELIEST: usize = 64;
+
 /// What computes. Ops on the CPU are done when they return; on a GPU after [`Device::finish`], and until then nobody
 /// may touch what they use.
 #[derive(Debug)]
@@ -151,9 +167,22 @@ impl Device {
     }
 
     /// Has what ops have made of a buffer be there for the processor, after [`Device::finish`].
-    pub fn download(&self, wanted: &mut [f32]) {
+    pub fn download<T: Plain>(&self, wanted: &mut [T]) {
         if let Device::Cuda(cuda) = self {
             cuda.download(wanted);
+        }
+    }
+
+    /// Finds the [`LIKELIEST`] likeliest tokens of each row of `vocab` logits, likeliest first and of equals the lowest id
+    /// first, for rows of `out`; what is not a number, or minus infinity, is none of them, and where there are fewer the
+    /// rest has minus infinity. False on the CPU, which does nothing: all logits are at hand there.
+    pub fn likeliest(&self, logits: &[f32], vocab: usize, out: &mut [Likely]) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            Device::Cuda(cuda) => {
+                cuda.likeliest(logits, vocab, out);
+                true
+            }
         }
     }
 

@@ -37,7 +37,7 @@ use demand::Demand;
 
 pub use crate::device::DeviceChoice;
 pub use crate::device::cpu::Precision;
-pub use crate::model::forward::Row;
+pub use crate::model::forward::{Choices, Row, Wanted};
 pub use crate::store::ModelId;
 pub use hosting::Share;
 pub use loaded::{Loaded, ModelOptions, Options, divide, threads};
@@ -424,11 +424,11 @@ impl Engine {
             batch.extend(tokens[done..end].iter().map(|&token| Row {
                 session,
                 token,
-                logits: false,
+                wanted: Wanted::Nothing,
             }));
             done = end;
-            if let Some(last) = batch.last_mut() {
-                last.logits = done == tokens.len();
+            if let Some(last) = batch.last_mut().filter(|_| done == tokens.len()) {
+                last.wanted = Wanted::Logits;
             }
             let swept = self.sweep(model, &batch, spent);
             self.batch = batch;
@@ -453,13 +453,20 @@ impl Engine {
             &[Row {
                 session,
                 token,
-                logits: true,
+                wanted: Wanted::Logits,
             }],
             spent,
         )
     }
 
-    /// The logits of the `index`-th row of the model's last sweep that wanted them; a sampler may change them.
+    /// What the next token of a row is chosen from: of the `index`-th one of the model's last sweep that wanted to know of
+    /// it.
+    pub fn choices(&mut self, model: ModelId, index: usize) -> Choices<'_> {
+        let place = self.place(model);
+        self.hosted[place].model.choices(index)
+    }
+
+    /// The logits of that row, which wanted them.
     pub fn logits(&mut self, model: ModelId, index: usize) -> &mut [f32] {
         let place = self.place(model);
         self.hosted[place].model.logits(index)

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use super::request::{
     Generate, Prompt, SESSION_NAME_BYTES_MAX, STOP_BYTES_MAX, STOPS_MAX, Sampling, SessionName,
 };
+use crate::device::LIKELIEST;
 use crate::error::{Error, Kind, Result};
-use crate::text::{ChatTemplate, Message, Sampler, Stops, Tokenizer, Utf8Stream};
+use crate::model::forward::{Choices, Wanted};
+use crate::text::{ChatTemplate, Message, Sampler, SamplerScratch, Stops, Tokenizer, Utf8Stream};
 
 /// What turns texts into tokens for one model, and tokens into texts. Shared by all threads.
 pub struct Vocabulary {
@@ -33,6 +35,30 @@ pub struct Prepared {
     pub(super) max_tokens: u32,
     pub(super) sampler: Sampler,
     pub(super) writer: Writer,
+}
+
+impl Prepared {
+    /// What the sampler has to know of a row to choose the next token.
+    pub(super) fn wanted(&self) -> Wanted {
+        match self.sampler.looks_at() {
+            Some(count) if count <= LIKELIEST => Wanted::Likeliest,
+            _ => Wanted::Logits,
+        }
+    }
+
+    /// Chooses the next token of the answer, and keeps in mind that it was said.
+    pub(super) fn choose(&mut self, choices: Choices<'_>, scratch: &mut SamplerScratch) -> u32 {
+        let sampler = &mut self.sampler;
+        let token = match choices {
+            Choices::Logits(logits) => sampler.sample(logits, scratch),
+            Choices::Likeliest(tokens) => {
+                let tokens = tokens.iter().map(|token| (token.id, token.logit));
+                sampler.sample_likeliest(tokens, scratch)
+            }
+        };
+        sampler.accept(token);
+        token
+    }
 }
 
 impl Vocabulary {

@@ -7,9 +7,9 @@
 mod layers;
 
 use crate::arena::{Reservation, Span};
-use crate::device::Device;
 use crate::device::cpu::{Activations, AttentionRow, KvLayout, KvPlace, Precision, TileView};
 use crate::device::cuda::Buffers;
+use crate::device::{Device, LIKELIEST, Likely};
 use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::model::config::Config;
@@ -26,8 +26,28 @@ pub struct Row {
     pub session: usize,
     /// The token at this position.
     pub token: u32,
-    /// Whether the logits after this token are wanted.
-    pub logits: bool,
+    /// What is wanted to know of the token after this one.
+    pub wanted: Wanted,
+}
+
+/// What is wanted to know of a row's next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// It is known: nothing.
+    Nothing,
+    /// The [`LIKELIEST`] likeliest tokens, or as well all logits: whatever is sooner there.
+    Likeliest,
+    /// All logits.
+    Logits,
+}
+
+/// What a row's next token is chosen from.
+#[derive(Debug)]
+pub enum Choices<'a> {
+    /// The likeliest tokens, likeliest first; behind the last one that there is, tokens of minus infinity.
+    Likeliest(&'a [Likely]),
+    /// A logit for each token; a sampler may change them.
+    Logits(&'a mut [f32]),
 }
 
 /// How large the batches are that the buffers are made for, and how finely their rows are rounded.
@@ -35,7 +55,7 @@ pub struct Row {
 pub struct BatchLimits {
     /// Rows in a sweep.
     pub rows: usize,
-    /// Rows of a sweep that want logits.
+    /// Rows of a sweep of whose next token something is wanted.
     pub logits_rows: usize,
     /// How finely activations are rounded.
     pub activations: Precision,
@@ -66,6 +86,10 @@ pub struct Model {
     sin: Vec<Span<f32>>,
     /// logits_rows x vocab.
     logits: Span<f32>,
+    /// logits_rows x LIKELIEST.
+    likeliest: Span<Likely>,
+    /// Of the rows of the last sweep that wanted something: what there is now.
+    wanted: Vec<Wanted>,
     /// The bytes behind `activations`, which is a view of them.
     _quantized: Span<u8>,
     activations: Activations,
@@ -112,6 +136,8 @@ impl Model {
         };
         let (cos, sin) = (angles()?, angles()?);
         let logits = floats(limits.logits_rows * config.vocab)?;
+        let likeliest = arena.carve(limits.logits_rows * LIKELIEST)?;
+        let mut floats = |len: usize| arena.carve::<f32>(len);
         let y = floats(rows * config.dim)?;
         let attended = floats(rows * config.q_dim())?;
         let qkv = [
@@ -147,6 +173,7 @@ impl Model {
             tiles: Vec::with_capacity(tiles_max),
             places: Vec::with_capacity(rows),
             attention_rows: Vec::with_capacity(rows),
+            wanted: Vec::with_capacity(limits.logits_rows),
             config,
             plan,
             vectors,
@@ -162,12 +189,14 @@ impl Model {
             cos,
             sin,
             logits,
+            likeliest,
             _quantized: quantized,
             activations,
         })
     }
 
-    /// Bytes of the arena's fixed part that a model takes: (small vectors, buffers of a sweep, logits).
+    /// Bytes of the arena's fixed part that a model takes: (small vectors, buffers of a sweep, logits and
+    /// likely tokens).
     pub fn carved_bytes(
         config: &Config,
         plan: &MatrixPlan,
@@ -188,7 +217,8 @@ impl Model {
         (
             Vectors::bytes(config),
             buffers,
-            of(limits.logits_rows * config.vocab),
+            of(limits.logits_rows * config.vocab)
+                + Reservation::carved_size::<Likely>(limits.logits_rows * LIKELIEST),
         )
     }
 
@@ -237,8 +267,20 @@ impl Model {
         &self.layout
     }
 
-    /// The logits of the `index`-th row of the last sweep that wanted them.
+    /// What the next token of the `index`-th row of the last sweep that wanted to know of it is chosen from.
+    pub fn choices(&mut self, index: usize) -> Choices<'_> {
+        match self.wanted.get(index) {
+            Some(Wanted::Likeliest) => {
+                Choices::Likeliest(&self.likeliest[index * LIKELIEST..][..LIKELIEST])
+            }
+            _ => Choices::Logits(self.logits(index)),
+        }
+    }
+
+    /// The logits of that row, which wanted them.
     pub fn logits(&mut self, index: usize) -> &mut [f32] {
+        let wanted = self.wanted.get(index);
+        assert_ne!(wanted, Some(&Wanted::Likeliest), "not all were wanted");
         &mut self.logits[index * self.config.vocab..][..self.config.vocab]
     }
 

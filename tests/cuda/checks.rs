@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use airstream::device::DeviceChoice;
 use airstream::device::cuda::driver::Driver;
-use airstream::engine::{Engine, ModelId, ModelOptions, Options, Row, Spent};
+use airstream::engine::{Engine, ModelId, ModelOptions, Options, Row, Spent, Wanted};
 use airstream::error::Result;
 use airstream::format::quant::QuantType;
 
@@ -65,7 +65,7 @@ pub fn logits_of(
         let row = |&token| Row {
             session,
             token,
-            logits: true,
+            wanted: Wanted::Logits,
         };
         let rows: Vec<Row> = chunk.iter().map(row).collect();
         engine.sweep(model, &rows, &mut Spent::default())?;

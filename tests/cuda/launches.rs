@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use airstream::engine::{ModelId, Row, Spent, Wanted};
 use airstream::format::quant::QuantType;
 
 use super::checks::{Gpu, few, logits, on_gpu, options};
@@ -10,6 +11,9 @@ use super::support::synth::{Arch, SynthSpec, write};
 
 /// Norm, queries with keys and values, their heads, attention, its rounding, output; norm, gate with up, gating, down.
 const PER_LAYER: u64 = 10;
+
+/// Those that find the likeliest tokens.
+const LIKELIEST: u64 = 2;
 
 /// Launches of a sweep of one row behind `context` others, of a model with so many layers.
 fn launches(arch: Arch, layers: u32, context: usize) -> Option<u64> {
@@ -30,7 +34,16 @@ fn launches(arch: Arch, layers: u32, context: usize) -> Option<u64> {
     let issued = || seen.lock().expect("nobody panics with it").launches;
     let before = issued();
     logits(engine, 0, &few(1), 1).expect("a sweep");
-    Some(issued() - before)
+    let launches = issued() - before;
+    let row = Row {
+        session: 0,
+        token: 0,
+        wanted: Wanted::Likeliest,
+    };
+    let swept = engine.sweep(ModelId::FIRST, &[row], &mut Spent::default());
+    swept.expect("another sweep");
+    assert_eq!(issued() - before - launches, launches + LIKELIEST);
+    Some(launches)
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use airstream::engine::{Engine, ModelId, Spent};
+use airstream::engine::{Choices, Engine, ModelId, Row, Spent, Wanted};
 
 use super::checks::{
     Budget, Gpu, assert_same, logits, logits_of, on_cpu, on_gpu, options, tokens, with_budgets,
@@ -150,6 +150,16 @@ pub fn tokens_without_an_allocation(model: &Path, gpu: &Gpu) {
             engine
                 .decode(ModelId::FIRST, 0, token, &mut spent)
                 .expect("a sweep");
+            let row = Row {
+                session: 0,
+                token,
+                wanted: Wanted::Likeliest,
+            };
+            engine
+                .sweep(ModelId::FIRST, &[row], &mut spent)
+                .expect("a sweep");
+            let choices = engine.choices(ModelId::FIRST, 0);
+            assert!(matches!(choices, Choices::Likeliest([_, ..])));
         }
         engine
             .prefill(ModelId::FIRST, 0, &prompt, &mut spent, |_| true)

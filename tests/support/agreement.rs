@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use airstream::engine::{Engine, ModelId, ModelOptions, Options, Row, Spent};
+use airstream::engine::{Engine, ModelId, ModelOptions, Options, Row, Spent, Wanted};
 
 use crate::reference::{self, Reference};
 use crate::support::synth::{self, SynthSpec};
@@ -32,7 +32,7 @@ pub fn logits(engine: &mut Engine, tokens: &[u32]) -> Vec<f32> {
             .map(|&token| Row {
                 session: 0,
                 token,
-                logits: true,
+                wanted: Wanted::Logits,
             })
             .collect();
         engine

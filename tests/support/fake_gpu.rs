@@ -41,6 +41,8 @@ pub struct Seen {
     pub taken_max: usize,
     /// Bytes of tiles that were copied there.
     pub tile_bytes: u64,
+    /// Bytes that were copied from there.
+    pub answer_bytes: u64,
     /// Copies of tiles that ran while launches waited that were given earlier, and launches of which the opposite is true.
     pub overtook: [u64; 2],
 }
@@ -412,7 +414,12 @@ impl Driver for FakeGpu {
         };
         let (to_own, from_own) = (own(to), own(from));
         let sum = match stream {
-            Stream::Compute => None,
+            Stream::Compute => {
+                if from_own && !to_own {
+                    self.look().answer_bytes += bytes as u64;
+                }
+                None
+            }
             Stream::Tiles => {
                 assert!(to_own && !from_own, "tiles go into the GPU's memory");
                 self.look().tile_bytes += bytes as u64;

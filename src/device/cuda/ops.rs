@@ -5,6 +5,7 @@ use super::driver::{Arg, Args, Driver, KernelId, Stream};
 use super::queue::table_bytes;
 use super::{Cuda, PANEL_ROWS, QUANTIZED, Quantized, TILES_MAX, padded};
 use crate::device::cpu::{Activation, Added, Inspect, Kinds, Residual, TileView};
+use crate::device::{LIKELIEST, Likely};
 use crate::error::Result;
 use crate::format::quant::QuantType;
 use crate::format::tile::STRIP_ROWS;
@@ -15,6 +16,9 @@ const FLOATS_WARPS_MAX: usize = 8;
 /// Rows of a batch that a pair of warps of `matmul` takes, and how many of them a block has.
 const MATMUL_ROWS: usize = 64;
 const MATMUL_PAIRS_MAX: usize = 4;
+/// Groups that the tokens of a row are dealt out to (`kernels/top_k.cu`), and how many of them a block leads.
+const GROUPS: usize = 2048;
+const LEADERS: usize = 64;
 
 /// `Tile` of `weights.h`.
 #[repr(C)]
@@ -70,6 +74,8 @@ pub(super) struct Kernels {
     gelu_tanh_quantize: KernelId,
     scale: KernelId,
     softcap: KernelId,
+    leaders: KernelId,
+    top_k: KernelId,
     pub(super) place_heads: KernelId,
     pub(super) attend: KernelId,
     pub(super) join_quantize: KernelId,
@@ -101,6 +107,8 @@ impl Kernels {
             gelu_tanh_quantize: kernel("gelu_tanh_quantize")?,
             scale: kernel("scale")?,
             softcap: kernel("softcap")?,
+            leaders: kernel("leaders")?,
+            top_k: kernel("top_k")?,
             place_heads: kernel("place_heads")?,
             attend: kernel("attend")?,
             join_quantize: kernel("join_quantize")?,
@@ -354,5 +362,28 @@ impl Cuda {
     pub fn softcap(&self, x: &mut [f32], cap: f32) {
         let args = Args::new().with(self.at(x.as_ptr())).with(x.len() as u64);
         self.each(self.kernels.softcap, x.len(), args.with(cap));
+    }
+
+    /// See [`Device::likeliest`](crate::device::Device::likeliest).
+    pub fn likeliest(&self, logits: &[f32], vocab: usize, out: &mut [Likely]) {
+        assert_eq!(logits.len() / vocab * LIKELIEST, out.len());
+        // What the splits of attention have found is of no use any more.
+        let leaders = self.own.partial();
+        let at_once = 4 * self.own.sizes.partial_values() / (GROUPS * size_of::<u64>());
+        let rows_of_both = logits
+            .chunks(at_once * vocab)
+            .zip(out.chunks(at_once * LIKELIEST));
+        for (logits, out) in rows_of_both {
+            let rows = logits.len() / vocab;
+            let args = Args::new()
+                .with(self.at(logits.as_ptr()))
+                .with(vocab as u32)
+                .with(leaders);
+            let grid = [GROUPS / LEADERS, rows, 1];
+            self.op(self.kernels.leaders, grid, LEADERS as u32, args.clone());
+            let threads = GROUPS / LIKELIEST * 32;
+            let args = args.with(self.at(out.as_ptr()));
+            self.op(self.kernels.top_k, [1, rows, 1], threads as u32, args);
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::request::{End, State};
 use super::sessions::Use;
 use super::{Flow, Scheduler};
 use crate::engine::request::{Event, Reason, Tag};
-use crate::engine::{Engine, Row};
+use crate::engine::{Engine, Row, Wanted};
 use crate::error::{Error, Kind};
 use crate::trace::What;
 
@@ -220,19 +220,23 @@ impl Scheduler {
             let done = self.engine.session_len(hosted.id, session);
             let tokens = &hosted.sessions.entries[session].tokens[done..][..take];
             let last = want.rows.checked_sub(1);
+            let wanted = request.prepared.wanted();
             scratch
                 .rows
                 .extend(tokens.iter().enumerate().map(|(row, &token)| Row {
                     session,
                     token,
-                    logits: Some(row) == last,
+                    wanted: match Some(row) == last {
+                        true => wanted,
+                        false => Wanted::Nothing,
+                    },
                 }));
             if let Some(found) = request.found {
                 let tokens = &hosted.sessions.entries[session].tokens;
                 let drafts = (0..scratch.drafts[at]).map(|draft| Row {
                     session,
                     token: found.draft(tokens, draft),
-                    logits: true,
+                    wanted,
                 });
                 scratch.rows.extend(drafts);
             }
@@ -294,10 +298,8 @@ impl Scheduler {
     ) -> u32 {
         let hosted = &mut self.models[place];
         let request = &mut self.requests[index];
-        let logits = self.engine.logits(hosted.id, row);
-        let sampler = &mut request.prepared.sampler;
-        let token = sampler.sample(logits, &mut self.scratch.sampler);
-        sampler.accept(token);
+        let choices = self.engine.choices(hosted.id, row);
+        let token = request.prepared.choose(choices, &mut self.scratch.sampler);
         request.times.first.get_or_insert(now);
         request.times.last = now;
         request.untold.token = Some((request.counts.answer, token));

@@ -3,11 +3,11 @@
 
 use std::ptr;
 
-use super::{Model, Row};
-use crate::device::Device;
+use super::{Model, Row, Wanted};
 use crate::device::cpu::{
     self, Activations, Added, AttentionRow, AttentionShape, Heads, KvPlace, Residual, TileView,
 };
+use crate::device::{Device, LIKELIEST};
 use crate::error::Result;
 use crate::format::quant;
 use crate::model::kv::{self, Session};
@@ -264,11 +264,15 @@ impl Model {
         self.product(matrices.down, store, device)
     }
 
-    /// logits = head(norm(x += y)) of the rows that want them.
+    /// logits = head(norm(x += y)) of the rows that want to know of their next token.
     fn head(&mut self, rows: &[Row], store: &mut Store, device: &Device) -> Result<()> {
         let (dim, vocab) = (self.config.dim, self.config.vocab);
-        let mut count = 0;
-        for (index, _) in rows.iter().enumerate().filter(|(_, row)| row.logits) {
+        self.wanted.clear();
+        for (index, row) in rows.iter().enumerate() {
+            if row.wanted == Wanted::Nothing {
+                continue;
+            }
+            let count = self.wanted.len();
             // Nobody needs the others any more.
             if index != count {
                 for all in [&mut self.x, &mut self.y] {
@@ -276,8 +280,9 @@ impl Model {
                     device.copy(&from[..dim], &mut to[count * dim..][..dim]);
                 }
             }
-            count += 1;
+            self.wanted.push(row.wanted);
         }
+        let count = self.wanted.len();
         assert!(count <= self.limits.logits_rows, "{count} rows want logits");
         if count == 0 {
             return Ok(());
@@ -305,7 +310,20 @@ impl Model {
         if let Some(cap) = self.config.logit_softcap {
             device.softcap(logits, cap);
         }
-        device.download(logits);
+        let likeliest = &mut self.likeliest[..count * LIKELIEST];
+        let some = self.wanted.contains(&Wanted::Likeliest);
+        if !(some && device.likeliest(logits, vocab, likeliest)) {
+            self.wanted.fill(Wanted::Logits);
+        }
+        // A row of logits may be a megabyte: only those travel that somebody looks at.
+        let mut row = 0;
+        for run in self.wanted.chunk_by(|a, b| a == b) {
+            match run[0] {
+                Wanted::Logits => device.download(&mut logits[row * vocab..][..run.len() * vocab]),
+                _ => device.download(&mut likeliest[row * LIKELIEST..][..run.len() * LIKELIEST]),
+            }
+            row += run.len();
+        }
         Ok(())
     }
 }
