@@ -4,6 +4,8 @@ mod support;
 
 use std::path::PathBuf;
 
+use airstream::engine::Loaded;
+use airstream::error::Kind;
 use airstream::format::gguf::Gguf;
 use airstream::format::quant::{QuantType, dequantize_row};
 use airstream::model::config::Config;
@@ -68,6 +70,27 @@ fn positions_are_scaled_as_llama_cpp_does() {
         write_with(spec, &path, add).unwrap();
         let config = Config::read(&Gguf::open(&path).unwrap()).unwrap();
         assert_eq!(config.ropes[0].scale, scale, "{kind:?} {factor:?}");
+    }
+}
+
+#[test]
+fn a_tensor_that_nothing_computes_with_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let (_, spec) = &all_specs()[0];
+    for name in [
+        "blk.0.attn_q.bias",
+        "output.bias",
+        "blk.99.attn_norm.weight",
+        "cls",
+    ] {
+        let add = |file: &mut GgufWriter| file.tensor(name, &[64], QuantType::F32, vec![0; 256]);
+        write_with(spec, &path, add).unwrap();
+        let Err(error) = Loaded::read(&path) else {
+            panic!("{name} is left out without a word");
+        };
+        assert_eq!(error.kind(), Kind::Unsupported);
+        assert!(error.what().contains(name), "{error}");
     }
 }
 

@@ -161,6 +161,7 @@ impl Loaded {
         let gguf = Gguf::open(path)?;
         let config = Config::read(&gguf)?;
         let matrices = MatrixPlan::new(&gguf, &config)?;
+        matrices.check_complete(&gguf, &config)?;
         for matrix in &matrices.matrices {
             Cpu::check_matrix(matrix.qtype, matrix.cols)?;
         }

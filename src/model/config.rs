@@ -220,10 +220,10 @@ impl Config {
         self.kv_heads * self.head_dim
     }
 
-    /// Weights that a row is multiplied with in one sweep, for the roofline.
-    pub fn multiplications_per_row(&self) -> u64 {
+    /// Products of a weight and an activation in a sweep of so many rows, of which some want logits, for the roofline.
+    pub fn products(&self, rows: u64, logits_rows: u64) -> u64 {
         let layer = self.dim * (2 * self.q_dim() + 2 * self.kv_dim() + 3 * self.ff);
-        (self.layers.len() * layer + self.dim * self.vocab) as u64
+        rows * (self.layers.len() * layer) as u64 + logits_rows * (self.dim * self.vocab) as u64
     }
 }
 

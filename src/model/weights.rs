@@ -86,6 +86,35 @@ impl MatrixPlan {
         })
     }
 
+    /// Checks that the file has no tensor that the forward pass knows nothing of: an answer that leaves it out would be
+    /// another model's.
+    ///
+    /// # Errors
+    /// There is one; the error names it.
+    pub fn check_complete(&self, gguf: &Gguf, config: &Config) -> Result<()> {
+        let vectors = layer_vectors(config);
+        let of_layer = |name: &str| -> Option<bool> {
+            let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+            let within = layer.parse::<usize>().ok()? < config.layers.len();
+            Some(within && vectors.iter().any(|&(vector, _)| vector == part))
+        };
+        let known = |name: &str| {
+            let of_all = ["output_norm.weight", "rope_freqs.weight"].contains(&name);
+            of_all || of_layer(name) == Some(true) || self.matrices.iter().any(|m| m.name == name)
+        };
+        match gguf.tensors().iter().find(|tensor| !known(&tensor.name)) {
+            None => Ok(()),
+            Some(tensor) => Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "the model has a tensor {}, which airstream's {} does not compute with",
+                    tensor.name, config.arch
+                ),
+                "use a model of that architecture without such additions",
+            )),
+        }
+    }
+
     /// Bytes of all weights that every sweep uses.
     pub fn sweep_bytes(&self) -> u64 {
         self.matrices
@@ -151,6 +180,26 @@ pub struct LayerVectors {
     pub post_norms: Option<[Span<f32>; 2]>,
 }
 
+/// The vectors of a layer, in the order in which [`Vectors::load`] reads them: their names and lengths.
+fn layer_vectors(config: &Config) -> Vec<(&'static str, usize)> {
+    let dim = config.dim;
+    let mut vectors = vec![("attn_norm.weight", dim), ("ffn_norm.weight", dim)];
+    if config.qkv_bias {
+        vectors.push(("attn_q.bias", config.q_dim()));
+        vectors.push(("attn_k.bias", config.kv_dim()));
+        vectors.push(("attn_v.bias", config.kv_dim()));
+    }
+    if config.qk_norm {
+        vectors.push(("attn_q_norm.weight", config.head_dim));
+        vectors.push(("attn_k_norm.weight", config.head_dim));
+    }
+    if config.post_norms {
+        vectors.push(("post_attention_norm.weight", dim));
+        vectors.push(("post_ffw_norm.weight", dim));
+    }
+    vectors
+}
+
 /// All small vectors; they stay in the arena's fixed part.
 pub struct Vectors {
     /// Of each layer.
@@ -167,16 +216,7 @@ impl Vectors {
     /// Bytes that they take in the arena.
     pub fn bytes(config: &Config) -> usize {
         let of = |len: usize| Reservation::carved_size::<f32>(len);
-        let mut layer = 2 * of(config.dim);
-        if config.qkv_bias {
-            layer += of(config.q_dim()) + 2 * of(config.kv_dim());
-        }
-        if config.qk_norm {
-            layer += 2 * of(config.head_dim);
-        }
-        if config.post_norms {
-            layer += 2 * of(config.dim);
-        }
+        let layer: usize = layer_vectors(config).iter().map(|&(_, len)| of(len)).sum();
         config.layers.len() * layer + of(config.dim)
     }
 
@@ -208,30 +248,24 @@ impl Vectors {
         };
         let mut layers = Vec::with_capacity(config.layers.len());
         for layer in 0..config.layers.len() {
-            let name = |part: &str| format!("blk.{layer}.{part}");
+            let mut vectors = layer_vectors(config).into_iter();
+            let mut next = || -> Result<Span<f32>> {
+                let (part, len) = vectors.next().expect("a layer's vectors are listed");
+                carve(format!("blk.{layer}.{part}"), len)
+            };
             layers.push(LayerVectors {
-                attn_norm: carve(name("attn_norm.weight"), config.dim)?,
-                ffn_norm: carve(name("ffn_norm.weight"), config.dim)?,
+                attn_norm: next()?,
+                ffn_norm: next()?,
                 qkv_bias: match config.qkv_bias {
-                    true => Some([
-                        carve(name("attn_q.bias"), config.q_dim())?,
-                        carve(name("attn_k.bias"), config.kv_dim())?,
-                        carve(name("attn_v.bias"), config.kv_dim())?,
-                    ]),
+                    true => Some([next()?, next()?, next()?]),
                     false => None,
                 },
                 qk_norm: match config.qk_norm {
-                    true => Some([
-                        carve(name("attn_q_norm.weight"), config.head_dim)?,
-                        carve(name("attn_k_norm.weight"), config.head_dim)?,
-                    ]),
+                    true => Some([next()?, next()?]),
                     false => None,
                 },
                 post_norms: match config.post_norms {
-                    true => Some([
-                        carve(name("post_attention_norm.weight"), config.dim)?,
-                        carve(name("post_ffw_norm.weight"), config.dim)?,
-                    ]),
+                    true => Some([next()?, next()?]),
                     false => None,
                 },
             });
