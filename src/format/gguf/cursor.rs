@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 
 /// Metadata larger than this is refused. The largest vocabularies in use take
 /// about 20 MB, and the limit bounds both the time and the memory of a load.
-pub(super) const METADATA_BYTES_MAX: u64 = 512 << 20;
+pub(super) const METADATA_BYTES_MAX: u64 = 64 << 20;
 
 /// The remedy for damage that a fresh copy repairs.
 pub(super) const COPY_AGAIN: &str = "download or copy the file again and compare its checksum";

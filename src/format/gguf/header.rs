@@ -130,6 +130,9 @@ impl Entries {
                     cursor.damaged(format_args!("the key of metadata entry {i} is not UTF-8"))
                 );
             };
+            if key.contains(char::is_control) {
+                return Err(cursor.damaged(format_args!("the key {key:?} has control characters")));
+            }
             let value_type = ValueType::read(cursor, format_args!("{key:?}"))?;
             let value_at = cursor.at();
             value::check(cursor, value_type, key)?;
@@ -241,6 +244,12 @@ fn read_tensor(
     let Ok(name) = std::str::from_utf8(name) else {
         return Err(cursor.damaged(format_args!("the name of tensor {index} is not UTF-8")));
     };
+    // Names are printed, and a terminal obeys such characters.
+    if name.contains(char::is_control) {
+        return Err(cursor.damaged(format_args!(
+            "the name of tensor {index}, {name:?}, has control characters"
+        )));
+    }
     let dims_count = cursor.u32(format_args!("the number of dimensions of {name}"))?;
     if !(1..=4).contains(&dims_count) {
         return Err(cursor.damaged(format_args!(
