@@ -124,7 +124,7 @@ fn predict(case: &Case, device: Device) -> (f64, &'static str) {
         streamed_bytes: 0,
         copied_bytes: 0,
         kv_bytes: 0,
-        products_per_row: (case.weights * 1e9) as u64,
+        products: (case.weights * 1e9) as u64,
         rows: 1,
     });
     (

@@ -160,11 +160,13 @@ impl Bench {
         }
         self.trace.finish(&mut engine)?;
         let weight_bytes = engine.weight_bytes(ModelId::FIRST);
-        let series = |runs: Vec<(Spent, Energy)>| {
-            (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes))
+        let series = |runs: Vec<(Spent, Energy)>, logits_rows: fn(&Spent) -> u64| {
+            (!runs.is_empty()).then(|| series(runs, &engine, weight_bytes, logits_rows))
         };
         let runs = tg.iter().map(|decoded| (decoded.spent, decoded.energy));
-        let (pp, tg_series) = (series(pp), series(runs.collect()));
+        // Of a prompt, the last row alone wants logits.
+        let pp = series(pp, |_| 1);
+        let tg_series = series(runs.collect(), |spent| spent.rows);
         let (architecture, isa) = (engine.config(ModelId::FIRST).arch, engine.device().name());
         let sweep = bench_decode::roofline_of(&engine);
         let (threads, io) = (
@@ -246,7 +248,13 @@ fn parse_seconds(text: &str) -> std::result::Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-fn series(runs: Vec<(Spent, Energy)>, engine: &Engine, weight_bytes: u64) -> Series {
+fn series(
+    runs: Vec<(Spent, Energy)>,
+    engine: &Engine,
+    weight_bytes: u64,
+    logits_rows: fn(&Spent) -> u64,
+) -> Series {
+    let config = engine.config(ModelId::FIRST);
     let tokens: u64 = runs.iter().map(|(spent, _)| spent.rows).sum();
     let energy = runs
         .iter()
@@ -264,9 +272,7 @@ fn series(runs: Vec<(Spent, Energy)>, engine: &Engine, weight_bytes: u64) -> Ser
         disk_gb_s: report::disk_rate(&median) / 1e9,
         stalled_share: report::stalled_share(&median),
         weight_gb_s: (weight_bytes * median.sweeps) as f64 / seconds / 1e9,
-        gmac_s: (engine.config(ModelId::FIRST).multiplications_per_row() * median.rows) as f64
-            / seconds
-            / 1e9,
+        gmac_s: config.products(median.rows, logits_rows(&median)) as f64 / seconds / 1e9,
         average_w: energy.average_w(),
         joules_per_token: energy.joules_per_token(tokens),
         energy: (energy, tokens),

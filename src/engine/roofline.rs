@@ -71,8 +71,8 @@ pub struct Work {
     pub copied_bytes: u64,
     /// Bytes of the KV cache that it reads.
     pub kv_bytes: u64,
-    /// Products of a weight and an activation for each row.
-    pub products_per_row: u64,
+    /// Products of a weight and an activation.
+    pub products: u64,
     /// Rows.
     pub rows: usize,
 }
@@ -163,7 +163,7 @@ impl Machine {
                 1 => compute.decode_per_s,
                 _ => compute.prefill_per_s,
             };
-            (work.rows as u64 * work.products_per_row) as f64 / per_s
+            work.products as f64 / per_s
         });
         let limits = [
             (work.streamed_bytes as f64 / self.nvme_bytes_per_s, "NVMe"),
@@ -204,7 +204,8 @@ pub fn sweep(
         streamed_bytes: plan.streamed_bytes(pages),
         copied_bytes: plan.copied_bytes(pages),
         kv_bytes: (seen * config.kv_dim() * 2 * 2) as u64,
-        products_per_row: config.multiplications_per_row(),
+        // Only the last row of a prompt has logits.
+        products: config.products(rows as u64, 1),
         rows,
     })
 }
@@ -241,7 +242,7 @@ mod tests {
             streamed_bytes: 0,
             copied_bytes: 0,
             kv_bytes: 0,
-            products_per_row: 1_000_000_000,
+            products: 1_000_000_000,
             rows: 1,
         };
         let dram = machine.sweep(&resident);
@@ -263,7 +264,7 @@ mod tests {
         };
         let copied = Work {
             copied_bytes: 3_000_000_000,
-            products_per_row: 0,
+            products: 0,
             ..resident
         };
         let bus = discrete.sweep(&copied);
@@ -272,7 +273,7 @@ mod tests {
             ("bus", 0.3, 7_000_000_000)
         );
         let heavy = Work {
-            products_per_row: 8_000_000_000,
+            products: 8_000_000_000,
             ..resident
         };
         assert_eq!(
@@ -281,6 +282,7 @@ mod tests {
         );
         let many = Work {
             rows: 100,
+            products: 100_000_000_000,
             ..resident
         };
         assert_eq!(
