@@ -7,6 +7,7 @@ mod serving;
 
 use airstream::engine::request::{Generate, Prompt, Reason, Sampling};
 use airstream::engine::scheduler::Limits;
+use airstream::error::Kind;
 use airstream::text::Message;
 use serving::{Answer, Ending, Serving};
 
@@ -55,6 +56,21 @@ fn an_answer_ends_before_a_stop_string_wherever_tokens_cut_it() {
         ..ask(Prompt::Text(QUESTION.into()))
     });
     assert_eq!((&held.text, reason(&held)), (&whole.text, reason(&whole)));
+}
+
+#[test]
+fn a_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let mut serving = Serving::open(&[("m", &model)], 1, 256, None, Limits::default());
+    let begun = std::time::Instant::now();
+    let long = "word ".repeat(10 << 20);
+    let refused = serving
+        .submit(serving::tag(1, 0), &ask(Prompt::Text(long)))
+        .expect_err("50 MiB are too much");
+    assert_eq!(refused.kind(), Kind::Budget);
+    assert!(begun.elapsed().as_millis() < 500, "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -76,7 +76,7 @@ pub struct Ask {
     #[arg(short = 'n', long, value_name = "MAX")]
     max_tokens: Option<u32>,
     /// Temperature: 0 always takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = 0.6)]
+    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature)]
     temp: f32,
     /// Seed of the sampling: the same seed gives the same answer. Default: another one each time.
     #[arg(long, value_name = "S")]

@@ -36,7 +36,7 @@ pub struct Run {
     #[arg(short = 'n', long, value_name = "MAX")]
     max_tokens: Option<u32>,
     /// Temperature: 0 always takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = 0.6)]
+    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature)]
     temp: f32,
     /// Sample from the K likeliest tokens; 0 for all.
     #[arg(long, value_name = "K", default_value_t = 40)]

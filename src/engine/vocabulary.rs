@@ -20,6 +20,8 @@ pub struct Vocabulary {
     tokens: usize,
     /// Positions of a session.
     context: usize,
+    /// Bytes of the longest token.
+    token_bytes_max: usize,
     /// Bytes that one token adds to an answer at most.
     text_bytes_max: usize,
 }
@@ -70,7 +72,7 @@ impl Vocabulary {
         context: usize,
     ) -> Vocabulary {
         let longest = tokenizer.as_ref().map_or(0, |(tokenizer, _)| {
-            let bytes = |id| tokenizer.token_bytes(id, false).len();
+            let bytes = |id| tokenizer.token_bytes(id, true).len();
             (0..tokenizer.len() as u32).map(bytes).max().unwrap_or(0)
         });
         Vocabulary {
@@ -78,6 +80,7 @@ impl Vocabulary {
             tokenizer,
             tokens,
             context,
+            token_bytes_max: longest,
             // Each byte may turn out to be none of a character, and U+FFFD takes three; what was held back comes too.
             text_bytes_max: 3 * (longest + char::MAX.len_utf8()) + STOP_BYTES_MAX,
         }
@@ -150,7 +153,7 @@ impl Vocabulary {
         Err(Error::new(
             Kind::Budget,
             format!(
-                "the prompt has {tokens} tokens, and a session of {} has {} with the answer",
+                "the prompt has {tokens} tokens or more, and a session of {} has {} with the answer",
                 self.model, self.context
             ),
             format!(
@@ -163,6 +166,8 @@ impl Vocabulary {
     /// The tokens of a new conversation, and those that follow an old one.
     fn tokens(&self, request: &Generate) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
         let (mut whole, mut turn) = (Vec::new(), Vec::new());
+        // Cutting a text into tokens takes many times its length; what cannot fit is not begun with.
+        self.check_fits(text_bytes(request).div_ceil(self.token_bytes_max.max(1)))?;
         if let Prompt::Tokens(tokens) = &request.prompt {
             return Ok((tokens.clone(), None));
         }
@@ -176,7 +181,7 @@ impl Vocabulary {
         match &request.prompt {
             Prompt::Raw(text) => {
                 tokenizer.encode(text, tokenizer.add_bos_default(), true, &mut whole);
-                tokenizer.encode(text, false, true, &mut turn);
+                tokenizer.encode_on(text, true, &mut turn);
             }
             Prompt::Text(text) => {
                 let system = request
@@ -196,6 +201,15 @@ impl Vocabulary {
             Prompt::Tokens(_) => {}
         }
         Ok((whole, request.session.is_some().then_some(turn)))
+    }
+}
+
+/// Bytes of the texts that are to become tokens.
+fn text_bytes(request: &Generate) -> usize {
+    match &request.prompt {
+        Prompt::Text(text) | Prompt::Raw(text) => text.len(),
+        Prompt::Messages(messages) => messages.iter().map(|m| m.content.len()).sum(),
+        Prompt::Tokens(_) => 0,
     }
 }
 

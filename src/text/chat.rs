@@ -47,7 +47,12 @@ pub struct ChatTemplate {
     eos: String,
     /// The template has no place for a system message.
     folds_system: bool,
+    /// Why nothing can be rendered with it.
+    unusable: Option<Error>,
 }
+
+/// Bytes of a template's source at most; those in use have up to about 20 KiB.
+const SOURCE_BYTES_MAX: usize = 256 << 10;
 
 impl ChatTemplate {
     /// The template of the model file, or where it has none the usual one of the architecture.
@@ -63,24 +68,37 @@ impl ChatTemplate {
             let bytes = id.map_or(&[][..], |id| tokenizer.token_bytes(id, true));
             String::from_utf8_lossy(bytes).into_owned()
         };
-        Self::new(source, text(tokenizer.bos()), text(tokenizer.eos()))
+        Ok(Self::new(
+            source,
+            text(tokenizer.bos()),
+            text(tokenizer.eos()),
+        ))
     }
 
     /// A template from its source; `bos` and `eos` are the texts of the model's tokens.
-    pub fn new(
-        source: impl Into<String>,
-        bos: impl Into<String>,
-        eos: impl Into<String>,
-    ) -> Result<Self> {
+    ///
+    /// One that is no Jinja is kept: the model can still be given raw text, and rendering says what is wrong.
+    pub fn new(source: &str, bos: impl Into<String>, eos: impl Into<String>) -> Self {
         let mut template = ChatTemplate {
             environment: environment(),
-            source: source.into(),
+            source: without_generation_marks(source),
             bos: bos.into(),
             eos: eos.into(),
             folds_system: false,
+            unusable: None,
         };
-        let parsed = template.environment.template_from_str(&template.source);
-        parsed.map(|_| ()).map_err(|error| failed(&error))?;
+        let parsed = match source.len() {
+            ..=SOURCE_BYTES_MAX => template.environment.template_from_str(&template.source),
+            bytes => Err(minijinja::Error::new(
+                ErrorKind::SyntaxError,
+                format!("its source has {bytes} bytes, allowed are {SOURCE_BYTES_MAX}"),
+            )),
+        };
+        template.unusable = parsed.map_err(|error| unusable(&error)).err();
+        if let Some(error) = &template.unusable {
+            log::warn!("{error}");
+            return template;
+        }
         // Some templates refuse a system message, others drop it: only trying it tells.
         let probe = [
             Message::new("system", "the system's words"),
@@ -89,7 +107,7 @@ impl ChatTemplate {
         let rendered = template.render_as_is(&probe, true);
         template.folds_system =
             !rendered.is_ok_and(|text| text.contains(probe[0].content.as_str()));
-        Ok(template)
+        template
     }
 
     /// The text of a conversation; `add_generation_prompt` opens the assistant's next turn.
@@ -97,6 +115,9 @@ impl ChatTemplate {
     /// Where the template has no place for a system message, it becomes the start of the
     /// first user message.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        if let Some(error) = &self.unusable {
+            return Err(error.clone());
+        }
         self.render_as_is(&self.folded(messages), add_generation_prompt)
             .map_err(|error| failed(&error))
     }
@@ -277,6 +298,36 @@ impl serde_json::ser::Formatter for Spaced {
     ) -> std::io::Result<()> {
         writer.write_all(b": ")
     }
+}
+
+/// The template without `{% generation %}` and its end, by which training marks what the assistant said: for the text
+/// they mean nothing. A condition that holds has their place, because a tag also takes the spaces around it.
+fn without_generation_marks(source: &str) -> String {
+    let mut cleaned = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag)) = rest.split_once("{%") {
+        let end = tag.find("%}").unwrap_or(tag.len());
+        let word = tag[..end].trim_matches(|c: char| c == '-' || c.is_whitespace());
+        let instead = match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => word,
+        };
+        cleaned.push_str(before);
+        cleaned.push_str("{%");
+        cleaned.push_str(&tag[..end].replacen(word, instead, 1));
+        rest = &tag[end..];
+    }
+    cleaned.push_str(rest);
+    cleaned
+}
+
+fn unusable(error: &minijinja::Error) -> Error {
+    Error::new(
+        Kind::Unsupported,
+        format!("the model's chat template cannot be read: {error}"),
+        "give whole prompts as raw text, or use a model file with another template",
+    )
 }
 
 fn failed(error: &minijinja::Error) -> Error {

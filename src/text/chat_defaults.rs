@@ -62,7 +62,6 @@ mod tests {
             Message::new("user", "V"),
         ];
         ChatTemplate::new(source, bos, eos)
-            .unwrap()
             .render(&messages, true)
             .unwrap()
     }

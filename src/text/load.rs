@@ -28,6 +28,14 @@ impl Tokenizer {
             None if model == "gpt2" => return Err(missing("merges")),
             None => None,
         };
+        // The largest vocabularies have two or three merges a token.
+        if merges.as_ref().is_some_and(|m| m.len() > 8 * tokens.len()) {
+            return Err(Error::new(
+                Kind::Format,
+                "the tokenizer has far more merges than tokens",
+                "get the model file again: its tokenizer is damaged",
+            ));
+        }
         let scores = match array("scores")? {
             Some(scores) if model != "gpt2" => scores.f32s()?.collect(),
             _ => Box::default(),

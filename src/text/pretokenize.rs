@@ -6,6 +6,7 @@
 //! what lies between two matches is a piece too. The expressions are those of
 //! the models' own `tokenizer.json` files.
 
+use crate::error::{Error, Kind, Result};
 use unicode_general_category::{GeneralCategory as Category, get_general_category};
 
 type Stage = fn(&str) -> usize;
@@ -21,8 +22,11 @@ pub(super) struct PreTokenizer {
 }
 
 impl PreTokenizer {
-    /// The pre-tokenizer of that name; an unknown one warns and is GPT-2's.
-    pub(super) fn named(name: &str) -> Self {
+    /// The pre-tokenizer of that name.
+    ///
+    /// # Errors
+    /// It is not known: text that is cut otherwise has other tokens than the model was trained on.
+    pub(super) fn named(name: &str) -> Result<Self> {
         let (stages, whole_words, add_bos): (&'static [Stage], bool, bool) = match name {
             "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "exaone4"
             | "mellum" | "gigachat" | "a.x-4.0" | "granite-docling" => (&[gpt2], false, false),
@@ -32,23 +36,26 @@ impl PreTokenizer {
             | "midm-2.0" | "lfm2" => (&[llama3], true, true),
             "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => (&[llama3], false, false),
             "qwen2" | "deepseek-r1-qwen" | "megrez" | "kormo" | "stablelm2" | "hunyuan"
-            | "solar-open" | "grok-2" => (&[qwen2], false, false),
+            | "solar-open" | "grok-2" | "f2llmv2" => (&[qwen2], false, false),
             "qwen35" => (&[qwen35], false, false),
             "tekken" => (&[tekken], true, true),
             "falcon" => (&[punctuation_or_backtick, gpt2, three_digits], false, false),
             "default" | "" => (&[punctuation, gpt2, digits, three_digits], false, false),
             unknown => {
-                log::warn!(
-                    "tokenizer: unknown pre-tokenizer '{unknown}': text is cut as for GPT-2"
-                );
-                (&[gpt2], false, false)
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!(
+                        "the tokenizer cuts text in a way of its own: tokenizer.ggml.pre is {unknown:?}"
+                    ),
+                    "use a model whose tokenizer cuts as that of GPT-2, SmolLM, Llama 3, Qwen 2, Mistral or Falcon does",
+                ));
             }
         };
-        PreTokenizer {
+        Ok(PreTokenizer {
             stages,
             whole_words,
             add_bos,
-        }
+        })
     }
 
     /// Calls `word` for the words of `text`, in order; together they are the text.
@@ -348,8 +355,15 @@ mod tests {
 
     fn words(name: &str, text: &str) -> Vec<String> {
         let mut words = Vec::new();
-        PreTokenizer::named(name).split(text, &mut |word| words.push(word.to_owned()));
+        let named = PreTokenizer::named(name).expect("a known one");
+        named.split(text, &mut |word| words.push(word.to_owned()));
         words
+    }
+
+    #[test]
+    fn an_unknown_one_is_an_error_that_names_it() {
+        let error = PreTokenizer::named("of-tomorrow").err().expect("unknown");
+        assert!(error.what().contains("of-tomorrow"), "{error}");
     }
 
     #[test]
@@ -403,10 +417,5 @@ mod tests {
             words("default", "a, 12345!"),
             ["a", ",", " ", "123", "45", "!"]
         );
-    }
-
-    #[test]
-    fn an_unknown_name_is_gpt2() {
-        assert_eq!(words("no-such", "a1 b"), words("gpt-2", "a1 b"));
     }
 }

@@ -102,7 +102,7 @@ impl Tokenizer {
         ending::drop_false_ends(&mut eog, |id| vocab.bytes(id));
         let pre_add_bos;
         let model = if parts.model == "gpt2" {
-            let pre = PreTokenizer::named(parts.pre);
+            let pre = PreTokenizer::named(parts.pre)?;
             pre_add_bos = pre.add_bos;
             Model::Bpe(Bpe::new(&vocab, parts.merges, pre))
         } else {
@@ -147,6 +147,13 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_bos: bool, parse_special: bool, out: &mut Vec<u32>) {
         let start = if add_bos { Start::Bos } else { Start::New };
         self.encode_parts(text, start, parse_special, None, out);
+    }
+
+    /// Appends the tokens of `text` where it goes on with a text.
+    ///
+    /// `parse_special` is that of [`encode`](Tokenizer::encode).
+    pub fn encode_on(&self, text: &str, parse_special: bool, out: &mut Vec<u32>) {
+        self.encode_parts(text, Start::Within, parse_special, None, out);
     }
 
     /// As [`encode`](Tokenizer::encode), but `marker` is taken out of the text

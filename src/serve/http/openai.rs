@@ -168,8 +168,7 @@ impl Asked {
         }
         let usual = Sampling::default();
         let sampling = Sampling {
-            // OpenAI's default.
-            temperature: self.temperature.unwrap_or(1.0),
+            temperature: self.temperature.unwrap_or(usual.temperature),
             top_k: self.top_k.unwrap_or(usual.top_k),
             top_p: self.top_p.unwrap_or(usual.top_p),
             min_p: self.min_p.unwrap_or(usual.min_p),

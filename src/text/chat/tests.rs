@@ -4,7 +4,6 @@ use super::{ChatTemplate, Message};
 
 fn render(source: &str, messages: &[Message]) -> String {
     ChatTemplate::new(source, "<s>", "</s>")
-        .unwrap()
         .render(messages, true)
         .unwrap()
 }
@@ -56,27 +55,44 @@ fn dates_are_of_today() {
 fn a_template_that_raises_is_an_error_with_its_words() {
     let source =
         "{% if messages[0].content == 'bad' %}{{ raise_exception('must alternate') }}{% endif %}";
-    let template = ChatTemplate::new(source, "", "").unwrap();
+    let template = ChatTemplate::new(source, "", "");
     let error = template.render(&user("bad"), true).unwrap_err().to_string();
     assert!(
         error.contains("must alternate") && error.contains("remedy"),
         "{error}"
     );
     assert!(template.render(&user("good"), true).is_ok());
-    assert!(ChatTemplate::new("{% for %}", "", "").is_err());
+}
+
+#[test]
+fn one_that_is_no_jinja_says_so_when_it_is_used_and_not_before() {
+    let huge = "a".repeat(super::SOURCE_BYTES_MAX + 1);
+    for (source, why) in [
+        ("{% for %}", "unexpected end of block"),
+        (&huge, "allowed are 262144"),
+    ] {
+        let error = ChatTemplate::new(source, "", "").render(&user("U"), true);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(why) && error.contains("raw text"), "{error}");
+    }
+}
+
+#[test]
+fn marks_for_training_are_left_out_with_the_spaces_that_they_take() {
+    let marked = "a {%- generation -%} {{ messages[0].content }} {% endgeneration %} b{% set generation = 1 %}";
+    assert_eq!(render(marked, &user("U")), "aU  b");
 }
 
 #[test]
 fn a_template_that_goes_on_for_ever_is_an_error() {
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
     let when_asked = format!("{{% if messages[0].content == 'bad' %}}{endless}{{% endif %}}");
-    let template = ChatTemplate::new(when_asked, "", "").unwrap();
+    let template = ChatTemplate::new(&when_asked, "", "");
     let error = template.render(&user("bad"), true).unwrap_err();
     assert!(error.what().contains("fuel"), "{error}");
     // Fuel is of one rendering, not of all.
     let long = vec![Message::new("user", "word ".repeat(1000)); 100];
     let echo = ChatTemplate::new("{% for m in messages %}{{ m.content }}{% endfor %}", "", "");
-    let echo = echo.unwrap();
     for _ in 0..100 {
         assert_eq!(echo.render(&long, true).unwrap().len(), 500_000);
     }

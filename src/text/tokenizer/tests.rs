@@ -118,6 +118,18 @@ fn decode(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u8> {
 }
 
 #[test]
+fn a_text_that_goes_on_with_another_begins_with_no_space() {
+    let tokenizer = spm(true);
+    let (mut new, mut on) = (Vec::new(), Vec::new());
+    tokenizer.encode("ab", false, false, &mut new);
+    tokenizer.encode_on("ab", false, &mut on);
+    assert_eq!(
+        (decode(&tokenizer, &new), decode(&tokenizer, &on)),
+        (b" ab".into(), b"ab".into())
+    );
+}
+
+#[test]
 fn merges_are_done_in_the_order_of_their_list() {
     // "he" comes before "el", so "hell" is found; "l" + "l" alone is not merged with a third.
     assert_eq!(
