@@ -84,6 +84,8 @@ struct Summary {
     architecture: &'static str,
     isa: String,
     threads: usize,
+    /// A GPU computes: "DRAM" is the memory that it computes in.
+    gpu: bool,
     memory: u64,
     io: String,
     slot_bytes: usize,
@@ -197,6 +199,7 @@ impl Bench {
             architecture,
             isa,
             threads,
+            gpu: gpu_rate.is_some(),
             memory: plan.total_bytes(),
             io,
             slot_bytes: plan.slot_bytes,
@@ -281,8 +284,9 @@ fn series(
 
 fn print(s: &Summary) {
     println!("{} on {} x {}, {}", s.architecture, s.threads, s.isa, s.io);
+    let dram = if s.gpu { "the GPU's memory" } else { "DRAM" };
     println!(
-        "memory {}; NVMe {:.2} GB/s before and {:.2} after, with {} reads of {}; DRAM {:.1} GB/s before and {:.1} after",
+        "memory {}; NVMe {:.2} GB/s before and {:.2} after, with {} reads of {}; {dram} {:.1} GB/s before and {:.1} after",
         report::bytes(s.memory),
         s.machine_before.nvme_bytes_per_s / 1e9,
         s.machine_after.nvme_bytes_per_s / 1e9,
@@ -332,7 +336,7 @@ fn print(s: &Summary) {
             "\nroofline: {} streamed per token, so at most {:.2} tok/s, bound by {}; reached {:.0}%",
             report::bytes(roofline.streamed_bytes),
             1.0 / roofline.seconds,
-            roofline.bound,
+            roofline.bound.replace("DRAM", dram),
             100.0 * share
         );
     }
