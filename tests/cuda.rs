@@ -21,6 +21,8 @@ mod kernels;
 mod launches;
 #[path = "cuda/likeliest.rs"]
 mod likeliest;
+#[path = "cuda/likeliest_checks.rs"]
+mod likeliest_checks;
 #[path = "support/shim.rs"]
 mod shim;
 #[path = "cuda/staged.rs"]

@@ -19,6 +19,8 @@ mod engine;
 mod greedy;
 #[path = "kernels/mod.rs"]
 mod kernels;
+#[path = "cuda/likeliest_checks.rs"]
+mod likeliest_checks;
 #[path = "support/models.rs"]
 mod models;
 #[path = "gpu/rates.rs"]

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::agreement::assert_synthetic_agrees;
 use crate::checks::{self, Gpu, assert_same, logits, on_cpu, on_gpu, options, tokens};
+use crate::likeliest_checks::answers_are_the_cpus;
 use crate::staged_checks::{self, BUDGETS, expected_of, moves_what_is_planned};
 use crate::support::synth::all_specs;
 use crate::{gpu, say};
@@ -55,6 +56,13 @@ fn beyond_a_split_logits_are_close_and_do_not_depend_on_the_batch() {
     let Some((gpu, _alone)) = gpu() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     checks::beyond_a_split(folder.path(), &gpu);
+}
+
+#[test]
+fn answers_are_the_cpus_and_those_of_all_logits() {
+    let Some((gpu, _alone)) = gpu() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    answers_are_the_cpus(folder.path(), &gpu);
 }
 
 #[test]

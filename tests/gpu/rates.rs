@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use airstream::device::cuda::Cuda;
-use airstream::device::cuda::driver::Stream;
+use airstream::device::cuda::driver::{Args, Stream};
 use cudarc::driver::sys::{self, CUresult};
 
 use crate::checks::Gpu;
-use crate::{figure, gpu};
+use crate::kernels::launch::Memory;
+use crate::support::weights::Rng;
+use crate::{figure, gpu, runner};
 
 /// How often a rate is measured: the fastest time counts.
 const TIMES: usize = 5;
 
+/// The shortest time of some work, in seconds.
 fn fastest(work: impl Fn()) -> f64 {
     work();
     let seconds = |_| {
@@ -21,6 +24,14 @@ fn fastest(work: impl Fn()) -> f64 {
         begun.elapsed().as_secs_f64()
     };
     (0..TIMES).map(seconds).fold(f64::INFINITY, f64::min)
+}
+
+/// Waits for all that was launched and copied.
+fn finish(gpu: &Gpu) {
+    gpu.record(Stream::Compute, 0).expect("it marks");
+    while !gpu.done(0).unwrap_or_else(|e| panic!("{e}")) {
+        std::thread::sleep(Duration::from_micros(20));
+    }
 }
 
 /// Bytes per second that a copy within the GPU's memory reads and writes.
@@ -34,10 +45,7 @@ fn copy_rate(gpu: &Gpu) -> f64 {
             let copied = unsafe { gpu.copy(Stream::Compute, to, from, bytes) };
             copied.unwrap_or_else(|e| panic!("{e}"));
         }
-        gpu.record(Stream::Compute, 0).expect("it marks");
-        while !gpu.done(0).unwrap_or_else(|e| panic!("{e}")) {
-            std::thread::sleep(Duration::from_micros(20));
-        }
+        finish(gpu);
     });
     for memory in [from, to] {
         // SAFETY: nothing uses it any more.
@@ -56,6 +64,43 @@ fn memory() {
     let _slots = slots.unwrap_or_else(|e| panic!("{e}"));
     let read = device.read_rate().unwrap_or_else(|e| panic!("{e}"));
     figure("read_gb_s", read / 1e9);
+}
+
+/// What the likeliest tokens of rows of the largest vocabulary take.
+#[test]
+fn likely_tokens() {
+    const VOCAB: usize = 262_144;
+    const TIMES: usize = 64;
+    let (Some((gpu, _alone)), Some(runner)) = (gpu(), runner()) else {
+        return;
+    };
+    let kernel = |name| gpu.kernel(name).unwrap_or_else(|e| panic!("{e}"));
+    let (leaders, top_k) = (kernel("leaders"), kernel("top_k"));
+    for rows in [1, 8] {
+        let mut random = Rng(1);
+        let values = (0..rows * VOCAB).map(|_| random.range(-9.0, 9.0));
+        let logits = Memory::of(runner, &values.collect::<Vec<f32>>());
+        let found = Memory::of(runner, &vec![0_u64; rows * 2048]);
+        let out = Memory::of(runner, &vec![0_u64; rows * 64]);
+        let args = Args::new().with(logits.at(0)).with(VOCAB as u32);
+        let args = args.with(found.at(0));
+        let with_out = args.clone().with(out.at(0));
+        let seconds = fastest(|| {
+            for _ in 0..TIMES {
+                // SAFETY: as `kernels/top_k.cu` has it; the memory stays until all is done.
+                let launched = unsafe {
+                    let led = gpu.launch(leaders, [32, rows as u32, 1], 64, &args);
+                    led.and_then(|()| gpu.launch(top_k, [1, rows as u32, 1], 1024, &with_out))
+                };
+                launched.unwrap_or_else(|e| panic!("{e}"));
+            }
+            finish(&gpu);
+        });
+        figure(
+            &format!("likely_tokens_of_{rows}_rows_us"),
+            seconds / TIMES as f64 * 1e6,
+        );
+    }
 }
 
 /// Products of 16 x 16 and 16 x 8 that a warp has under way, so that none waits for the last one.
