@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use airstream::board::config::Board;
-use airstream::board::governor::Goals;
+use airstream::board::governor::{Goals, HeldBy};
 use airstream::board::monitor::SAMPLE_EVERY;
 use airstream::board::sensors::{DISCOVER_EVERY_S, Sensors, current_mode};
 use airstream::board::{GiveUp, Limits, Monitor, detect};
@@ -162,6 +162,20 @@ fn what_vanishes_is_left_out_and_found_again_at_a_bounded_rate() {
 }
 
 #[test]
+fn drivers_that_are_loaded_late_are_found() {
+    let root = trees::root("orin-nano-8gb-super");
+    let board = board(root.path());
+    let hwmon = root.path().join("sys/class/hwmon/hwmon1");
+    std::fs::remove_dir_all(&hwmon).expect("removed");
+    let mut sensors = Sensors::new(&board, root.path(), 0.0);
+    assert_eq!(sensors.sample(1.0).power_w, None);
+    trees::plant("nano-rails", root.path());
+    assert_eq!(sensors.sample(2.0).power_w, None);
+    let reading = sensors.sample(DISCOVER_EVERY_S + 0.1);
+    assert!(near(reading.power_w, 5.032 * 1.2));
+}
+
+#[test]
 fn a_zone_that_wakes_up_counts_from_then_on() {
     let root = trees::root("thor-t5000");
     let mut sensors = Sensors::new(&board(root.path()), root.path(), 0.0);
@@ -205,7 +219,7 @@ fn a_monitor_sums_up_energy() {
     assert!(near(energy.joules_per_token(10), energy.joules / 10.0));
     assert_eq!(monitor.mode().map(|mode| mode.name.as_str()), Some("15W"));
     assert_eq!(monitor.pace().limits().duty, 1.0);
-    // A host without sensors has no energy, and no thread that looks for it.
+    // A host without sensors has no energy, and without a governor no thread that looks for it.
     let empty = tempfile::tempdir().expect("a temporary folder");
     let monitor = Monitor::start(&board, empty.path(), None);
     std::thread::sleep(Duration::from_millis(20));
@@ -242,6 +256,14 @@ fn a_monitor_holds_the_engine_down() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+    let latest = monitor.latest();
+    let governed = latest.governed.expect("a governor");
+    assert_eq!(
+        (governed.limit_w, governed.held_by),
+        (Some(3.0), HeldBy::Power)
+    );
+    assert!(governed.effort < 0.6, "{governed:?}");
+    assert_eq!(latest.over_current_events, Some(0));
     let limits = pace.limits();
     assert!(limits.rows < 300 && limits.duty <= 1.0, "{limits:?}");
     let sweep = Duration::from_millis(100);

@@ -85,6 +85,33 @@ pub struct Goals {
     pub give_up: GiveUp,
 }
 
+/// What holds the effort down most.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldBy {
+    /// Nothing does: the engine does all it can.
+    #[default]
+    Nothing,
+    /// The limit of power.
+    Power,
+    /// The junction's temperature, or that nobody knows it any more.
+    Heat,
+    /// An over-current event.
+    OverCurrent,
+}
+
+impl HeldBy {
+    /// In a few words.
+    pub fn words(self) -> &'static str {
+        match self {
+            HeldBy::Nothing => "nothing",
+            HeldBy::Power => "the power limit",
+            HeldBy::Heat => "heat",
+            HeldBy::OverCurrent => "over-current",
+        }
+    }
+}
+
 /// What the engine may do until the governor says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Limits {
@@ -159,6 +186,25 @@ impl Governor {
     pub fn effort(&self) -> f64 {
         let strictest = self.for_power.min(self.for_heat).min(self.for_current);
         strictest.clamp(EFFORT_MIN, 1.0)
+    }
+
+    /// What holds it down.
+    pub fn held_by(&self) -> HeldBy {
+        let effort = self.effort();
+        if effort >= 1.0 {
+            HeldBy::Nothing
+        } else if self.for_current <= effort {
+            HeldBy::OverCurrent
+        } else if self.for_heat <= effort {
+            HeldBy::Heat
+        } else {
+            HeldBy::Power
+        }
+    }
+
+    /// What it keeps.
+    pub fn goals(&self) -> &Goals {
+        &self.goals
     }
 
     /// Takes in a reading that comes `dt_s` after the last one. `period_s` is how long a sweep takes with its pause

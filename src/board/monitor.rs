@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Reading;
 use super::config::Board;
-use super::governor::{GiveUp, Goals, Governor, Limits};
+use super::governor::{GiveUp, Goals, Governor, HeldBy, Limits};
 use super::pace::Pace;
 use super::sensors::{CurrentMode, Sensors, current_mode};
 
@@ -18,6 +18,13 @@ pub const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 const SAMPLE_LEAST_S: f64 = 0.01;
 /// A sensor that is silent for so long is taken to draw what it drew before; after that its time is not counted.
 const BRIDGE_S: f64 = 3.0;
+
+/// Below this effort the engine is held down...
+const EFFORT_HELD: f64 = 0.9;
+/// ...and above this one it is not any more.
+const EFFORT_FREE: f64 = 0.99;
+/// The log is told of it at most so often.
+const TELL_EVERY_S: f64 = 60.0;
 
 impl Goals {
     /// What `board`, whose files lie under `root`, is to keep: `limit_w`, or the budget of the power mode that is set.
@@ -82,15 +89,41 @@ impl Energy {
     }
 }
 
+/// What the governor does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Governed {
+    /// Average power that it keeps; none if it is not limited.
+    pub limit_w: Option<f64>,
+    /// The share of what the engine could do, between 0 and 1.
+    pub effort: f64,
+    /// What holds it down.
+    pub held_by: HeldBy,
+    /// Threads that may compute.
+    pub threads: u32,
+}
+
+/// How things stand after a sample.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Latest {
+    /// The sample.
+    pub reading: Reading,
+    /// Energy until then.
+    pub energy: Energy,
+    /// What the governor does, where there is one.
+    pub governed: Option<Governed>,
+    /// Over-current events since the start; none if nothing counts them.
+    pub over_current_events: Option<u64>,
+}
+
 /// What changes with every sample.
 struct State {
     sensors: Sensors,
     governor: Option<Governor>,
-    reading: Reading,
-    energy: Energy,
+    latest: Latest,
     last_s: f64,
     /// The newest power, and when it was measured.
     power: Option<(f64, f64)>,
+    tells: Tells,
 }
 
 impl State {
@@ -100,23 +133,108 @@ impl State {
             return;
         }
         self.last_s = now_s;
-        self.reading = self.sensors.sample(now_s);
-        if let Some(watts) = self.reading.power_w {
+        let reading = self.sensors.sample(now_s);
+        self.latest.reading = reading;
+        if let Some(watts) = reading.power_w {
             self.power = Some((watts, now_s));
         }
+        let energy = &mut self.latest.energy;
         if let Some((watts, _)) = self.power.filter(|(_, at_s)| now_s - at_s <= BRIDGE_S) {
-            self.energy.joules += watts * dt_s;
-            self.energy.seconds += dt_s;
+            energy.joules += watts * dt_s;
+            energy.seconds += dt_s;
         }
-        self.energy.peak_c = higher(self.energy.peak_c, self.reading.junction_c);
+        energy.peak_c = higher(energy.peak_c, reading.junction_c);
+        if self.sensors.over_current_counters() > 0 {
+            let events = self.latest.over_current_events.get_or_insert(0);
+            *events += u64::from(reading.over_current_events);
+        }
         if let Some(governor) = &mut self.governor {
-            pace.set_limits(governor.step(&self.reading, pace.period_s(), dt_s));
+            let limits = governor.step(&reading, pace.period_s(), dt_s);
+            pace.set_limits(limits);
+            let governed = Governed {
+                limit_w: governor.goals().power_w,
+                effort: governor.effort(),
+                held_by: governor.held_by(),
+                threads: limits.threads,
+            };
+            self.latest.governed = Some(governed);
+            self.tells.governed(&governed, now_s);
+            self.tells.measured(&reading);
+        }
+    }
+}
+
+/// What the log is told of the governor, lest somebody wonders why answers are slow.
+#[derive(Default)]
+struct Tells {
+    /// The engine is held down, and when that was told, or that it is over.
+    held: bool,
+    told_s: Option<f64>,
+    /// Power is to be kept, and nothing measures it.
+    blind: bool,
+}
+
+impl Tells {
+    /// Tells what is kept, and what cannot be.
+    fn start(&mut self, goals: &Goals, sensors: &Sensors, mode: Option<&CurrentMode>) {
+        let rails = sensors.total_rails();
+        let mode = mode.map_or(String::new(), |mode| format!(" (power mode {})", mode.name));
+        match goals.power_w {
+            Some(watts) if rails.is_empty() => {
+                self.blind = true;
+                log::warn!(
+                    "nothing measures power here: it is not held at {watts} W{mode}; `airstream doctor` says what to do"
+                );
+            }
+            Some(watts) => log::info!("power is held at {watts} W{mode}: {}", rails.join(" + ")),
+            None => log::info!("power is not limited{mode}"),
+        }
+        let (zones, target_c) = (sensors.zones().len(), goals.target_c);
+        match zones {
+            0 => log::warn!(
+                "no thermal zone answers: heat is not governed; `airstream doctor` says what to do"
+            ),
+            _ => log::info!("the junction is held under {target_c} C: {zones} zones"),
+        }
+    }
+
+    /// Tells when the engine begins to be held down, and when it is let go; not more often than every minute.
+    fn governed(&mut self, governed: &Governed, now_s: f64) {
+        let soon = self
+            .told_s
+            .is_some_and(|told_s| now_s - told_s < TELL_EVERY_S);
+        let changed = match self.held {
+            true => governed.effort > EFFORT_FREE,
+            false => governed.effort < EFFORT_HELD,
+        };
+        if soon || !changed {
+            return;
+        }
+        (self.held, self.told_s) = (!self.held, Some(now_s));
+        match self.held {
+            true => log::info!(
+                "held down by {}: {:.0}% of the work, {} threads",
+                governed.held_by.words(),
+                100.0 * governed.effort,
+                governed.threads
+            ),
+            false => log::info!("no longer held down"),
+        }
+    }
+
+    /// Tells that a sensor has come after all.
+    fn measured(&mut self, reading: &Reading) {
+        if self.blind && reading.power_w.is_some() {
+            self.blind = false;
+            log::info!("power is measured now, and held");
         }
     }
 }
 
 struct Shared {
     state: Mutex<State>,
+    /// As of the last sample: whoever asks does not wait for a sensor that hangs.
+    latest: Mutex<Latest>,
     pace: Pace,
     began: Instant,
     stop: AtomicBool,
@@ -124,10 +242,11 @@ struct Shared {
 
 impl Shared {
     /// Samples now.
-    fn step(&self) -> MutexGuard<'_, State> {
+    fn step(&self) -> Latest {
         let mut state = lock(&self.state);
         state.step(self.began.elapsed().as_secs_f64(), &self.pace);
-        state
+        *lock(&self.latest) = state.latest;
+        state.latest
     }
 }
 
@@ -143,40 +262,47 @@ impl Monitor {
     /// at full effort does what the limits say.
     pub fn start(board: &Board, root: &Path, govern: Option<(Goals, Limits)>) -> Monitor {
         let sensors = Sensors::new(board, root, -SAMPLE_EVERY.as_secs_f64());
-        let watched = !sensors.rails().is_empty()
+        let mode = current_mode(root, board);
+        let mut tells = Tells::default();
+        if let Some((goals, _)) = &govern {
+            tells.start(goals, &sensors, mode.as_ref());
+        }
+        // What is to be governed may get its sensors later; where there is nothing to read there is nothing to do else.
+        let watched = govern.is_some()
+            || !sensors.rails().is_empty()
             || !sensors.zones().is_empty()
             || sensors.over_current_counters() > 0;
         let mut state = State {
             sensors,
             governor: govern.map(|(goals, full)| Governor::new(goals, full)),
-            reading: Reading::default(),
-            energy: Energy::default(),
+            latest: Latest::default(),
             last_s: -SAMPLE_EVERY.as_secs_f64(),
             power: None,
+            tells,
         };
         // A board that is hot already is not to find out in the middle of the first sweep.
         let pace = Pace::new();
         state.step(0.0, &pace);
-        (state.energy.joules, state.energy.seconds) = (0.0, 0.0);
+        let energy = &mut state.latest.energy;
+        (energy.joules, energy.seconds) = (0.0, 0.0);
         let shared = Arc::new(Shared {
+            latest: Mutex::new(state.latest),
             state: Mutex::new(state),
             pace,
             began: Instant::now(),
             stop: AtomicBool::new(false),
         });
-        // Where there is nothing to read there is nothing to do.
         let thread = watched.then(|| spawn(Arc::clone(&shared))).flatten();
         Monitor {
             shared,
             thread,
-            mode: current_mode(root, board),
+            mode,
         }
     }
 
-    /// The newest sample, and energy until then. Reads nothing.
-    pub fn latest(&self) -> (Reading, Energy) {
-        let state = lock(&self.shared.state);
-        (state.reading, state.energy)
+    /// How things stood at the newest sample. Reads nothing.
+    pub fn latest(&self) -> Latest {
+        *lock(&self.shared.latest)
     }
 
     /// Energy until now.
@@ -212,7 +338,7 @@ impl Drop for Monitor {
 fn spawn(shared: Arc<Shared>) -> Option<JoinHandle<()>> {
     let body = move || {
         while !shared.stop.load(Ordering::Acquire) {
-            drop(shared.step());
+            shared.step();
             std::thread::park_timeout(SAMPLE_EVERY);
         }
     };

@@ -450,13 +450,7 @@ impl Answering {
         let (waiting, running) = self.scheduler.requests();
         (status.waiting, status.running) = (waiting as u32, running as u32);
         status.total = self.done();
-        let (reading, energy) = self.monitor.latest();
-        status.board = BoardStatus {
-            power_w: reading.power_w,
-            junction_c: reading.junction_c,
-            peak_c: energy.peak_c,
-            joules: energy.joules,
-        };
+        status.board = BoardStatus::from(&self.monitor.latest());
         let (since, before) = self.samples[0];
         let seconds = since.elapsed().as_secs_f64().max(1e-3);
         let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;

@@ -8,6 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
+use crate::board::governor::HeldBy;
+use crate::board::monitor;
 use crate::engine::Spent;
 use crate::engine::request::SessionName;
 use crate::units::bytes;
@@ -152,6 +154,42 @@ pub struct BoardStatus {
     pub peak_c: Option<f64>,
     /// Energy since the start, over the time in which power was measured.
     pub joules: f64,
+    /// Over-current events since the start.
+    pub over_current_events: Option<u64>,
+    /// What the governor does, where there is one.
+    pub governor: Option<GovernorStatus>,
+}
+
+/// How the governor holds the engine to the limits of the board.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct GovernorStatus {
+    /// Average power that it keeps, in watts; none if it is not limited.
+    pub limit_w: Option<f64>,
+    /// The share of what the engine could do, between 0 and 1.
+    pub effort: f64,
+    /// What holds it down.
+    pub held_by: HeldBy,
+    /// Threads that may compute.
+    pub threads: u32,
+}
+
+impl From<&monitor::Latest> for BoardStatus {
+    fn from(latest: &monitor::Latest) -> BoardStatus {
+        let governor = latest.governed.map(|governed| GovernorStatus {
+            limit_w: governed.limit_w,
+            effort: governed.effort,
+            held_by: governed.held_by,
+            threads: governed.threads,
+        });
+        BoardStatus {
+            power_w: latest.reading.power_w,
+            junction_c: latest.reading.junction_c,
+            peak_c: latest.energy.peak_c,
+            joules: latest.energy.joules,
+            over_current_events: latest.over_current_events,
+            governor,
+        }
+    }
 }
 
 /// Work done.
@@ -315,6 +353,20 @@ impl fmt::Display for Status {
         }
         if let (Some(junction), Some(peak)) = (board.junction_c, board.peak_c) {
             writeln!(f, "junction  {junction:.1} C, at most {peak:.1} C so far")?;
+        }
+        if let Some(governor) = &board.governor {
+            let (effort, threads) = (100.0 * governor.effort, governor.threads);
+            write!(f, "governor  {effort:.0}% of the work, {threads} threads")?;
+            if governor.held_by != HeldBy::Nothing {
+                write!(f, ", held down by {}", governor.held_by.words())?;
+            }
+            if let Some(watts) = governor.limit_w {
+                write!(f, "; power limit {watts:.1} W")?;
+            }
+            if let Some(events) = board.over_current_events.filter(|&events| events > 0) {
+                write!(f, "; {events} over-current events")?;
+            }
+            writeln!(f)?;
         }
         writeln!(
             f,

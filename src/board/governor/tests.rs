@@ -389,7 +389,10 @@ fn the_user_chooses_what_is_lost_first() {
             junction_c: Some(90.0 - BAND_K / 2.0),
             ..Reading::default()
         };
-        governor.step(&hot, 0.1, DT_S)
+        assert_eq!(governor.held_by(), HeldBy::Nothing);
+        let limits = governor.step(&hot, 0.1, DT_S);
+        assert_eq!(governor.held_by(), HeldBy::Heat);
+        limits
     };
     let (latency, throughput) = (limits(GiveUp::Latency), limits(GiveUp::Throughput));
     assert_eq!((latency.rows, latency.drafts), (512, 4));

@@ -1,8 +1,8 @@
 //! Power, temperatures and clocks, as sysfs tells them.
 //!
 //! Paths are discovered once and files kept open; a sample reads them and allocates nothing. What does not answer is
-//! left out of the sample. When a file is gone, everything is discovered anew, but not more often than every
-//! [`DISCOVER_EVERY_S`] seconds.
+//! left out of the sample. When a file is gone, or power or temperature has no sensor (drivers may be loaded later),
+//! everything is discovered anew, but not more often than every [`DISCOVER_EVERY_S`] seconds.
 
 mod clocks;
 mod mode;
@@ -49,7 +49,7 @@ pub struct Sensors {
     zones: Vec<Zone>,
     over_current: Vec<Counter>,
     clocks: Clocks,
-    /// Something was there and is no more.
+    /// Something was there and is no more, or has not been there yet.
     missing: bool,
     discovered_s: f64,
     clocks_read_s: f64,
@@ -84,7 +84,7 @@ impl Sensors {
             .map(|probe| Counter { probe, last: None })
             .collect();
         self.clocks = Clocks::discover(&self.root);
-        self.missing = false;
+        self.missing = self.zones.is_empty() || self.rails.total().is_empty();
         self.discovered_s = now_s;
     }
 
@@ -92,8 +92,6 @@ impl Sensors {
     pub fn sample(&mut self, now_s: f64) -> Reading {
         if self.missing && now_s - self.discovered_s >= DISCOVER_EVERY_S {
             self.discover(now_s);
-            // What is still not there is looked for again.
-            self.missing = self.zones.is_empty() || self.rails.total().is_empty();
         }
         let mut missing = false;
         let mut number = |probe: &Probe| match probe.read() {

@@ -133,6 +133,7 @@ pub(super) fn text(status: &Status) -> String {
         let _ = writeln!(text, "airstream_{name} {value}");
     }
     let board = &status.board;
+    let governor = board.governor.as_ref();
     for (name, kind, help, value) in [
         (
             "power_watts",
@@ -144,13 +145,38 @@ pub(super) fn text(status: &Status) -> String {
             "energy_joules_total",
             "counter",
             "What it has drawn since the daemon started.",
-            board.power_w.map(|_| board.joules),
+            // Once there, a counter stays, also while a sensor is silent.
+            (board.joules > 0.0).then_some(board.joules),
         ),
         (
             "junction_celsius",
             "gauge",
             "The hottest thermal zone.",
             board.junction_c,
+        ),
+        (
+            "over_current_events_total",
+            "counter",
+            "Events that the board has counted since the daemon started.",
+            board.over_current_events.map(|events| events as f64),
+        ),
+        (
+            "power_limit_watts",
+            "gauge",
+            "What the governor keeps average power within.",
+            governor.and_then(|governor| governor.limit_w),
+        ),
+        (
+            "governor_effort",
+            "gauge",
+            "The share of the work that the governor lets the engine do.",
+            governor.map(|governor| governor.effort),
+        ),
+        (
+            "governor_threads",
+            "gauge",
+            "Threads that it lets compute.",
+            governor.map(|governor| f64::from(governor.threads)),
         ),
     ] {
         // What nothing measures is left out, not 0.
@@ -212,7 +238,8 @@ fn label(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::status::{BoardStatus, ModelStatus};
+    use crate::board::governor::HeldBy;
+    use crate::serve::status::{BoardStatus, GovernorStatus, ModelStatus};
 
     #[test]
     fn what_nothing_measures_is_left_out() {
@@ -222,6 +249,13 @@ mod tests {
             junction_c: Some(49.125),
             peak_c: Some(50.0),
             joules: 12.0,
+            over_current_events: Some(2),
+            governor: Some(GovernorStatus {
+                limit_w: Some(15.0),
+                effort: 0.625,
+                held_by: HeldBy::Power,
+                threads: 3,
+            }),
         };
         let status = Status {
             board,
@@ -231,6 +265,10 @@ mod tests {
             "airstream_power_watts 6.5\n",
             "airstream_energy_joules_total 12\n",
             "airstream_junction_celsius 49.125\n",
+            "airstream_over_current_events_total 2\n",
+            "airstream_power_limit_watts 15\n",
+            "airstream_governor_effort 0.625\n",
+            "airstream_governor_threads 3\n",
         ] {
             assert!(text(&status).contains(line), "{line}");
         }
@@ -240,6 +278,17 @@ mod tests {
             shown.contains("junction  49.1 C, at most 50.0 C"),
             "{shown}"
         );
+        let governor = "governor  62% of the work, 3 threads, held down by the power limit; power limit 15.0 W; 2 over";
+        assert!(shown.contains(governor), "{shown}");
+        // A sensor that is silent for a moment takes no counter away.
+        let silent = Status {
+            board: BoardStatus {
+                power_w: None,
+                ..board
+            },
+            ..Status::default()
+        };
+        assert!(text(&silent).contains("airstream_energy_joules_total 12\n"));
     }
 
     #[test]
