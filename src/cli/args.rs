@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::device::DeviceChoice;
 use crate::device::cpu::Isa;
-use crate::engine::{Engine, ModelOptions, Options, Precision};
+use crate::engine::{Engine, ModelOptions, Options, Precision, THREADS_MAX};
 use crate::error::Result;
 use crate::io::Backend;
 
@@ -35,7 +35,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "8|12", default_value_t)]
     activations: Precision,
     /// Threads that compute. Default: as many as this process may use.
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX as i64))]
     pub threads: Option<u16>,
     /// Tokens at most that are computed ahead in a sweep where the conversation suggests them, because its last words
     /// stood in it before; 0 for none. Never changes the answer. Default: 7, or fewer where memory is short.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::plan::{Plan, Request};
 use super::pool::{self, Pool, Subject};
 use crate::board::detect::memory_available;
+use crate::device::cpu::THREADS_MAX;
 use crate::device::cpu::{Cpu, Isa, Precision};
 use crate::device::cuda::driver::Driver;
 use crate::device::{DeviceChoice, Placement};
@@ -272,9 +273,8 @@ pub fn divide(
 /// A budget that leaves nothing to be desired.
 const UNLIMITED: u64 = u64::MAX >> 1;
 
-/// Threads that compute: as asked, or all that this process may use.
+/// Threads that compute: as asked, or all that this process may use, as far as one pool can have them.
 pub fn threads(options: &Options) -> usize {
-    options
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    let usable = || std::thread::available_parallelism().map_or(1, usize::from);
+    options.threads.unwrap_or_else(|| usable().min(THREADS_MAX))
 }

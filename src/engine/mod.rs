@@ -36,7 +36,7 @@ use crate::trace::Trace;
 use demand::Demand;
 
 pub use crate::device::DeviceChoice;
-pub use crate::device::cpu::Precision;
+pub use crate::device::cpu::{Precision, THREADS_MAX};
 pub use crate::model::forward::{Choices, Row, Wanted};
 pub use crate::store::ModelId;
 pub use hosting::Share;

@@ -15,7 +15,7 @@ use toml::Spanned;
 use super::outbox::Outbox;
 use super::serial::port;
 use crate::engine::plan::CONTEXT_DEFAULT;
-use crate::engine::{DeviceChoice, Precision};
+use crate::engine::{DeviceChoice, Precision, THREADS_MAX};
 use crate::error::{Error, Kind, Result};
 use crate::units::parse_size;
 
@@ -109,9 +109,8 @@ pub enum Load {
 pub struct Socket {
     /// Where it is.
     pub path: PathBuf,
-    /// Who may connect, as a file mode.
-    #[serde(default)]
-    pub mode: Mode,
+    /// Who may connect, as a file mode. Default: 0660, or what the service manager has given the socket.
+    pub mode: Option<Mode>,
     /// The group it belongs to.
     pub group: Option<String>,
     /// Only these users may use it, if any are named. Root is not excepted.
@@ -398,11 +397,21 @@ impl Config {
                 place.range(at, "context", u64::from(context), 1..=1 << 24)?;
             }
         }
-        for spanned in &self.sockets {
-            place.socket_path(spanned.span().start, "path", &spanned.as_ref().path)?;
+        if let Some(threads) = self.threads {
+            let at = place.text.find("\nthreads").map_or(0, |before| before + 1);
+            place.range(at, "threads", u64::from(threads), 1..=THREADS_MAX as u64)?;
         }
-        for spanned in &self.serials {
+        for (index, spanned) in self.sockets.iter().enumerate() {
+            let (at, path) = (spanned.span().start, &spanned.as_ref().path);
+            place.socket_path(at, "path", path)?;
+            let earlier = self.sockets[..index].iter();
+            place.once(at, path, earlier.map(|socket| &socket.as_ref().path))?;
+        }
+        for (index, spanned) in self.serials.iter().enumerate() {
             let (at, serial) = (spanned.span().start, spanned.as_ref());
+            let earlier = self.serials[..index].iter();
+            let earlier = earlier.map(|serial| &serial.as_ref().device);
+            place.once(at, &serial.device, earlier)?;
             if port::speed(serial.baud).is_none() {
                 let what = format!("`baud` {} is no usual speed", serial.baud);
                 return Err(place.error(at, what, format!("use one of {}", port::speeds())));
@@ -445,7 +454,11 @@ impl Config {
             ));
         }
         match &http.listen {
-            Listen::Unix(path) => place.socket_path(at, "listen", path),
+            Listen::Unix(path) => {
+                place.socket_path(at, "listen", path)?;
+                let sockets = self.sockets.iter();
+                place.once(at, path, sockets.map(|socket| &socket.as_ref().path))
+            }
             Listen::Tcp(address) => {
                 if !address.ip().is_loopback() && http.token.is_none() && http.token_file.is_none()
                 {
@@ -540,6 +553,20 @@ impl Place<'_> {
         }
         let remedy = format!("give a number from {} to {}", range.start(), range.end());
         Err(self.error(at, format!("`{key}` is {value}"), remedy))
+    }
+
+    /// Nothing can be served twice in one place.
+    fn once<'a>(
+        &self,
+        at: usize,
+        path: &Path,
+        mut earlier: impl Iterator<Item = &'a PathBuf>,
+    ) -> Result<()> {
+        if !earlier.any(|earlier| earlier == path) {
+            return Ok(());
+        }
+        let what = format!("{} is there twice", path.display());
+        Err(self.error(at, what, "keep one of them"))
     }
 
     fn socket_path(&self, at: usize, key: &str, path: &Path) -> Result<()> {

@@ -10,10 +10,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-use super::config::{Config, Limits, Load, Size};
+use super::config::{Config, Limits, Listen, Load, Size};
 use super::engine::{Answering, Setup};
 use super::front::Front;
-use super::sockets::Sockets;
+use super::http::Token;
+use super::sockets::{self, Sockets};
 use super::status::{ModelState, Status, models};
 use super::systemd;
 use super::worker::{Order, TOKENIZING_THREADS, Worker};
@@ -49,7 +50,7 @@ async fn serve(config: Config, path: &Path, setup: Setup) -> Result<()> {
     let sockets = Sockets::open(&config)?;
     let worker = Worker::new(ORDERS_MAX, first_status(&config));
     let front = Front::new(worker.clone(), config);
-    sockets.serve(&front);
+    let http = sockets.serve(&front);
     let (opened, mut ended) = start_engine(&front, setup)?;
     let started = Instant::now();
     tokio::select! {
@@ -74,7 +75,7 @@ async fn serve(config: Config, path: &Path, setup: Setup) -> Result<()> {
                 return end.unwrap_or_else(|_| Err(died()));
             }
             () = signals.stop() => break,
-            _ = hangup.recv() => reload(&front, path),
+            _ = hangup.recv() => reload(&front, path, http.as_ref()),
         }
     }
     finish(&front, &mut signals, ended).await;
@@ -146,7 +147,7 @@ async fn progress(worker: &Worker) -> std::convert::Infallible {
         let arrived = reading
             .as_ref()
             .map(|r| r.arrived.load(std::sync::atomic::Ordering::Relaxed));
-        // A disk that delivers nothing is not waited for endlessly. What opening does is not counted: it locks the arena,
+        // A disk that delivers nothing is not waited for endlessly. What opening does is not counted: it takes the arena,
         // and compiles the GPU's kernels.
         let opens = arrived.is_none() && begun.elapsed() < OPENING_MAX;
         if opens || Some(arrived) != before {
@@ -187,10 +188,21 @@ async fn finish(front: &Front, signals: &mut Signals, ended: oneshot::Receiver<R
     let _ = tokio::time::timeout(within.max(LAST_WORDS), ended).await;
 }
 
-/// Reads the configuration again, and takes over what may change.
-fn reload(front: &Rc<Front>, path: &Path) {
+/// Reads the configuration again, and takes over what may change. `http` is where HTTP is served, and for which token.
+fn reload(front: &Rc<Front>, path: &Path, http: Option<&(Listen, Token)>) {
     systemd::reloading();
-    match Config::read(path) {
+    let read = Config::read(path).and_then(|config| {
+        // What is meant for another address is not for the one that is open.
+        let new = config.http.as_ref().map(|new| new.as_ref());
+        let same = new
+            .zip(http)
+            .filter(|(new, (listen, _))| new.listen == *listen);
+        if let Some((new, (_, token))) = same {
+            token.become_like(&sockets::token(new)?);
+        }
+        Ok(config)
+    });
+    match read {
         Ok(mut config) => {
             let old = front.config();
             for what in unchangeable(&old, &config) {
@@ -202,7 +214,7 @@ fn reload(front: &Rc<Front>, path: &Path) {
                 .order_always(Order::Reload(Arc::new(config.clone())));
             front.set_config(config);
             log::info!(
-                "{}: read again; a token file is not, nor are models that have the path they had",
+                "{}: read again; models that have the path they had are not",
                 path.display()
             );
             systemd::ready("configuration read again");
@@ -242,10 +254,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<&'static str> {
             .map(|s| s.as_ref())
             .eq(new.serials.iter().map(|s| s.as_ref())),
     );
-    differs(
-        "[http]",
-        old.http.as_ref().map(|h| h.as_ref()) != new.http.as_ref().map(|h| h.as_ref()),
-    );
+    let listen = |config: &Config| Some(config.http.as_ref()?.as_ref().listen.clone());
+    differs("`listen` of [http]", listen(old) != listen(new));
     let (a, b) = (&old.limits, &new.limits);
     differs("`sessions`", a.sessions != b.sessions);
     differs("`queue`", a.queue != b.queue);

@@ -96,9 +96,10 @@ impl Sockets {
         );
         let mut unix = Vec::new();
         for socket in config.sockets.iter().map(|socket| socket.as_ref()) {
-            let listening = match unclaimed.unix(&socket.path) {
-                Some(fd) => Listening::inherited(fd)?,
-                None => Listening::bind(&socket.path, socket.mode.0, socket.group.as_deref())?,
+            let (path, group) = (&socket.path, socket.group.as_deref());
+            let listening = match unclaimed.unix(path) {
+                Some(fd) => Listening::inherited(fd, path, socket.mode.map(|mode| mode.0), group)?,
+                None => Listening::bind(path, socket.mode.unwrap_or_default().0, group)?,
             };
             unix.push((listening, socket.allow_uids.clone()));
         }
@@ -119,25 +120,29 @@ impl Sockets {
         Ok(Sockets { unix, http })
     }
 
-    /// Lets clients in.
-    pub fn serve(self, front: &Rc<Front>) {
+    /// Lets clients in; what those of HTTP must show, if there is HTTP. Another token may be put there.
+    pub fn serve(self, front: &Rc<Front>) -> Option<(Listen, Token)> {
         for (listening, allow_uids) in self.unix {
             tokio::task::spawn_local(unix::serve(Rc::clone(front), listening, allow_uids));
         }
-        if let Some((listener, token)) = self.http {
-            tokio::task::spawn_local(http::serve(Rc::clone(front), listener, token));
-        }
-        for serial in &front.config().serials {
+        let config = front.config();
+        let served = self.http.zip(config.http.as_ref());
+        let served = served.map(|((listener, token), http)| {
+            tokio::task::spawn_local(http::serve(Rc::clone(front), listener, token.clone()));
+            (http.as_ref().listen.clone(), token)
+        });
+        for serial in &config.serials {
             let serial = serial.as_ref().clone();
             tokio::task::spawn_local(serial::serve(Rc::clone(front), serial));
         }
+        served
     }
 }
 
 fn open_http(http: &Http, unclaimed: &mut Unclaimed) -> Result<(Listener, Token)> {
     let listener = match &http.listen {
         Listen::Unix(path) => Listener::Unix(match unclaimed.unix(path) {
-            Some(fd) => Listening::inherited(fd)?,
+            Some(fd) => Listening::inherited(fd, path, None, None)?,
             None => Listening::bind(path, 0o660, None)?,
         }),
         Listen::Tcp(address) => {
@@ -163,7 +168,10 @@ fn open_http(http: &Http, unclaimed: &mut Unclaimed) -> Result<(Listener, Token)
 }
 
 /// The token as it is, or out of its file.
-fn token(http: &Http) -> Result<Token> {
+///
+/// # Errors
+/// The file cannot be read, or holds no token.
+pub fn token(http: &Http) -> Result<Token> {
     let Some(path) = &http.token_file else {
         return Ok(Token::new(http.token.clone()));
     };

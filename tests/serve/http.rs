@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::daemon::{Daemon, PATIENCE, generate};
@@ -260,6 +261,39 @@ fn a_token_is_asked_for_and_a_unix_socket_served() {
         send("GET /v1/models HTTP/1.1\r\nAuthorization: Bearer open-sesame").status,
         200
     );
+    // Another token counts from SIGHUP on; a file that cannot be read leaves the old one.
+    let (file, secret) = (daemon.path("airstream.toml"), daemon.path("token"));
+    let text = std::fs::read_to_string(&file).expect("its configuration");
+    let token_file = format!("token_file = \"{}\"", secret.display());
+    let reload = |text: &str, until: &str| {
+        std::fs::write(&file, text).expect("a file");
+        daemon.signal(Signal::SIGHUP);
+        let begun = Instant::now();
+        while !daemon.log().contains(until) {
+            assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let with_file = text.replace("token = \"open-sesame\"", &token_file);
+    reload(&with_file, "cannot read");
+    let shown = |token: &str| {
+        send(&format!(
+            "GET /v1/models HTTP/1.1\r\nAuthorization: Bearer {token}"
+        ))
+        .status
+    };
+    assert_eq!((shown("open-sesame"), shown("barley")), (200, 401));
+    std::fs::write(&secret, "barley\n").expect("a file");
+    reload(&with_file, "read again");
+    assert_eq!((shown("open-sesame"), shown("barley")), (401, 200));
+    // What another address needs no longer is not taken from this one.
+    let elsewhere = text.replace("h.sock\"\ntoken = \"open-sesame\"", "i.sock\"");
+    reload(
+        &elsewhere,
+        "`listen` of [http] changes at the next start only",
+    );
+    assert_eq!(shown("barley"), 200);
+    assert_eq!(send("GET /v1/models HTTP/1.1").status, 401);
 }
 
 /// The address that a daemon of [`start`] listens on.

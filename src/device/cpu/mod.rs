@@ -50,6 +50,7 @@ pub use kv::{AttentionRow, AttentionShape, KvLayout, KvPlace};
 pub use matmul::{Inspect, TileView};
 pub use measure::fastest;
 pub use pack::unpack_row;
+pub use pool::THREADS_MAX;
 pub use precision::Precision;
 pub use row_ops::{Activation, Added, Residual};
 

@@ -22,6 +22,8 @@ const SPIN: Duration = Duration::from_micros(50);
 const CLOSED: u32 = 1 << 7;
 /// In the gate: how many workers have joined the job.
 const JOINED: u32 = CLOSED - 1;
+/// Threads of a pool at most.
+pub const THREADS_MAX: usize = JOINED as usize;
 /// In the gate: the job's number counts in steps of this.
 const JOB: u32 = 1 << 8;
 
@@ -82,12 +84,12 @@ impl Pool {
     /// Worker i runs on the i-th processor that the process may use. With more
     /// threads than processors nothing is pinned and nobody spins.
     pub(super) fn new(threads: usize) -> Result<Pool> {
-        if threads == 0 || threads > JOINED as usize {
+        if threads == 0 || threads > THREADS_MAX {
             let what = format!("{threads} threads cannot be used");
             return Err(Error::new(
                 Kind::Usage,
                 what,
-                format!("use 1 to {JOINED} threads"),
+                format!("use 1 to {THREADS_MAX} threads"),
             ));
         }
         let processors = allowed_processors();

@@ -34,7 +34,8 @@ fn what_is_left_out_is_as_usual() {
     let config = parse(SMALL).expect("sound");
     assert_eq!(config.models[0].as_ref().priority, 1);
     assert_eq!(config.models[0].as_ref().activations, Precision::Bits12);
-    assert_eq!(config.sockets[0].as_ref().mode, Mode(0o660));
+    assert_eq!(config.sockets[0].as_ref().mode, None);
+    assert_eq!(Mode::default(), Mode(0o660));
     assert_eq!(config.model(None), Some(0));
     assert_eq!(config.model(Some("b")), None);
 }
@@ -88,6 +89,26 @@ fn errors_name_line_key_and_remedy() {
         (
             format!("{SMALL}mode = \"999\"\n"),
             "line 6: \"999\" is no file mode",
+        ),
+        (
+            format!("memory = \"1GiB\"\nthreads = 0\n{SMALL}"),
+            "line 2: `threads` is 0",
+        ),
+        (
+            format!("threads = 128\n{SMALL}"),
+            "line 1: `threads` is 128",
+        ),
+        (
+            format!("{SMALL}[[socket]]\npath = \"/run/a.sock\"\n"),
+            "line 6: /run/a.sock is there twice",
+        ),
+        (
+            format!("{SMALL}{0}{0}", "[[serial]]\ndevice = \"/dev/ttyS0\"\n"),
+            "line 8: /dev/ttyS0 is there twice",
+        ),
+        (
+            http("listen = \"unix:/run/a.sock\""),
+            "line 6: /run/a.sock is there twice",
         ),
         (
             http("listen = \"0.0.0.0:80\""),

@@ -5,6 +5,7 @@ mod metrics;
 mod openai;
 mod patient;
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
@@ -45,19 +46,33 @@ pub enum Listener {
     Unix(Listening),
 }
 
-/// What a client must show.
+/// What a client must show. Clones are one and the same.
 #[derive(Clone, Default)]
-pub struct Token(Option<Rc<str>>);
+pub struct Token(Rc<RefCell<Option<String>>>);
 
 impl Token {
     /// This token, or none.
     pub fn new(token: Option<String>) -> Token {
-        Token(token.map(Rc::from))
+        Token(Rc::new(RefCell::new(token)))
+    }
+
+    /// Has clients show what they must show for `other` from now on.
+    pub fn become_like(&self, other: &Token) {
+        let token = other.0.borrow().clone();
+        self.0.replace(token);
+    }
+
+    /// Whether clients need to show nothing.
+    fn is_none(&self) -> bool {
+        self.0.borrow().is_none()
     }
 
     /// Whether the header shows it. Takes as long for a token that is nearly right as for any other of its length.
     fn is_shown(&self, header: Option<&HeaderValue>) -> bool {
-        let Some(token) = &self.0 else { return true };
+        let token = self.0.borrow();
+        let Some(token) = token.as_ref() else {
+            return true;
+        };
         let shown = header.map_or(&[][..], HeaderValue::as_bytes);
         // The scheme is written in any case (RFC 9110), the token in its own.
         let Some((scheme, shown)) = shown.split_at_checked(b"Bearer ".len()) else {
@@ -161,7 +176,7 @@ async fn route(
         let what = error(what, "invalid_request_error", None, Some("invalid_api_key"));
         return last_reply(json_reply(StatusCode::UNAUTHORIZED, &what));
     }
-    if token.0.is_none() && request.headers().contains_key(ORIGIN) {
+    if token.is_none() && request.headers().contains_key(ORIGIN) {
         let what = "requests of web pages need a token: set `token_file` under [http]";
         let what = error(what, "invalid_request_error", None, None);
         return last_reply(json_reply(StatusCode::FORBIDDEN, &what));

@@ -79,7 +79,16 @@ impl Port {
     pub fn open(device: &Path, baud: u32, flow: FlowControl) -> Result<Port> {
         let failed = |errno: nix::Error| Error::file(device, "use", &errno.into());
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let fd = open(device, flags, Mode::empty()).map_err(failed)?;
+        let opened = open(device, flags, Mode::empty());
+        let fd = opened.map_err(|errno| match errno {
+            // The file's own mode says EACCES.
+            nix::Error::EPERM => Error::new(
+                Kind::Io,
+                format!("this process may not use {}", device.display()),
+                "add its driver (/proc/devices) to DeviceAllow= in a drop-in of the unit, and restart it",
+            ),
+            errno => failed(errno),
+        })?;
         let mut mode = termios::tcgetattr(&fd).map_err(failed)?;
         termios::cfmakeraw(&mut mode);
         // No modem decides whether the line is there.

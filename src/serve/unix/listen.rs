@@ -58,21 +58,27 @@ impl Listening {
                 _lock: lock,
             }),
         };
-        if let Some(name) = group {
-            let group = find_group(path, name)?;
-            let refused = |errno: nix::Error| {
-                Error::file(path, &format!("give to the group {name}"), &errno.into())
-            };
-            chown(path, None, Some(group.gid)).map_err(refused)?;
-        }
-        let permissions = fs::Permissions::from_mode(mode);
-        fs::set_permissions(path, permissions)
-            .map_err(|e| Error::file(path, "set the mode of", &e))?;
+        let_in(path, Some(mode), group)?;
         listening.without_waiting()
     }
 
-    /// A socket that the service manager listens on.
-    pub fn inherited(fd: OwnedFd) -> Result<Listening> {
+    /// A socket that the service manager listens on at `path`. Who may use it is as it has said, unless the
+    /// configuration says otherwise and this process may change it.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn inherited(
+        fd: OwnedFd,
+        path: &Path,
+        mode: Option<u32>,
+        group: Option<&str>,
+    ) -> Result<Listening> {
+        if let Err(error) = let_in(path, mode, group) {
+            log::warn!(
+                "{}: set SocketMode= and SocketGroup= in a drop-in of its .socket unit",
+                error.what()
+            );
+        }
         Listening {
             socket: UnixListener::from(fd),
             made: None,
@@ -120,6 +126,20 @@ pub fn check(path: &Path, group: Option<&str>) -> Result<()> {
         Ok(found) if !found.file_type().is_socket() => Err(no_socket(path)),
         _ => Ok(()),
     }
+}
+
+/// Lets those in that `mode` and `group` name, as far as they are given.
+fn let_in(path: &Path, mode: Option<u32>, group: Option<&str>) -> Result<()> {
+    if let Some(name) = group {
+        let group = find_group(path, name)?;
+        let refused = |errno: nix::Error| {
+            Error::file(path, &format!("give to the group {name}"), &errno.into())
+        };
+        chown(path, None, Some(group.gid)).map_err(refused)?;
+    }
+    let Some(mode) = mode else { return Ok(()) };
+    let permissions = fs::Permissions::from_mode(mode);
+    fs::set_permissions(path, permissions).map_err(|e| Error::file(path, "set the mode of", &e))
 }
 
 fn find_group(path: &Path, name: &str) -> Result<Group> {
@@ -220,6 +240,27 @@ mod tests {
         // Somebody else's listener that knows nothing of our lock.
         let _other = UnixListener::bind(&path).unwrap();
         assert!(Listening::bind(&path, 0o600, None).is_err());
+    }
+
+    #[test]
+    fn a_socket_of_the_manager_keeps_its_mode_unless_another_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let managers = UnixListener::bind(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o606)).unwrap();
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let inherit = |mode, group| {
+            let fd = OwnedFd::from(managers.try_clone().unwrap());
+            Listening::inherited(fd, &path, mode, group).expect("taken over")
+        };
+        drop(inherit(None, None));
+        assert_eq!(mode(), 0o606);
+        // What cannot be done is no reason not to start.
+        drop(inherit(Some(0o640), Some("no such group")));
+        assert_eq!(mode(), 0o606);
+        drop(inherit(Some(0o640), None));
+        assert_eq!(mode(), 0o640);
+        assert!(path.exists());
     }
 
     #[test]
