@@ -196,6 +196,38 @@ fn plans_for_boards_are_the_same_on_any_machine() {
     }
 }
 
+/// The kernel would kill somebody in the end, so it is said at the start; of memory that others hold it is warned.
+#[test]
+fn a_budget_beyond_the_machine_is_refused() {
+    let root = trees::root("orin-nano-8gb-super");
+    let file = root.path().join("airstream.toml");
+    let serve = |memory: &str| {
+        let config = format!(
+            "memory = \"{memory}\"\n[[model]]\nname = \"a\"\npath = \"/none.gguf\"\n[http]\nlisten = \"127.0.0.1:1\"\n"
+        );
+        std::fs::write(&file, config).expect("written");
+        let root = text(root.path());
+        airstream(&["serve", "--check", "--config", text(&file), "--root", root])
+    };
+    let output = serve("8GiB");
+    assert_eq!(output.status.code(), Some(78));
+    let error = stderr(&output);
+    assert!(
+        error.contains("more than the 7.44 GiB of this machine"),
+        "{error}"
+    );
+    assert!(
+        error.contains("remedy: give `memory` 4915MiB or less"),
+        "{error}"
+    );
+    let warned = stderr(&serve("7GiB"));
+    assert!(
+        warned.contains("more than the 6.00 GiB that are free now"),
+        "{warned}"
+    );
+    assert!(!stderr(&serve("5GiB")).contains("free now"));
+}
+
 /// A board that is hot answers as ever, slowly.
 #[test]
 fn a_run_keeps_within_heat_and_answers_the_same() {

@@ -43,9 +43,11 @@ pub fn board(root: &Path, named: Option<&str>) -> Result<Board> {
     Ok(board)
 }
 
-/// Memory that a model may take where nobody says how much: of what is free now, and of what the board has to give.
-pub fn memory_default(board: &Board, root: &Path) -> u64 {
-    let free = memory_available(root).map(|bytes| (bytes as f64 * SHARE_OF_FREE) as u64);
+/// Memory that a model may take where nobody says how much: of what is free now, `more` counted in, and of what the board
+/// has to give.
+pub fn memory_default(board: &Board, root: &Path, more: u64) -> u64 {
+    let free = memory_available(root);
+    let free = free.map(|bytes| ((bytes + more) as f64 * SHARE_OF_FREE) as u64);
     let most = board.memory_for_models();
     match (free, most) {
         (Some(free), Some(most)) => free.min(most),
@@ -205,7 +207,7 @@ mod tests {
         assert_eq!(board.memory.total_gib, Some(16.0));
         assert_eq!(board.cpu.cores, Some(2));
         let expected = 0.8 * (8_u64 << 30) as f64;
-        assert_eq!(memory_default(&board, root.path()), expected as u64);
+        assert_eq!(memory_default(&board, root.path(), 0), expected as u64);
     }
 
     #[test]
@@ -217,7 +219,7 @@ mod tests {
         let board = board(root.path(), Some("orin-nano-8gb")).expect("named");
         assert_eq!(board.memory.total_gib, Some(8.0));
         assert_eq!(
-            Some(memory_default(&board, root.path())),
+            Some(memory_default(&board, root.path(), 0)),
             board.memory_for_models()
         );
     }

@@ -7,7 +7,8 @@ use clap::Args;
 use crate::board::governor::Goals;
 use crate::board::{Board, Energy, GiveUp, Monitor, cores, detect};
 use crate::engine::{Engine, Options};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
+use crate::units::bytes;
 
 /// Which board this is, and what it may draw.
 #[derive(Args, Clone)]
@@ -31,12 +32,36 @@ impl BoardArgs {
     /// The board that the engine will run on; `options` take from it what the user has not said.
     pub fn apply(&self, options: &mut Options) -> Result<Board> {
         let board = detect::board(&self.root, self.board.as_deref())?;
-        options.memory_most = Some(detect::memory_default(&board, &self.root));
+        let default = detect::memory_default(&board, &self.root, 0);
+        options.memory_most = Some(default);
+        if let Some(memory) = options.memory {
+            self.check_memory(memory, default)?;
+        }
         if options.threads.is_none() {
             cores::leave_interrupts_alone(&board);
         }
         log::info!("board: {} ({})", board.title, board.name);
         Ok(board)
+    }
+
+    /// A budget is kept in memory, all of it: more than there is ends in the kernel killing somebody.
+    fn check_memory(&self, memory: u64, default: u64) -> Result<()> {
+        let mib = default >> 20;
+        let total = detect::meminfo(&self.root, "MemTotal:");
+        if let Some(total) = total.filter(|&total| memory > total) {
+            let (memory, total) = (bytes(memory), bytes(total));
+            let what = format!("a budget of {memory} is more than the {total} of this machine");
+            let remedy = format!("give --memory {mib}MiB or less");
+            return Err(Error::new(Kind::Usage, what, remedy));
+        }
+        let free = detect::memory_available(&self.root);
+        if let Some(free) = free.filter(|&free| memory > free) {
+            let (memory, free) = (bytes(memory), bytes(free));
+            log::warn!(
+                "a budget of {memory} is more than the {free} that are free now: stop other programs, or give {mib} MiB"
+            );
+        }
+        Ok(())
     }
 
     /// Watches the board from now on, and has the engine keep within its limits.

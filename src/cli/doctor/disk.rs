@@ -66,7 +66,7 @@ fn direct(host: &Host) -> Check {
     }
 }
 
-/// The PCIe link of each NVMe drive, as it is and as the drive could.
+/// The PCIe link of each NVMe drive, as it is and as drive and port could.
 fn link(host: &Host) -> Check {
     let name = "NVMe link";
     let drives = std::fs::read_dir(host.root.join("sys/class/nvme"));
@@ -89,9 +89,18 @@ fn link(host: &Host) -> Check {
         let (Some(speed), Some(width)) = (text("current_link_speed"), width) else {
             continue;
         };
-        let (speed_max, width_max) = (text("max_link_speed"), text("max_link_width"));
-        narrow |=
-            speed_max.is_some_and(|max| max != speed) || width_max.is_some_and(|max| max != width);
+        // A drive of a later generation than the port it is in cannot do more than that.
+        let could = |file: &str| {
+            let number = |path: &str| leading_number(&text(path)?);
+            let drive = number(file)?;
+            let port = number(&format!("../{file}"));
+            Some(port.map_or(drive, |port| drive.min(port)))
+        };
+        let less = |file: &str, now: &str| {
+            let (could, now) = (could(file), leading_number(now));
+            could.zip(now).is_some_and(|(could, now)| now < could)
+        };
+        narrow |= less("max_link_speed", &speed) || less("max_link_width", &width);
         let drive = drive.file_name().unwrap_or_default().to_string_lossy();
         found.push(format!(
             "{drive}: {} x{width}",
@@ -103,10 +112,18 @@ fn link(host: &Host) -> Check {
         (false, false) => Check::ok(name, found.join(", ")),
         (false, true) => Check::warning(
             name,
-            format!("{}, less than the drive can do", found.join(", ")),
-            "use the x4 slot (2280) of the carrier; where it is, the board's link is the limit",
+            format!(
+                "{}, less than the drive can do in its place",
+                found.join(", ")
+            ),
+            "use the x4 slot (2280) of the carrier, and check that the drive sits well in it",
         ),
     }
+}
+
+/// The number that a text begins with: 8 of `8.0 GT/s PCIe`.
+fn leading_number(text: &str) -> Option<f64> {
+    text.split_whitespace().next()?.parse().ok()
 }
 
 fn speed(host: &Host) -> Check {

@@ -100,6 +100,8 @@ struct Host<'a> {
     /// The budget that a run would have.
     memory: u64,
     memory_asked: bool,
+    /// What the daemon holds, which a run would have in its place; 0 if it does not run.
+    daemon_bytes: u64,
 }
 
 impl Host<'_> {
@@ -129,8 +131,10 @@ struct Summary<'a> {
 impl Doctor {
     pub(super) fn run(self) -> Result<ExitCode> {
         let board = detect::board(&self.root, self.board.as_deref())?;
-        let default = detect::memory_default(&board, &self.root);
+        let daemon_bytes = system::daemon_bytes(&self.root);
+        let default = detect::memory_default(&board, &self.root, daemon_bytes);
         let host = Host {
+            daemon_bytes,
             root: &self.root,
             model: self.model.as_deref(),
             memory: self.memory.unwrap_or(default),

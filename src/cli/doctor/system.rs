@@ -1,6 +1,7 @@
 //! The system: kernel, memory, desktop, sensors, power mode, the daemon's unit and socket.
 
 use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, access};
@@ -15,6 +16,8 @@ const KERNEL_OLDEST: (u32, u32) = (5, 10);
 /// The daemon's unit and the socket that it listens on.
 const UNIT: &str = "airstream.service";
 const SOCKET: &str = "run/airstream/airstream.sock";
+/// What a unit says that may lock all memory.
+const UNLIMITED: &str = "LimitMEMLOCK=infinity";
 
 pub(super) fn board(host: &Host) -> Check {
     let mut found = host.board.title.clone();
@@ -61,6 +64,13 @@ pub(super) fn locked_memory(host: &Host) -> Check {
             nix::libc::RLIM_INFINITY => Check::ok(name, "unlimited"),
             _ => Check::ok(name, report::bytes(soft)),
         },
+        Ok((soft, _)) if unit_file(host).is_some_and(|text| text.contains(UNLIMITED)) => Check::ok(
+            name,
+            format!(
+                "unlimited in the unit, {} in this shell",
+                report::bytes(soft)
+            ),
+        ),
         Ok((soft, _)) => Check::warning(
             name,
             format!(
@@ -94,8 +104,12 @@ pub(super) fn free_memory(host: &Host) -> Check {
     let Some(free) = detect::memory_available(host.root) else {
         return Check::skipped(name, "unknown");
     };
-    let budget = report::bytes(host.memory);
-    let found = format!("{} free, the budget is {budget}", report::bytes(free));
+    let (budget, mut found) = (report::bytes(host.memory), report::bytes(free) + " free");
+    if host.daemon_bytes > 0 {
+        found += &format!(" and {} the daemon's", report::bytes(host.daemon_bytes));
+    }
+    found += &format!(", the budget is {budget}");
+    let free = free + host.daemon_bytes;
     if host.memory > free {
         return Check::broken(name, found, "stop other programs, or give less --memory");
     }
@@ -147,7 +161,7 @@ pub(super) fn desktop(host: &Host) -> Check {
         "kwin_wayland",
         "xfwm4",
         "lxsession",
-        "unity-panel",
+        "unity-panel-ser", // The kernel cuts names to 15 bytes.
     ];
     let processes = std::fs::read_dir(host.root.join("proc"))
         .into_iter()
@@ -234,31 +248,53 @@ pub(super) fn mode(host: &Host) -> Check {
     Check::ok(name, found)
 }
 
-pub(super) fn unit(host: &Host) -> Check {
-    let name = "unit";
+/// The unit as it is installed.
+fn unit_file(host: &Host) -> Option<String> {
     let folders = [
         "etc/systemd/system",
         "lib/systemd/system",
         "usr/lib/systemd/system",
     ];
-    let installed = folders
-        .iter()
-        .any(|folder| host.root.join(folder).join(UNIT).exists());
-    if !installed {
-        return Check::skipped(name, "not installed");
-    }
-    let running = [
+    let mut paths = folders.iter().map(|folder| format!("{folder}/{UNIT}"));
+    paths.find_map(|path| host.text(&path))
+}
+
+/// Where the daemon's control group is, with cgroup v2 and v1; none if it does not run.
+fn cgroup(root: &Path) -> Option<PathBuf> {
+    let slices = [
         "sys/fs/cgroup/system.slice",
         "sys/fs/cgroup/systemd/system.slice",
-    ]
-    .iter()
-    .any(|slice| host.root.join(slice).join(UNIT).exists());
-    match running {
-        true => Check::ok(name, "running"),
-        false => Check::warning(
+    ];
+    let mut groups = slices.iter().map(|slice| root.join(slice).join(UNIT));
+    groups.find(|group| group.exists())
+}
+
+/// Memory that the daemon holds; 0 if it does not run.
+pub(super) fn daemon_bytes(root: &Path) -> u64 {
+    let processes = cgroup(root).map(|group| std::fs::read_to_string(group.join("cgroup.procs")));
+    let processes = processes.and_then(|text| text.ok()).unwrap_or_default();
+    let resident = |process: &str| {
+        let status =
+            std::fs::read_to_string(root.join("proc").join(process).join("status")).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kib << 10)
+    };
+    processes.lines().filter_map(resident).sum()
+}
+
+pub(super) fn unit(host: &Host) -> Check {
+    let name = "unit";
+    if unit_file(host).is_none() {
+        return Check::skipped(name, "not installed");
+    }
+    match cgroup(host.root) {
+        Some(_) => Check::ok(name, "running"),
+        None => Check::warning(
             name,
             "installed, not running",
-            "sudo systemctl enable --now airstream (journalctl -u airstream says why it stopped)",
+            "airstream serve --check says what is wrong with its configuration, journalctl -u airstream why it stopped; \
+             then sudo systemctl enable --now airstream",
         ),
     }
 }
