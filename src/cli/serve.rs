@@ -128,6 +128,8 @@ mod tests {
         let unit = include_str!("../../cross/systemd/airstream.service");
         let line = format!("RestartPreventExitStatus=2 {NOT_AGAIN}\n");
         assert!(unit.contains(&line), "{line}");
+        let checks = "ExecReload=/usr/bin/airstream serve --check-config --config /etc/airstream/airstream.toml\n";
+        assert!(unit.contains(checks));
         for kind in [Kind::Io, Kind::Unsupported, Kind::Budget, Kind::Busy] {
             assert_eq!(status(kind), 1, "{kind:?}");
         }
