@@ -217,7 +217,6 @@ fn a_monitor_sums_up_energy() {
     assert!((watts - 5.032 * 1.2).abs() < 1e-6, "{watts}");
     assert_eq!(energy.peak_c, Some(49.125));
     assert!(near(energy.joules_per_token(10), energy.joules / 10.0));
-    assert_eq!(monitor.mode().map(|mode| mode.name.as_str()), Some("15W"));
     assert_eq!(monitor.pace().limits().duty, 1.0);
     // A host without sensors has no energy, and without a governor no thread that looks for it.
     let empty = tempfile::tempdir().expect("a temporary folder");
@@ -232,6 +231,7 @@ fn a_monitor_holds_the_engine_down() {
     let root = trees::root("orin-nano-8gb-super");
     let goals = Goals {
         power_w: Some(3.0),
+        follows_mode: false,
         target_c: 92.0,
         give_up: GiveUp::Throughput,
     };
@@ -278,6 +278,28 @@ fn a_monitor_holds_the_engine_down() {
         began.elapsed().as_secs_f64() >= 0.5 * pause_s,
         "{pause_s} s"
     );
+}
+
+#[test]
+fn another_power_mode_is_another_limit_unless_one_was_asked_for() {
+    let root = trees::root("orin-nano-8gb-super");
+    let board = board(root.path());
+    let start = |limit_w| {
+        let goals = Goals::of_board(&board, root.path(), limit_w, GiveUp::Latency);
+        let goals = goals.expect("a board with modes");
+        Monitor::start(&board, root.path(), Some((goals, Limits::NONE)))
+    };
+    let (follows, asked) = (start(None), start(Some(9.0)));
+    let limit_w = |monitor: &Monitor| monitor.latest().governed.and_then(|g| g.limit_w);
+    assert_eq!(limit_w(&follows), Some(15.0));
+    trees::write(&root.path().join("var/lib/nvpmodel/status"), "pmode:0001");
+    let began = Instant::now();
+    while limit_w(&follows) != Some(25.0) {
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(20), "{:?}", limit_w(&follows));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(limit_w(&asked), Some(9.0));
 }
 
 /// Half a percent of a core, at the rate at which the monitor samples.

@@ -79,6 +79,8 @@ impl std::str::FromStr for GiveUp {
 pub struct Goals {
     /// Average power; none if it is not limited.
     pub power_w: Option<f64>,
+    /// Whether that is what the power mode is named for, and changes with it.
+    pub follows_mode: bool,
     /// The junction's temperature.
     pub target_c: f64,
     /// What to lose first.
@@ -205,6 +207,14 @@ impl Governor {
     /// What it keeps.
     pub fn goals(&self) -> &Goals {
         &self.goals
+    }
+
+    /// Keeps to another limit of power from now on.
+    pub fn set_power_limit(&mut self, power_w: Option<f64>) {
+        self.goals.power_w = power_w;
+        if power_w.is_none() {
+            self.for_power = 1.0;
+        }
     }
 
     /// Takes in a reading that comes `dt_s` after the last one. `period_s` is how long a sweep takes with its pause

@@ -19,6 +19,8 @@ const SAMPLE_LEAST_S: f64 = 0.01;
 /// A sensor that is silent for so long is taken to draw what it drew before; after that its time is not counted.
 const BRIDGE_S: f64 = 3.0;
 
+/// How often it is looked whether another power mode was set.
+const MODE_EVERY_S: f64 = 2.0;
 /// Below this effort the engine is held down...
 const EFFORT_HELD: f64 = 0.9;
 /// ...and above this one it is not any more.
@@ -39,9 +41,11 @@ impl Goals {
     ) -> Option<Goals> {
         let budget_w = current_mode(root, board).and_then(|mode| mode.budget_w);
         let power_w = limit_w.or(budget_w).filter(|watts| watts.is_finite());
+        let follows_mode = limit_w.is_none();
         let described = !board.modes.is_empty();
         (described || power_w.is_some()).then_some(Goals {
             power_w,
+            follows_mode,
             target_c: board.thermal.target_c,
             give_up,
         })
@@ -123,6 +127,8 @@ struct State {
     last_s: f64,
     /// The newest power, and when it was measured.
     power: Option<(f64, f64)>,
+    /// When the power mode was looked at.
+    mode_read_s: f64,
     tells: Tells,
 }
 
@@ -148,6 +154,10 @@ impl State {
             let events = self.latest.over_current_events.get_or_insert(0);
             *events += u64::from(reading.over_current_events);
         }
+        if now_s - self.mode_read_s >= MODE_EVERY_S {
+            self.mode_read_s = now_s;
+            self.follow_mode();
+        }
         if let Some(governor) = &mut self.governor {
             let limits = governor.step(&reading, pace.period_s(), dt_s);
             pace.set_limits(limits);
@@ -160,6 +170,21 @@ impl State {
             self.latest.governed = Some(governed);
             self.tells.governed(&governed, now_s);
             self.tells.measured(&reading);
+        }
+    }
+}
+
+impl State {
+    /// Whoever sets another power mode while the engine runs, a robot on its battery, wants its budget kept.
+    fn follow_mode(&mut self) {
+        let Some(governor) = self.governor.as_mut().filter(|g| g.goals().follows_mode) else {
+            return;
+        };
+        let mode = self.sensors.mode();
+        let budget_w = mode.as_ref().and_then(|mode| mode.budget_w);
+        if budget_w != governor.goals().power_w {
+            governor.set_power_limit(budget_w);
+            self.tells.limit(budget_w, &self.sensors, mode.as_ref());
         }
     }
 }
@@ -177,9 +202,20 @@ struct Tells {
 impl Tells {
     /// Tells what is kept, and what cannot be.
     fn start(&mut self, goals: &Goals, sensors: &Sensors, mode: Option<&CurrentMode>) {
+        self.limit(goals.power_w, sensors, mode);
+        let (zones, target_c) = (sensors.zones().len(), goals.target_c);
+        match zones {
+            0 => log::warn!(
+                "no thermal zone answers: heat is not governed; `airstream doctor` says what to do"
+            ),
+            _ => log::info!("the junction is held under {target_c} C: {zones} zones"),
+        }
+    }
+
+    fn limit(&mut self, limit_w: Option<f64>, sensors: &Sensors, mode: Option<&CurrentMode>) {
         let rails = sensors.total_rails();
         let mode = mode.map_or(String::new(), |mode| format!(" (power mode {})", mode.name));
-        match goals.power_w {
+        match limit_w {
             Some(watts) if rails.is_empty() => {
                 self.blind = true;
                 log::warn!(
@@ -188,13 +224,6 @@ impl Tells {
             }
             Some(watts) => log::info!("power is held at {watts} W{mode}: {}", rails.join(" + ")),
             None => log::info!("power is not limited{mode}"),
-        }
-        let (zones, target_c) = (sensors.zones().len(), goals.target_c);
-        match zones {
-            0 => log::warn!(
-                "no thermal zone answers: heat is not governed; `airstream doctor` says what to do"
-            ),
-            _ => log::info!("the junction is held under {target_c} C: {zones} zones"),
         }
     }
 
@@ -254,7 +283,6 @@ impl Shared {
 pub struct Monitor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    mode: Option<CurrentMode>,
 }
 
 impl Monitor {
@@ -262,10 +290,9 @@ impl Monitor {
     /// at full effort does what the limits say.
     pub fn start(board: &Board, root: &Path, govern: Option<(Goals, Limits)>) -> Monitor {
         let sensors = Sensors::new(board, root, -SAMPLE_EVERY.as_secs_f64());
-        let mode = current_mode(root, board);
         let mut tells = Tells::default();
         if let Some((goals, _)) = &govern {
-            tells.start(goals, &sensors, mode.as_ref());
+            tells.start(goals, &sensors, sensors.mode().as_ref());
         }
         // What is to be governed may get its sensors later; where there is nothing to read there is nothing to do else.
         let watched = govern.is_some()
@@ -278,6 +305,7 @@ impl Monitor {
             latest: Latest::default(),
             last_s: -SAMPLE_EVERY.as_secs_f64(),
             power: None,
+            mode_read_s: 0.0,
             tells,
         };
         // A board that is hot already is not to find out in the middle of the first sweep.
@@ -293,11 +321,7 @@ impl Monitor {
             stop: AtomicBool::new(false),
         });
         let thread = watched.then(|| spawn(Arc::clone(&shared))).flatten();
-        Monitor {
-            shared,
-            thread,
-            mode,
-        }
+        Monitor { shared, thread }
     }
 
     /// How things stood at the newest sample. Reads nothing.
@@ -311,11 +335,6 @@ impl Monitor {
             Some(_) => self.shared.step().energy,
             None => Energy::default(),
         }
-    }
-
-    /// The power mode that was set when the monitor started.
-    pub fn mode(&self) -> Option<&CurrentMode> {
-        self.mode.as_ref()
     }
 
     /// What the governor allows, for the engine to follow.

@@ -166,6 +166,7 @@ impl Scenario {
         };
         let goals = Goals {
             power_w: Some(limit_w),
+            follows_mode: false,
             target_c,
             give_up,
         };
@@ -306,6 +307,7 @@ fn long_sweeps_are_averaged_over() {
     // Two seconds a sweep at 20 W, then a pause at 5 W: no single reading is near the 10 W that are allowed.
     let goals = Goals {
         power_w: Some(10.0),
+        follows_mode: false,
         target_c: 90.0,
         give_up: GiveUp::Latency,
     };
@@ -343,6 +345,7 @@ fn long_sweeps_are_averaged_over() {
 fn a_host_without_sensors_is_left_alone_and_one_that_lost_them_is_careful() {
     let goals = Goals {
         power_w: Some(10.0),
+        follows_mode: false,
         target_c: 90.0,
         give_up: GiveUp::Latency,
     };
@@ -373,6 +376,7 @@ fn the_user_chooses_what_is_lost_first() {
     let limits = |give_up| {
         let goals = Goals {
             power_w: Some(10.0),
+            follows_mode: false,
             target_c: 90.0,
             give_up,
         };

@@ -135,6 +135,11 @@ impl Sensors {
         self.last
     }
 
+    /// The power mode that is set now.
+    pub fn mode(&self) -> Option<CurrentMode> {
+        current_mode(&self.root, &self.board)
+    }
+
     /// The power rails, with what each drew at the last sample.
     pub fn rails(&self) -> &[Rail] {
         self.rails.all()

@@ -32,6 +32,7 @@ impl Machine {
     fn new(threads: u32, idle_w: f64, busy_w: f64, limit_w: f64) -> Machine {
         let goals = Goals {
             power_w: Some(limit_w),
+            follows_mode: false,
             target_c: 90.0,
             give_up: GiveUp::Latency,
         };
