@@ -1,10 +1,11 @@
 //! Which board this is, from the device tree, and what the host says of itself.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::config::{self, Board, GENERIC, OVERRIDES};
 use super::files;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Of free memory, a model takes at most this share where nobody says how much: others live here too.
 const SHARE_OF_FREE: f64 = 0.8;
@@ -21,10 +22,14 @@ struct Identity {
 /// filled in from the host.
 ///
 /// # Errors
-/// There is no board of that name, or the override file is unsound.
+/// There is no board of that name, or the override file cannot be read or is unsound.
 pub fn board(root: &Path, named: Option<&str>) -> Result<Board> {
     let place = root.join(OVERRIDES);
-    let overrides = std::fs::read_to_string(&place).ok();
+    let overrides = match std::fs::read_to_string(&place) {
+        Ok(text) => Some(text),
+        Err(e) if e.kind() == ErrorKind::NotFound => None,
+        Err(e) => return Err(Error::file(&place, "read", &e)),
+    };
     let base = match &overrides {
         Some(text) => config::base(text, &place)?,
         None => None,

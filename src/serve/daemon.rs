@@ -179,10 +179,13 @@ async fn finish(front: &Front, signals: &mut Signals, ended: oneshot::Receiver<R
         () = tokio::time::sleep(within) => log::info!("cancelling what is left"),
         () = signals.stop() => log::info!("told again: cancelling what is left"),
     }
+    // Each of these waits has its own time.
+    systemd::stopping(within);
     front.cancel_everything();
     // Every request's last event is on its way after one sweep.
     let _ = tokio::time::timeout(within.max(LAST_WORDS), front.wait_until_idle()).await;
     tokio::time::sleep(LAST_WORDS).await;
+    systemd::stopping(within);
     front.worker().order_always(Order::Stop);
     // A sweep from a slow disk may take long; the process ends without it.
     let _ = tokio::time::timeout(within.max(LAST_WORDS), ended).await;
