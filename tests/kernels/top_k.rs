@@ -94,13 +94,20 @@ fn likely_tokens_may_stand_together_anywhere() {
     const VOCAB: usize = 70 * GROUPS + 3;
     let few = GROUPS / 100;
     type Logit<'a> = &'a mut dyn FnMut(usize) -> f32;
-    let kinds: [(&str, Logit<'_>); 6] = [
+    let kinds: [(&str, Logit<'_>); 7] = [
         ("one value", &mut |_| 1.5),
         ("rising", &mut |id| id as f32),
         ("falling", &mut |id| -(id as f32)),
         // So that some warps find all and others nothing.
-        ("one group", &mut |id| {
+        ("one group, rising", &mut |id| {
             if id % GROUPS == 77 { id as f32 } else { -1.0 }
+        }),
+        ("one group, falling", &mut |id| {
+            if id % GROUPS == 77 {
+                (VOCAB - id) as f32
+            } else {
+                -1.0
+            }
         }),
         ("few groups", &mut |id| {
             (if id % GROUPS < few { 100.0 } else { 0.0 }) + random.range(0.0, 50.0)
