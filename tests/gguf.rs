@@ -292,6 +292,22 @@ fn a_file_cut_inside_a_tensor_names_it_and_the_missing_bytes() {
 }
 
 #[test]
+fn what_becomes_of_the_file_afterwards_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    // More than the first piece that is read.
+    let long = "long ".repeat(1 << 20);
+    std::fs::write(&path, changed(|f| f.str("last.key", &long))).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    for change in ["", "short"] {
+        std::fs::write(&path, change).unwrap();
+        assert_eq!(gguf.str("last.key").unwrap(), Some(&long[..]));
+        assert_eq!(gguf.str("general.architecture").unwrap(), Some("llama"));
+        assert!(gguf.keys().count() > 2);
+    }
+}
+
+#[test]
 fn names_occur_once() {
     refused(&changed(|f| f.u32("a.u8", 1)), &["\"a.u8\"", "twice"]);
     refused(

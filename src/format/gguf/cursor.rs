@@ -22,6 +22,8 @@ pub(super) struct Cursor<'a> {
     at: usize,
     file: &'a Path,
     file_bytes: u64,
+    /// More was wanted than there is.
+    short: bool,
 }
 
 impl<'a> Cursor<'a> {
@@ -32,7 +34,28 @@ impl<'a> Cursor<'a> {
             at: 0,
             file,
             file_bytes,
+            short: false,
         }
+    }
+
+    /// All bytes, from the start of the file.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The file.
+    pub fn file(&self) -> &'a Path {
+        self.file
+    }
+
+    /// Size of the whole file.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Whether more was wanted than there is.
+    pub fn is_short(&self) -> bool {
+        self.short
     }
 
     /// Offset of the next byte from the start of the file.
@@ -40,9 +63,9 @@ impl<'a> Cursor<'a> {
         self.at
     }
 
-    /// Bytes not yet read.
+    /// Bytes of the file that come next.
     pub fn left(&self) -> u64 {
-        (self.bytes.len() - self.at) as u64
+        self.file_bytes - self.at as u64
     }
 
     /// A format error in this file.
@@ -52,7 +75,8 @@ impl<'a> Cursor<'a> {
 
     /// The next `len` bytes, which hold `what`.
     pub fn take(&mut self, len: u64, what: impl Display) -> Result<&'a [u8]> {
-        if len > self.left() {
+        if len > (self.bytes.len() - self.at) as u64 {
+            self.short = true;
             return Err(self.ends_inside(len, what));
         }
         // `len` is at most the length of a slice, so it fits.

@@ -25,8 +25,6 @@ pub(super) struct Header {
     pub version: u32,
     pub entries: Entries,
     pub tensors: Vec<TensorInfo>,
-    /// Where the tensor table ends: the metadata is the bytes before.
-    pub metadata_bytes: usize,
 }
 
 /// One metadata entry: where its key and its value are in the file.
@@ -44,12 +42,10 @@ pub(super) struct Entries {
 }
 
 impl Header {
-    /// Parses and checks the header of `file`. `bytes` are the file's first ones (see
-    /// [`super::cursor::METADATA_BYTES_MAX`]), `file_bytes` is the size of the whole file,
-    /// `file_index` goes into the tensors.
-    pub fn parse(bytes: &[u8], file: &Path, file_bytes: u64, file_index: usize) -> Result<Self> {
-        let mut cursor = Cursor::new(bytes, file, file_bytes);
-        let version = read_version(&mut cursor, file)?;
+    /// Parses and checks the header of a file, from its start; `file_index` goes into the tensors.
+    pub fn parse(cursor: &mut Cursor<'_>, file_index: usize) -> Result<Self> {
+        let file = cursor.file();
+        let version = read_version(cursor, file)?;
         let tensor_count = cursor.u64("the number of tensors")?;
         let entry_count = cursor.u64("the number of metadata entries")?;
         for (count, what) in [(tensor_count, "tensors"), (entry_count, "metadata entries")] {
@@ -59,20 +55,24 @@ impl Header {
                 )));
             }
         }
-        let entries = Entries::parse(&mut cursor, entry_count)?;
-        let alignment = entries.alignment(bytes, file)?;
+        let entries = Entries::parse(cursor, entry_count)?;
+        let alignment = entries.alignment(cursor.bytes(), file)?;
         let mut tensors = Vec::new();
         for i in 0..tensor_count {
-            tensors.push(read_tensor(&mut cursor, i, file, file_index)?);
+            tensors.push(read_tensor(cursor, i, file, file_index)?);
         }
-        let metadata_bytes = cursor.at();
-        let data_start = (metadata_bytes as u64).next_multiple_of(u64::from(alignment));
-        super::tensors::place(&mut tensors, file, data_start, alignment, file_bytes)?;
+        let data_start = (cursor.at() as u64).next_multiple_of(u64::from(alignment));
+        super::tensors::place(
+            &mut tensors,
+            file,
+            data_start,
+            alignment,
+            cursor.file_bytes(),
+        )?;
         Ok(Header {
             version,
             entries,
             tensors,
-            metadata_bytes,
         })
     }
 }

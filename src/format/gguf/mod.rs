@@ -1,9 +1,9 @@
 //! GGUF model files: parsed once, checked completely, then trusted.
 //!
 //! A GGUF file is a header (magic, version, metadata entries, tensor table) and then the tensors'
-//! bytes, aligned. [`Gguf::open`] maps the header, never the weights, and checks every length,
+//! bytes, aligned. [`Gguf::open`] reads the header, never the weights, and checks every length,
 //! count and place in it against the size of the file before it relies on it. What remains are
-//! views into that mapping. Source of the format: the GGUF specification (`docs/gguf.md` in the
+//! views into what was read. Source of the format: the GGUF specification (`docs/gguf.md` in the
 //! ggml repository). Versions 2 and 3 are read, little-endian.
 //!
 //! A big model may be split over files named `NAME-00001-of-00003.gguf`. They are opened together,
@@ -11,7 +11,7 @@
 
 mod cursor;
 mod header;
-mod mapping;
+mod metadata;
 mod split;
 mod tensors;
 mod value;
@@ -22,7 +22,6 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 
 use crate::error::Result;
-use cursor::METADATA_BYTES_MAX;
 use header::{Entries, Header};
 pub use tensors::TensorInfo;
 pub use value::{Array, Value, ValueType};
@@ -34,7 +33,7 @@ pub struct Gguf {
     opened: Vec<Opened>,
     version: u32,
     /// The metadata of the first file.
-    mapping: Mmap,
+    bytes: Mmap,
     entries: Entries,
     tensors: Vec<TensorInfo>,
     /// Indices into `tensors`, sorted by name.
@@ -54,33 +53,30 @@ struct Part {
     path: PathBuf,
     opened: Opened,
     header: Header,
-    /// Exactly the metadata.
-    mapping: Mmap,
+    /// The metadata, and few bytes beyond.
+    bytes: Mmap,
 }
 
 impl Part {
     fn open(path: &Path, file_index: usize) -> Result<Part> {
-        let (file, metadata) = mapping::open(path)?;
+        let (file, metadata) = metadata::open(path)?;
         let file_bytes = metadata.len();
         if file_bytes == 0 {
             return Err(cursor::damaged(path, "the file is empty"));
         }
-        // The limit is far below usize::MAX on every target.
-        let whole = mapping::map(&file, file_bytes.min(METADATA_BYTES_MAX) as usize, path)?;
-        let header = Header::parse(&whole, path, file_bytes, file_index)?;
-        let mapping = mapping::map(&file, header.metadata_bytes, path)?;
+        let (header, bytes) = metadata::read(&file, path, file_bytes, file_index)?;
         Ok(Part {
             path: path.to_owned(),
             opened: Opened { file, metadata },
             header,
-            mapping,
+            bytes,
         })
     }
 
     fn u32(&self, key: &str) -> Result<Option<u32>> {
         lookup(
             &self.header.entries,
-            &self.mapping,
+            &self.bytes,
             &self.path,
             key,
             "uint32",
@@ -117,7 +113,7 @@ impl Gguf {
             files,
             opened: std::iter::once(first.opened).chain(others).collect(),
             version: first.header.version,
-            mapping: first.mapping,
+            bytes: first.bytes,
             entries: first.header.entries,
             tensors,
             by_name,
@@ -179,7 +175,7 @@ impl Gguf {
 
     /// Every key and value, in the file's order.
     pub fn keys(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
-        self.entries.iter(&self.mapping, self.path())
+        self.entries.iter(&self.bytes, self.path())
     }
 
     /// All tensors, in the order of the files.
@@ -210,7 +206,7 @@ impl Gguf {
     ) -> Result<Option<T>> {
         lookup(
             &self.entries,
-            &self.mapping,
+            &self.bytes,
             self.path(),
             key,
             wanted,

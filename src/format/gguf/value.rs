@@ -1,4 +1,4 @@
-//! Metadata values: their types, and views of them in the mapping.
+//! Metadata values: their types, and views of them in what was read.
 
 use std::fmt;
 use std::path::Path;
@@ -93,7 +93,7 @@ impl fmt::Display for ValueType {
     }
 }
 
-/// One metadata value. Strings and arrays are views into the mapping.
+/// One metadata value. Strings and arrays are views into what was read.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)] // The names say it all.
 pub enum Value<'a> {
@@ -253,12 +253,12 @@ fn split_string(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes[8..].split_at(len)
 }
 
-/// An array of metadata, as a view into the mapping: nothing is copied.
+/// An array of metadata, as a view into what was read: nothing is copied.
 #[derive(Clone, Copy)]
 pub struct Array<'a> {
     element: ValueType,
     len: usize,
-    /// From the first element on, to the end of the mapping.
+    /// From the first element on, to the end of what was read.
     bytes: &'a [u8],
     file: &'a Path,
     key: &'a str,
