@@ -8,7 +8,7 @@
 #include <mutex>
 
 namespace {
-constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, LAUNCH_FAILED = 719;
+constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, ALREADY_REGISTERED = 712, LAUNCH_FAILED = 719;
 constexpr size_t MEMORY_BYTES = size_t(2) << 30;
 
 std::recursive_mutex work;
@@ -86,11 +86,10 @@ CALL(cuMemFree_v2, u64 address)
     free(reinterpret_cast<void *>(address));
 END
 CALL(cuMemHostRegister_v2, void *memory, size_t bytes, unsigned)
-    // Whole pages, as on the real one: two ranges may not share one.
-    for (auto [other, length] : registered) {
-        u64 page = 4096, a = u64(memory) / page, b = (u64(memory) + bytes - 1) / page;
-        if (a <= (u64(other) + length - 1) / page && u64(other) / page <= b) return 712;
-    }
+    // Whole pages, and each once.
+    if (u64(memory) % 4096 != 0 || bytes % 4096 != 0) return INVALID_VALUE;
+    for (auto [other, length] : registered)
+        if (u64(memory) < u64(other) + length && u64(other) < u64(memory) + bytes) return ALREADY_REGISTERED;
     registered[memory] = bytes;
 END
 CALL(cuMemHostGetDevicePointer_v2, u64 *address, void *memory, unsigned) *address = u64(memory); END

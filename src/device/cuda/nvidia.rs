@@ -11,6 +11,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use super::driver::{
     Args, CAPABILITY_MIN, Driver, EVENTS, Facts, KernelId, Stream, VERSION_MIN, version_name,
 };
+use crate::arena::PAGE_BYTES;
 use crate::error::{Error, Kind, Result};
 
 /// The kernels in PTX for sm_80, and a zero, which the driver compiles for the GPU at hand.
@@ -311,6 +312,8 @@ impl Driver for Nvidia {
 
     unsafe fn register(&self, base: NonNull<u8>, bytes: usize) -> Result<u64> {
         self.bind()?;
+        // Drivers have not always taken parts of pages, and the whole of the last one is mapped too.
+        let bytes = bytes.next_multiple_of(PAGE_BYTES);
         let memory = base.as_ptr().cast::<c_void>();
         let mut address = 0;
         // SAFETY: the caller vouches for the memory.
