@@ -11,8 +11,8 @@ use airstream::Error;
 use airstream::error::Kind;
 use airstream::format::gguf::Gguf;
 use airstream::format::quant::QuantType;
-use gguf_sample::{array, sample};
-use gguf_writer::GgufWriter;
+use gguf_sample::sample;
+use gguf_writer::{GgufWriter, array};
 
 /// Opens a file with these bytes.
 fn open(bytes: &[u8]) -> Result<Gguf, Error> {
@@ -116,7 +116,10 @@ fn arrays_are_views() {
         array("v.scores").f32s().unwrap().collect::<Vec<_>>(),
         [0.0, -1.5, 2.0]
     );
-    assert_eq!(array("v.bools").len(), 2);
+    assert_eq!(
+        array("v.bools").bools().unwrap().collect::<Vec<_>>(),
+        [false, true]
+    );
     assert_eq!(array("v.nested").len(), 2);
 }
 

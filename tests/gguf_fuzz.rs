@@ -13,7 +13,8 @@ use std::io::Write;
 use std::path::Path;
 
 use airstream::format::gguf::Gguf;
-use gguf_sample::{array, sample};
+use gguf_sample::sample;
+use gguf_writer::array;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -110,6 +111,7 @@ fn read_everything(gguf: &Gguf) {
                 array.strings().map(Iterator::count),
                 array.u32s().map(Iterator::count),
                 array.f32s().map(Iterator::count),
+                array.bools().map(Iterator::count),
             ];
             assert!(
                 counts

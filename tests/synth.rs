@@ -1,5 +1,7 @@
-//! The small random models: they load, and their weights are what they should be.
+//! The small random models: they load, and their weights are what they should be; and what models' metadata comes to.
 
+#[path = "synth/config.rs"]
+mod config;
 mod support;
 
 use std::path::PathBuf;
@@ -8,7 +10,6 @@ use airstream::engine::Loaded;
 use airstream::error::Kind;
 use airstream::format::gguf::Gguf;
 use airstream::format::quant::{QuantType, dequantize_row};
-use airstream::model::config::Config;
 use support::gguf_writer::GgufWriter;
 use support::synth::{all_specs, write, write_with};
 
@@ -45,32 +46,6 @@ fn every_model_loads_and_its_weights_have_the_wanted_deviation() {
         }
     }
     assert_eq!(seen.len(), QuantType::ALL.len());
-}
-
-#[test]
-fn positions_are_scaled_as_llama_cpp_does() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.gguf");
-    let (_, spec) = &all_specs()[0];
-    for (kind, factor, scale) in [
-        (None, None, 1.0),
-        (None, Some(4.0), 0.25),
-        (Some("linear"), Some(4.0), 0.25),
-        (Some("linear"), None, 1.0),
-        (Some("none"), Some(4.0), 1.0),
-    ] {
-        let add = |file: &mut GgufWriter| {
-            if let Some(kind) = kind {
-                file.str("llama.rope.scaling.type", kind);
-            }
-            if let Some(factor) = factor {
-                file.f32("llama.rope.scaling.factor", factor);
-            }
-        };
-        write_with(spec, &path, add).unwrap();
-        let config = Config::read(&Gguf::open(&path).unwrap()).unwrap();
-        assert_eq!(config.ropes[0].scale, scale, "{kind:?} {factor:?}");
-    }
 }
 
 #[test]

@@ -110,20 +110,15 @@ impl Config {
                 "use a dense model: experts are not supported yet",
             ));
         }
-        for name in [
-            "attention.head_count",
-            "attention.head_count_kv",
-            "feed_forward_length",
-        ] {
-            if gguf.array(&key(name)).is_ok_and(|array| array.is_some()) {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    format!("the layers of this {arch} model differ in {name}"),
-                    "use a model whose layers are all alike",
-                ));
-            }
+        let layers = needed("block_count")?;
+        if layers == 0 || layers > 1024 {
+            return Err(unsound(format!("{layers} layers")));
         }
-        let (dim, heads) = (needed("embedding_length")?, needed("attention.head_count")?);
+        let alike = |name: &str| same_for_all_layers(gguf, &key(name), layers);
+        let needed_alike =
+            |name: &str| -> Result<usize> { alike(name)?.ok_or_else(|| missing(&key(name))) };
+        let dim = needed("embedding_length")?;
+        let heads = needed_alike("attention.head_count")?;
         if dim == 0 || heads == 0 {
             return Err(unsound(format!("{dim} dimensions and {heads} heads")));
         }
@@ -138,22 +133,17 @@ impl Config {
         let embeddings = gguf
             .tensor("token_embd.weight")
             .ok_or_else(|| missing("token_embd.weight"))?;
-        let layers = needed("block_count")?;
-        if layers == 0 || layers > 1024 {
-            return Err(unsound(format!("{layers} layers")));
-        }
+        let norm_eps = key("attention.layer_norm_rms_epsilon");
         Ok(Config {
             arch,
             dim,
-            ff: needed("feed_forward_length")?,
+            ff: needed_alike("feed_forward_length")?,
             heads,
-            kv_heads: optional("attention.head_count_kv")?.unwrap_or(heads),
+            kv_heads: alike("attention.head_count_kv")?.unwrap_or(heads),
             head_dim,
             vocab: embeddings.rows,
             context_max: needed("context_length")?,
-            norm_eps: gguf
-                .f32(&key("attention.layer_norm_rms_epsilon"))?
-                .unwrap_or(1e-5),
+            norm_eps: gguf.f32(&norm_eps)?.ok_or_else(|| missing(&norm_eps))?,
             pairing: RopePairing::Halves,
             rope_dims: optional("rope.dimension_count")?.unwrap_or(head_dim),
             ropes: vec![RopeBase {
@@ -227,6 +217,31 @@ impl Config {
     }
 }
 
+/// The value of `key`, which may be an array of one value per layer. Layers that differ are not supported.
+fn same_for_all_layers(gguf: &Gguf, key: &str, layers: usize) -> Result<Option<usize>> {
+    // Of a single value, the usual case, this is an error.
+    let Ok(Some(array)) = gguf.array(key) else {
+        return Ok(gguf.u32(key)?.map(|value| value as usize));
+    };
+    let values = array.u32s()?;
+    if values.len() != layers {
+        return Err(unsound(format!(
+            "{} values of {key} for {layers} layers",
+            values.len()
+        )));
+    }
+    let mut values = values.map(|value| value as usize);
+    let first = values.next();
+    if values.any(|value| Some(value) != first) {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("the model's layers differ in {key}"),
+            "use a model whose layers are all alike",
+        ));
+    }
+    Ok(first)
+}
+
 /// The factor on positions that `rope.scaling.*` asks for, read as llama.cpp does: a factor alone is linear, and counts
 /// for nothing where there is to be no scaling.
 fn linear_scale(gguf: &Gguf, arch: &str) -> Result<f32> {
@@ -257,7 +272,8 @@ pub(super) fn missing(what: &str) -> Error {
     )
 }
 
-fn unsound(what: String) -> Error {
+/// The error for metadata that contradicts itself.
+pub(super) fn unsound(what: String) -> Error {
     Error::new(
         Kind::Format,
         format!("the model's shape makes no sense: {what}"),

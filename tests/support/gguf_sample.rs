@@ -2,17 +2,7 @@
 
 use airstream::format::quant::QuantType;
 
-use super::gguf_writer::{GgufWriter, string};
-
-/// The value of an array entry: type of the elements, number of elements, their bytes.
-pub fn array(element_type: u32, len: u64, elements: &[u8]) -> Vec<u8> {
-    [
-        &element_type.to_le_bytes()[..],
-        &len.to_le_bytes(),
-        elements,
-    ]
-    .concat()
-}
+use super::gguf_writer::{GgufWriter, array, string};
 
 /// Every value type, nested arrays, and four tensors of which the last has its bytes at the very end.
 pub fn sample() -> GgufWriter {

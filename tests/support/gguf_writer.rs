@@ -104,3 +104,13 @@ pub fn string(text: &str) -> Vec<u8> {
     out.extend(text.as_bytes());
     out
 }
+
+/// The value of an array entry: type of the elements, number of elements, their bytes.
+pub fn array(element_type: u32, len: u64, elements: &[u8]) -> Vec<u8> {
+    [
+        &element_type.to_le_bytes()[..],
+        &len.to_le_bytes(),
+        elements,
+    ]
+    .concat()
+}

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use airstream::format::quant::QuantType;
 
-use super::gguf_writer::GgufWriter;
+use super::gguf_writer::{GgufWriter, array};
 use super::weights::{Rng, random_blocks};
 
 /// The architectures, by their GGUF names in lower case.
@@ -49,6 +49,8 @@ pub struct SynthSpec {
     pub tied: bool,
     /// With `rope_freqs.weight`, Llama 3's scaling of the rotation frequencies.
     pub rope_factors: bool,
+    /// Changes the metadata to what sets a variant apart.
+    pub metadata: fn(&mut GgufWriter),
 }
 
 impl SynthSpec {
@@ -75,6 +77,7 @@ impl SynthSpec {
             vocab: 320,
             tied: arch == Arch::Gemma3,
             rope_factors: false,
+            metadata: |_| (),
         }
     }
 
@@ -148,6 +151,25 @@ pub fn all_specs() -> Vec<(String, SynthSpec)> {
     add(Arch::Gemma3, QuantType::Q6_K, "-gqa", |s| {
         (s.heads, s.kv_heads, s.head_dim) = (4, 2, 128)
     });
+    // Other layers with a window than the architecture's default says, and none.
+    add(Arch::Gemma3, QuantType::Q8_0, "-no-window", |s| {
+        s.metadata = |file| {
+            let window = "gemma3.attention.sliding_window";
+            file.entries.retain(|(name, _, _)| name != window);
+        }
+    });
+    add(Arch::Gemma3, QuantType::Q8_0, "-third-global", |s| {
+        s.metadata = |file| {
+            file.u32("gemma3.attention.sliding_window_pattern", 3);
+            file.f32("gemma3.rope.freq_base_swa", 500.0);
+        }
+    });
+    add(Arch::Gemma3, QuantType::Q8_0, "-window-by-layer", |s| {
+        s.metadata = |file| {
+            let local = array(7, 7, &[1, 0, 0, 1, 0, 1, 1]);
+            file.entry("gemma3.attention.sliding_window_pattern", 9, &local);
+        }
+    });
     specs
 }
 
@@ -217,6 +239,7 @@ impl Model<'_> {
             file.u32(&format!("{arch}.attention.sliding_window"), 24);
         }
         file.str("tokenizer.ggml.model", "no_vocab");
+        (s.metadata)(file);
     }
 
     fn weights(&mut self) {

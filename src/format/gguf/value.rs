@@ -327,6 +327,12 @@ impl<'a> Array<'a> {
         }))
     }
 
+    /// The bools.
+    pub fn bools(&self) -> Result<impl ExactSizeIterator<Item = bool> + Clone + use<'a>> {
+        self.expect("bool", self.element == ValueType::Bool)?;
+        Ok(self.fixed().map(|b| b[0] != 0))
+    }
+
     /// The bytes of each element of a type of fixed size.
     fn fixed(&self) -> std::slice::ChunksExact<'a, u8> {
         let size = self
