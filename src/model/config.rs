@@ -4,15 +4,7 @@ use crate::device::cpu::{Activation, RopePairing};
 use crate::error::{Error, Kind, Result};
 use crate::format::gguf::Gguf;
 use crate::model::arch;
-
-/// Frequencies of one rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RopeBase {
-    /// Base of the geometric series of wavelengths.
-    pub base: f32,
-    /// Positions are multiplied by this (linear context scaling).
-    pub scale: f32,
-}
+use crate::model::rope::Rope;
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +41,7 @@ pub struct Config {
     /// How many dimensions of a head rotate.
     pub rope_dims: usize,
     /// The rotary embeddings in use.
-    pub ropes: Vec<RopeBase>,
+    pub ropes: Vec<Rope>,
     /// One per layer.
     pub layers: Vec<LayerSpec>,
     /// The gate's activation.
@@ -133,6 +125,7 @@ impl Config {
         let embeddings = gguf
             .tensor("token_embd.weight")
             .ok_or_else(|| missing("token_embd.weight"))?;
+        let context_max = needed("context_length")?;
         let norm_eps = key("attention.layer_norm_rms_epsilon");
         Ok(Config {
             arch,
@@ -142,14 +135,11 @@ impl Config {
             kv_heads: alike("attention.head_count_kv")?.unwrap_or(heads),
             head_dim,
             vocab: embeddings.rows,
-            context_max: needed("context_length")?,
+            context_max,
             norm_eps: gguf.f32(&norm_eps)?.ok_or_else(|| missing(&norm_eps))?,
             pairing: RopePairing::Halves,
             rope_dims: optional("rope.dimension_count")?.unwrap_or(head_dim),
-            ropes: vec![RopeBase {
-                base: gguf.f32(&key("rope.freq_base"))?.unwrap_or(10000.0),
-                scale: linear_scale(gguf, arch)?,
-            }],
+            ropes: vec![Rope::read(gguf, arch, context_max as u32)?],
             layers: vec![
                 LayerSpec {
                     window: None,
@@ -178,7 +168,7 @@ impl Config {
             && self.rope_dims <= self.head_dim
             && self.rope_dims.is_multiple_of(2)
             && self.norm_eps > 0.0
-            && self.ropes.iter().all(|r| r.base > 0.0 && r.scale > 0.0);
+            && self.ropes.iter().all(Rope::is_sound);
         if !sound {
             return Err(unsound(format!(
                 "{} heads, {} key heads, {} of {} head values rotating, {} tokens, context {}",
@@ -240,27 +230,6 @@ fn same_for_all_layers(gguf: &Gguf, key: &str, layers: usize) -> Result<Option<u
         ));
     }
     Ok(first)
-}
-
-/// The factor on positions that `rope.scaling.*` asks for, read as llama.cpp does: a factor alone is linear, and counts
-/// for nothing where there is to be no scaling.
-fn linear_scale(gguf: &Gguf, arch: &str) -> Result<f32> {
-    let kind = gguf
-        .str(&format!("{arch}.rope.scaling.type"))?
-        .unwrap_or("linear");
-    let factor = match gguf.f32(&format!("{arch}.rope.scaling.factor"))? {
-        Some(factor) => Some(factor),
-        None => gguf.f32(&format!("{arch}.rope.scale_linear"))?,
-    };
-    match (kind, factor) {
-        ("none", _) | ("linear", None) => Ok(1.0),
-        ("linear", Some(factor)) if factor > 0.0 => Ok(1.0 / factor),
-        _ => Err(Error::new(
-            Kind::Unsupported,
-            format!("the model scales its context by {kind} (factor {factor:?})"),
-            "use a model with linear or Llama 3 context scaling, or none",
-        )),
-    }
 }
 
 /// The error for a key or tensor that a sound model has.

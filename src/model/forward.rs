@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::format::gguf::Gguf;
 use crate::model::config::Config;
 use crate::model::kv::Session;
-use crate::model::rope;
+use crate::model::rope::Rotation;
 use crate::model::weights::{MatrixPlan, Vectors};
 use crate::store::Store;
 use crate::trace::What;
@@ -68,8 +68,8 @@ pub struct Model {
     pub(super) vectors: Vectors,
     layout: KvLayout,
     limits: BatchLimits,
-    /// Per rotary embedding: angle per position of each pair.
-    frequencies: Vec<Vec<f32>>,
+    /// One per rotary embedding.
+    rotations: Vec<Rotation>,
     /// rows x dim: the residual stream.
     x: Span<f32>,
     /// rows x dim: what a part has made, until the next norm adds it to the residual stream.
@@ -152,13 +152,13 @@ impl Model {
         let activations = unsafe {
             Activations::new(quantized.as_mut_ptr(), quantized.len(), limits.activations)
         };
-        let frequencies = config
+        let rotations = config
             .ropes
             .iter()
             .enumerate()
             // Llama 3's factors belong to the model's only rotary embedding.
             .map(|(i, r)| {
-                rope::frequencies(
+                Rotation::new(
                     r,
                     config.rope_dims,
                     if i == 0 { &vectors.rope_factors } else { &[] },
@@ -179,7 +179,7 @@ impl Model {
             vectors,
             layout,
             limits,
-            frequencies,
+            rotations,
             x,
             y,
             attended,

@@ -11,8 +11,9 @@ use airstream::engine::plan::{Plan, Request};
 use airstream::format::quant::QuantType;
 use airstream::format::tile::{self, Matrix, Use};
 use airstream::io::sim::{Clock, Content, Disk, Faults, Jitter, Log, Options, Sim, Timing};
-use airstream::model::config::{Config, LayerSpec, RopeBase};
+use airstream::model::config::{Config, LayerSpec};
 use airstream::model::kv::{self, Session};
+use airstream::model::rope::Rope;
 use airstream::model::weights::{LayerMatrices, MatrixPlan};
 use airstream::store::Store;
 
@@ -58,10 +59,7 @@ impl Shape {
             norm_eps: 1e-5,
             pairing: RopePairing::Adjacent,
             rope_dims: head_dim,
-            ropes: vec![RopeBase {
-                base: 10000.0,
-                scale: 1.0,
-            }],
+            ropes: vec![Rope::unscaled(10000.0)],
             layers: vec![
                 LayerSpec {
                     window: None,

@@ -170,7 +170,35 @@ pub fn all_specs() -> Vec<(String, SynthSpec)> {
             file.entry("gemma3.attention.sliding_window_pattern", 9, &local);
         }
     });
+    // Contexts stretched by YaRN: 40 tokens are far beyond an original context of 16, where all but a few pairs
+    // are scaled; in one of 1024, some are left as they are.
+    add(Arch::Qwen3, QuantType::BF16, "-yarn", |s| {
+        s.metadata = |file| yarn(file, "qwen3", 4.0, 16)
+    });
+    add(Arch::Llama, QuantType::F16, "-yarn", |s| {
+        s.metadata = |file| {
+            yarn(file, "llama", 8.0, 16);
+            file.f32("llama.rope.scaling.attn_factor", 0.9);
+        }
+    });
+    add(Arch::Qwen2, QuantType::F16, "-yarn-ramp", |s| {
+        s.metadata = |file| yarn(file, "qwen2", 4.0, 1024)
+    });
+    add(Arch::Gemma3, QuantType::F16, "-yarn", |s| {
+        s.metadata = |file| yarn(file, "gemma3", 4.0, 64)
+    });
     specs
+}
+
+/// Adds YaRN's metadata.
+fn yarn(file: &mut GgufWriter, arch: &str, factor: f32, context: u32) {
+    let key = |name: &str| format!("{arch}.rope.scaling.{name}");
+    file.str(&key("type"), "yarn");
+    file.f32(&key("factor"), factor);
+    file.u32(&key("original_context_length"), context);
+    // llama.cpp does not take these from files of these architectures.
+    file.f32(&key("yarn_attn_factor"), 1.5);
+    file.f32(&key("yarn_beta_fast"), 16.0);
 }
 
 /// Writes the model of `spec` to `path`.

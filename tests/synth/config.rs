@@ -136,12 +136,16 @@ fn gemma_without_a_window_is_global_throughout() {
 
 #[test]
 fn positions_are_scaled_as_llama_cpp_does() {
-    for (kind, factor, scale) in [
-        (None, None, 1.0),
-        (None, Some(4.0), 0.25),
-        (Some("linear"), Some(4.0), 0.25),
-        (Some("linear"), None, 1.0),
-        (Some("none"), Some(4.0), 1.0),
+    for (kind, factor, scale, yarn_context) in [
+        (None, None, 1.0, None),
+        (None, Some(4.0), 0.25, None),
+        (Some("linear"), Some(4.0), 0.25, None),
+        (Some("linear"), Some(0.0), 1.0, None),
+        (Some("linear"), None, 1.0, None),
+        (Some("none"), Some(4.0), 1.0, None),
+        // The context of the model, if the file tells no original one.
+        (Some("yarn"), Some(4.0), 0.25, Some(4096)),
+        (Some("yarn"), Some(0.0), 1.0, Some(4096)),
     ] {
         let add = |file: &mut GgufWriter| {
             if let Some(kind) = kind {
@@ -151,7 +155,34 @@ fn positions_are_scaled_as_llama_cpp_does() {
                 file.f32("llama.rope.scaling.factor", factor);
             }
         };
-        let config = config(Arch::Llama, add).expect("a configuration");
-        assert_eq!(config.ropes[0].scale, scale, "{kind:?} {factor:?}");
+        let rope = config(Arch::Llama, add).expect("a configuration").ropes[0];
+        assert_eq!(
+            (rope.scale, rope.yarn_context),
+            (scale, yarn_context),
+            "{kind:?} {factor:?}"
+        );
+    }
+    let yarn = config(Arch::Qwen2, |file| {
+        file.str("qwen2.rope.scaling.type", "yarn");
+        file.u32("qwen2.rope.scaling.original_context_length", 1000);
+        file.f32("qwen2.rope.scaling.attn_factor", 0.875);
+    });
+    let rope = yarn.expect("a configuration").ropes[0];
+    assert_eq!(
+        (rope.yarn_context, rope.attention_factor),
+        (Some(1000), 0.875)
+    );
+
+    let error = config(Arch::Qwen3, |file| {
+        file.str("qwen3.rope.scaling.type", "longrope")
+    });
+    let error = error.expect_err("a scaling of another kind");
+    assert_eq!(error.kind(), Kind::Unsupported);
+    assert!(error.to_string().contains("longrope") && error.to_string().contains("YaRN"));
+    for factor in [-4.0, f32::NAN, f32::INFINITY] {
+        let error = config(Arch::Llama, |file| {
+            file.f32("llama.rope.scaling.factor", factor)
+        });
+        assert_eq!(error.expect_err("no factor").kind(), Kind::Format);
     }
 }

@@ -6,7 +6,8 @@ use super::Architecture;
 use crate::device::cpu::Activation;
 use crate::error::Result;
 use crate::format::gguf::Gguf;
-use crate::model::config::{LayerSpec, RopeBase, missing, unsound};
+use crate::model::config::{LayerSpec, missing, unsound};
+use crate::model::rope::Rope;
 
 /// Every sixth layer sees the whole context, if the file does not say otherwise.
 const GLOBAL_EVERY: u32 = 6;
@@ -25,11 +26,14 @@ pub(super) const ARCHITECTURE: Architecture = Architecture {
         let window = gguf.u32("gemma3.attention.sliding_window")?;
         // Without a window all layers are global ones.
         if let Some(window) = window.filter(|&positions| positions > 0) {
-            config.ropes.push(RopeBase {
+            config.ropes.push(Rope {
                 base: gguf
                     .f32("gemma3.rope.freq_base_swa")?
                     .unwrap_or(LOCAL_ROPE_BASE),
+                // The window is shorter than any context, and never scaled.
                 scale: 1.0,
+                yarn_context: None,
+                ..config.ropes[0]
             });
             let local = local_layers(gguf, config.layers.len())?;
             for (layer, _) in config

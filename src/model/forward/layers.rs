@@ -11,7 +11,6 @@ use crate::device::{Device, LIKELIEST};
 use crate::error::Result;
 use crate::format::quant;
 use crate::model::kv::{self, Session};
-use crate::model::rope;
 use crate::model::weights::{MatrixPlan, Vectors};
 use crate::store::{RowBytes, Store};
 use crate::trace::What;
@@ -61,11 +60,10 @@ impl Model {
             self.tokens.push(row.token);
         }
         let pairs = self.config.rope_dims / 2;
-        for (base, frequencies) in self.frequencies.iter().enumerate() {
+        for (base, rotation) in self.rotations.iter().enumerate() {
             for (index, &position) in self.positions.iter().enumerate() {
                 let range = index * pairs..(index + 1) * pairs;
-                rope::angles(
-                    frequencies,
+                rotation.angles(
                     position,
                     &mut self.cos[base][range.clone()],
                     &mut self.sin[base][range],
