@@ -241,7 +241,15 @@ fn a_token_is_asked_for_and_a_unix_socket_served() {
         "[http]\nlisten = \"unix:{folder}/h.sock\"\ntoken = \"open-sesame\"\n",
     );
     let send = |head: &str| {
-        let stream = UnixStream::connect(daemon.path("h.sock")).expect("it listens");
+        let begun = Instant::now();
+        // The daemon opens its sockets one after the other.
+        let stream = loop {
+            match UnixStream::connect(daemon.path("h.sock")) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
         request(stream, head, "")
     };
     // Open to whatever watches it; 503 while the model is being loaded.
