@@ -6,9 +6,9 @@
 //! where reads land (`Direct`); else in slots of its own (`Staged`). On Orin the GPU does not cache registered memory:
 //! nothing is lost with weights, which are read once, but much with rows that are read again and again. So buffers lie
 //! in memory that is allocated from the driver on either. The processor has addresses for them, and memory for the few
-//! that it writes or reads too: embeddings, angles, likely tokens, logits ([`Buffers`]). Tables of launches are small and read once:
-//! kernels read them where the processor wrote them. Ops take the processor's pointers and hand the GPU's to the
-//! kernels; they differ by a constant in each mapping.
+//! that it writes or reads too: embeddings, angles, likely tokens, logits ([`Buffers`]). Tables of launches are small and
+//! read once: kernels read them where the processor wrote them. Ops take the processor's pointers and hand the GPU's to
+//! the kernels; they differ by a constant in each mapping.
 //!
 //! # Order and fences
 //!
