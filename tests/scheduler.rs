@@ -532,7 +532,8 @@ fn whatever_clients_do_every_request_ends_and_all_slots_come_back() {
                     }
                 }
                 4 => {
-                    let tags: Vec<_> = serving.answers.keys().copied().collect();
+                    let unended = serving.answers.iter().filter(|(_, a)| a.ending.is_none());
+                    let tags: Vec<_> = unended.map(|(tag, _)| *tag).collect();
                     if let Some(&tag) = tags.get(random.below(1 + tags.len() as u64) as usize) {
                         serving.scheduler.cancel(tag, serving.now);
                     }
@@ -586,7 +587,7 @@ fn whatever_clients_do_every_request_ends_and_all_slots_come_back() {
                 None => assert!(gone.contains(tag), "{tag:?} was never ended"),
             }
         }
-        assert!(ends[0] > 80 && ends[1] > 2 && ends[2] > 0, "{ends:?}");
+        assert!(ends[0] > 80 && ends[1] > 10 && ends[2] > 0, "{ends:?}");
         assert_eq!(all_slots(&mut serving), slots, "{arch:?}");
     }
 }
