@@ -2,13 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::daemon::{Daemon, PATIENCE, generate};
+use super::daemon::{Daemon, PATIENCE, generate, stream_to};
 use super::models;
 
 /// A port that was free a moment ago.
@@ -240,18 +238,7 @@ fn a_token_is_asked_for_and_a_unix_socket_served() {
         &model,
         "[http]\nlisten = \"unix:{folder}/h.sock\"\ntoken = \"open-sesame\"\n",
     );
-    let send = |head: &str| {
-        let begun = Instant::now();
-        // The daemon opens its sockets one after the other.
-        let stream = loop {
-            match UnixStream::connect(daemon.path("h.sock")) {
-                Ok(stream) => break stream,
-                Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
-        request(stream, head, "")
-    };
+    let send = |head: &str| request(stream_to(&daemon.path("h.sock")), head, "");
     // Open to whatever watches it; 503 while the model is being loaded.
     assert!([200, 503].contains(&send("GET /health HTTP/1.1").status));
     let refused = send("GET /v1/models HTTP/1.1");
@@ -273,15 +260,7 @@ fn a_token_is_asked_for_and_a_unix_socket_served() {
     let (file, secret) = (daemon.path("airstream.toml"), daemon.path("token"));
     let text = std::fs::read_to_string(&file).expect("its configuration");
     let token_file = format!("token_file = \"{}\"", secret.display());
-    let reload = |text: &str, until: &str| {
-        std::fs::write(&file, text).expect("a file");
-        daemon.signal(Signal::SIGHUP);
-        let begun = Instant::now();
-        while !daemon.log().contains(until) {
-            assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
+    let reload = |text: &str, until: &str| daemon.reload(text, until);
     let with_file = text.replace("token = \"open-sesame\"", &token_file);
     reload(&with_file, "cannot read");
     let shown = |token: &str| {

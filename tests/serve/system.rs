@@ -19,6 +19,17 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("it runs");
     }
 
+    /// Gives it another configuration, and waits until its log says `until`.
+    pub fn reload(&self, config: &str, until: &str) {
+        std::fs::write(self.path("airstream.toml"), config).expect("a file");
+        self.signal(Signal::SIGHUP);
+        let begun = Instant::now();
+        while !self.log().contains(until) {
+            assert!(begun.elapsed() < PATIENCE, "{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Kills it without a word, and starts another one in the same folder.
     pub fn kill_and_restart(&mut self) {
         self.child.kill().expect("it runs");
@@ -123,15 +134,7 @@ fn sighup_takes_over_what_may_change_and_says_what_may_not() {
     client.ask(&generate(1, "Hello", 1));
     let file = daemon.path("airstream.toml");
     let text = std::fs::read_to_string(&file).expect("its configuration");
-    let reload = |text: &str, until: &str| {
-        std::fs::write(&file, text).expect("a file");
-        daemon.signal(Signal::SIGHUP);
-        let begun = Instant::now();
-        while !daemon.log().contains(until) {
-            assert!(begun.elapsed() < PATIENCE, "{}", daemon.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
+    let reload = |text: &str, until: &str| daemon.reload(text, until);
     let changed = text
         .replace("146800640", "130MiB")
         .replace("threads = 2", "threads = 1");

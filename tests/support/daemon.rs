@@ -63,14 +63,7 @@ impl Daemon {
 
     /// Connects to a daemon's socket as soon as it listens.
     pub fn client_of(socket: &Path) -> Client {
-        let begun = Instant::now();
-        loop {
-            match UnixStream::connect(socket) {
-                Ok(stream) => return Client::new(stream),
-                Err(e) => assert!(begun.elapsed() < PATIENCE, "{e}"),
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        Client::new(stream_to(socket))
     }
 
     pub fn log(&self) -> String {
@@ -108,6 +101,18 @@ impl Drop for Daemon {
         // It may have ended as the test wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Connects to a socket as soon as somebody listens there: a daemon opens its own one after the other.
+pub fn stream_to(socket: &Path) -> UnixStream {
+    let begun = Instant::now();
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(e) => assert!(begun.elapsed() < PATIENCE, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
