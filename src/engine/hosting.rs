@@ -170,13 +170,23 @@ impl Engine {
     /// memory from the next sweep on.
     ///
     /// # Errors
-    /// The budget cannot hold the buffers, the full contexts and a window of reads, or is larger than that of the start, or
-    /// a model is being loaded; nothing has changed then.
+    /// The budget cannot hold the buffers, the planned contexts and a window of reads, or the conversations hold more than
+    /// was planned, or it is larger than that of the start, or a model is being loaded; nothing has changed then.
     pub fn set_memory(&mut self, memory: u64) -> Result<()> {
+        let pool = self.pool_within(memory)?;
+        self.change_pool(pool, Arc::clone(&self.files))
+    }
+
+    /// The pool that [`set_memory`](Self::set_memory) makes.
+    pub(super) fn pool_within(&self, memory: u64) -> Result<Pool> {
         self.check_nothing_is_reserved()?;
         let pool = self.pool.within(memory)?;
-        let pool = pool.shared_by(self.hosted.iter().map(|hosted| &hosted.plan))?;
-        self.change_pool(pool, Arc::clone(&self.files))
+        pool.shared_by(self.hosted.iter().map(|hosted| &hosted.plan))
+    }
+
+    /// Whether the conversations of the moment hold more pages than such a pool could have beside its window.
+    pub(super) fn crowds(&self, pool: &Pool) -> bool {
+        self.store.pages_over(pool.slots as u32, pool.window) > 0
     }
 
     /// The pool that all models share.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::plan::Plan;
+use super::pool::Pool;
 use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options};
 use crate::arena::Reservation;
 use crate::device::cpu::Precision;
@@ -201,6 +202,16 @@ impl Engine {
     /// The budget cannot hold the minimum, the arena's slots are too small for the model, the system refuses, or another
     /// model is being loaded. Everything is as it was then.
     pub fn reserve(&mut self, opening: Opening) -> Result<Reserved> {
+        let (pool, plan) = self.pool_with(&opening)?;
+        let files = Arc::new(Files::together(self.opened().chain([&opening.files])));
+        let before = (self.pool, Arc::clone(&self.files));
+        self.change_pool(pool, files)?;
+        self.before = Some(before);
+        Ok(opening.planned(plan, &self.options))
+    }
+
+    /// The pool that [`reserve`](Self::reserve) makes, and the model's plan in it.
+    pub(super) fn pool_with(&self, opening: &Opening) -> Result<(Pool, Plan)> {
         self.check_nothing_is_reserved()?;
         opening.check_device(&self.device)?;
         let loaded = &opening.loaded;
@@ -223,11 +234,7 @@ impl Engine {
         )?;
         let plans = self.hosted.iter().map(|hosted| &hosted.plan);
         let pool = self.pool.shared_by(plans.chain([&plan]))?;
-        let files = Arc::new(Files::together(self.opened().chain([&opening.files])));
-        let before = (self.pool, Arc::clone(&self.files));
-        self.change_pool(pool, files)?;
-        self.before = Some(before);
-        Ok(opening.planned(plan, &self.options))
+        Ok((pool, plan))
     }
 
     /// Takes in the model that room was made for, between sweeps. If it could not be built, the others have the room back

@@ -27,6 +27,15 @@ impl Store {
         self.in_use
     }
 
+    /// How many KV pages have to go before a pool of so many slots in use has room for a window of reads.
+    pub fn pages_over(&self, slots: u32, window: u32) -> u32 {
+        let spare = self
+            .residency
+            .capacity()
+            .saturating_sub(window.min(self.residency.tiles()));
+        self.in_use.saturating_sub(slots).saturating_sub(spare)
+    }
+
     /// Changes the number of slots in use and of those in the window, between sweeps; the memory of slots that leave goes
     /// back to the system.
     ///
@@ -45,12 +54,8 @@ impl Store {
             self.acquired.is_empty() && self.waiting == 0,
             "the pool is resized between sweeps"
         );
-        let (before, slots) = (self.in_use, slots.min(self.slots.count()));
-        let capacity = self.residency.capacity();
-        let leaving = before.saturating_sub(slots);
-        let spare = capacity.saturating_sub(window.min(self.residency.tiles()));
-        if leaving > spare {
-            let missing = (leaving - spare) as usize * self.slot_bytes();
+        let missing = self.pages_over(slots, window) as usize * self.slot_bytes();
+        if missing > 0 {
             return Err(Error::new(
                 Kind::Budget,
                 "so much memory cannot hold the conversations that there are and a window of reads",
@@ -60,6 +65,8 @@ impl Store {
                 ),
             ));
         }
+        let (before, slots) = (self.in_use, slots.min(self.slots.count()));
+        let capacity = self.residency.capacity();
         self.drain()?;
         self.residency.set_window(window);
         self.residency.set_capacity(capacity + slots - before);

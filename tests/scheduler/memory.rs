@@ -63,6 +63,78 @@ fn when_memory_is_short_idle_sessions_make_way_and_then_answers_end() {
     assert_eq!(all_slots(&mut narrow), slots);
 }
 
+/// Who lowers the budget wants the memory now; conversations that nobody goes on with at the moment can be computed again.
+#[test]
+fn a_smaller_budget_takes_idle_sessions_pages_but_no_answers() {
+    let (_folder, path) = model(Arch::Llama);
+    let mut random = Random(7);
+    let mut long = || greedy(&prompt(&mut random, 900), 20);
+    let asked = ["a", "b", "c"].map(|name| Generate {
+        session: Some(name.into()),
+        ..long()
+    });
+    let least = least_memory(&path, 4, 1024);
+    let most = least + (1 << 20);
+    let mut serving = Serving::open(&[("m", &path)], 4, 1024, Some(most), Limits::default());
+    let answers = asked.each_ref().map(|request| serving.ask(request));
+    assert!(
+        answers
+            .iter()
+            .all(|answer| done(Reason::Length)(&answer.ending))
+    );
+    let computed = |serving: &Serving| -> Vec<usize> {
+        let status = serving.scheduler.status();
+        let sessions = status.models[0].sessions.iter();
+        sessions.map(|session| session.computed).collect()
+    };
+    let before = computed(&serving);
+    assert!(before.iter().all(|&computed| computed > 900), "{before:?}");
+    // What cannot be takes nothing away.
+    let refused = serving.scheduler.set_memory(least - (1 << 20)).err();
+    assert_eq!(refused.map(|error| error.kind()), Some(Kind::Budget));
+    assert_eq!(computed(&serving), before);
+
+    serving
+        .scheduler
+        .set_memory(least)
+        .expect("nobody is being answered");
+    let after = computed(&serving);
+    assert_eq!(
+        (after[0], after[2]),
+        (0, before[2]),
+        "the oldest goes first"
+    );
+    let Prompt::Tokens(mut talk) = asked[0].prompt.clone() else {
+        panic!("they are tokens");
+    };
+    talk.extend(&answers[0].tokens);
+    let more = Generate {
+        prompt: Prompt::Tokens(talk),
+        ..asked[0].clone()
+    };
+    let mut wide = Serving::open(&[("m", &path)], 4, 1024, None, Limits::default());
+    assert_eq!(serving.ask(&more).tokens, wide.ask(&more).tokens);
+
+    // Answers under way keep what they have, whatever they hold.
+    serving
+        .scheduler
+        .set_memory(most)
+        .expect("no more than at the start");
+    for client in 0..3 {
+        serving.submit(tag(client, 0), &long()).expect("room");
+    }
+    while (0..3).any(|client| serving.answers[&tag(client, 0)].tokens.is_empty()) {
+        serving.step();
+    }
+    let refused = serving.scheduler.set_memory(least).err();
+    assert_eq!(refused.map(|error| error.kind()), Some(Kind::Budget));
+    serving.finish();
+    for client in 0..3 {
+        let answer = &serving.answers[&tag(client, 0)];
+        assert!(done(Reason::Length)(&answer.ending), "{:?}", answer.ending);
+    }
+}
+
 /// Pages that nobody uses at present are worth less than weights that are read again and again.
 #[test]
 fn where_weights_stream_a_beginning_is_kept_for_the_next_request_only() {

@@ -285,11 +285,6 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Changes the memory budget; see [`Engine::set_memory`].
-    pub fn set_memory(&mut self, memory: u64) -> Result<()> {
-        self.engine.set_memory(memory)
-    }
-
     /// Tells clients what they were not told yet, begins what waits, and makes one sweep. `now` is the time since any
     /// fixed moment and never goes back.
     ///

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::request::{End, State};
 use super::{Hosted, Limits, Pace, SamplerScratch, Scheduler, Sessions, Trust};
-use crate::engine::{Built, Engine, ModelId, Opening, Reserved, Spent, Vocabulary};
+use crate::engine::{Built, Engine, ModelId, Opening, Pool, Reserved, Spent, Vocabulary};
 use crate::error::{Error, Kind, Result};
 
 impl Hosted {
@@ -30,7 +30,8 @@ impl Hosted {
 }
 
 impl Scheduler {
-    /// Makes room for a model, which clients will call `name`; see [`Engine::reserve`]. The answers of the others go on.
+    /// Makes room for a model, which clients will call `name`; see [`Engine::reserve`]. The answers of the others go on;
+    /// what idle sessions hold makes way.
     ///
     /// # Errors
     /// There is a model of this name, or the engine has no room; everything is as it was then.
@@ -42,7 +43,25 @@ impl Scheduler {
                 "unload it first, or give the other one another name",
             ));
         }
+        let (pool, _) = self.engine.pool_with(&opening)?;
+        self.make_way(&pool);
         self.engine.reserve(opening)
+    }
+
+    /// Changes the memory budget; see [`Engine::set_memory`]. What idle sessions hold makes way for it, and is computed
+    /// again when they go on.
+    ///
+    /// # Errors
+    /// As of the engine; the answers under way hold more than the budget allows, if it is not the budget itself.
+    pub fn set_memory(&mut self, memory: u64) -> Result<()> {
+        let pool = self.engine.pool_within(memory)?;
+        self.make_way(&pool);
+        self.engine.set_memory(memory)
+    }
+
+    /// Takes pages that can be computed again, until the others fit into such a pool or are all that there are.
+    fn make_way(&mut self, pool: &Pool) {
+        while self.engine.crowds(pool) && (self.give_up_idle() || self.give_up_prompt(None)) {}
     }
 
     /// Takes in the model that room was made for; see [`Engine::admit`].

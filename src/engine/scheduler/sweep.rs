@@ -160,7 +160,7 @@ impl Scheduler {
 
     /// Takes back what was computed of the prompt that came last, of those that have pages and are not `except`; false
     /// if there is none. It has no rows in this sweep, and is computed again when there is room for all of it.
-    fn give_up_prompt(&mut self, except: Option<usize>) -> bool {
+    pub(super) fn give_up_prompt(&mut self, except: Option<usize>) -> bool {
         let youngest = (0..self.requests.len()).rev().find_map(|index| {
             let request = &self.requests[index];
             let State::Running(session) = request.state else {
@@ -186,7 +186,7 @@ impl Scheduler {
     /// Takes the pages of the idle session that is missed least; false if no idle one has any.
     ///
     /// The conversation itself is kept where it has a name: it is computed again when it goes on.
-    fn give_up_idle(&mut self) -> bool {
+    pub(super) fn give_up_idle(&mut self) -> bool {
         let oldest = (0..self.models.len()).filter_map(|place| {
             let hosted = &self.models[place];
             let holds = |session| self.engine.session_len(hosted.id, session) > 0;
