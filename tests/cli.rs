@@ -217,6 +217,32 @@ fn plan_inspect_and_bench_print_json() {
     );
 }
 
+/// SmolLM2 was trained on 8192 tokens. Beyond those its answers only get worse, so somebody has to say it.
+#[test]
+fn a_context_beyond_what_the_model_was_made_for_is_warned_of() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tokens = file_with("1000\n2000\n3000\n", folder.path());
+    let model = text(&model);
+    let machine = ["--nvme-gbps", "1", "--dram-gbps", "20"];
+    let plan = [&["plan", model][..], &machine].concat();
+    let board = ["plan", model, "--board", "orin-nano-8gb-super"];
+    let perplexity = ["perplexity", model, "--tokens", text(&tokens)];
+    let of = |command: &[&str], context: &str| {
+        let output = airstream(&[command, &["--memory", "400MiB", "--ctx", context]].concat());
+        stdout(&output) + &String::from_utf8_lossy(&output.stderr)
+    };
+    for command in [&plan[..], &board, &["inspect", model], &perplexity] {
+        let said = of(command, "8193");
+        let wanted = "a context of 8193 tokens is more than the 8192 that the model was made for";
+        assert_eq!(said.matches(wanted).count(), 1, "{command:?}: {said}");
+        let said = of(command, "8192");
+        assert!(!said.contains("made for"), "{command:?}: {said}");
+    }
+}
+
 /// `airstream plan --all-boards FILE | head -1` ends without a word about the pipe, and an answer with its summary.
 #[test]
 fn a_reader_that_leaves_early_is_no_error() {

@@ -105,6 +105,9 @@ impl Inspect {
             super::report::print_json(&summary);
         } else {
             print(&summary, self.engine.memory);
+            if let Some(beyond) = config.beyond(plan.context) {
+                println!("\nwarning: {beyond}");
+            }
         }
         Ok(())
     }

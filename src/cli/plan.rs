@@ -55,6 +55,8 @@ struct Summary {
     gpu_lines: Vec<Line>,
     gpu_slots: usize,
     context: usize,
+    /// The longest that the model was made for.
+    context_max: usize,
     slot_bytes: usize,
     slots: usize,
     window: u32,
@@ -97,6 +99,7 @@ impl PlanArgs {
             gpu_lines: plan.gpu_lines.clone(),
             gpu_slots: plan.gpu_slots,
             context: plan.context,
+            context_max: loaded.config.context_max,
             slot_bytes: plan.slot_bytes,
             slots: plan.slots,
             window: plan.window,
@@ -128,6 +131,9 @@ impl PlanArgs {
             "context    {} tokens, up to {} rows in a sweep",
             summary.context, summary.rows_per_sweep
         );
+        if let Some(beyond) = loaded.config.beyond(plan.context) {
+            println!("warning    {beyond}");
+        }
         println!(
             "machine    NVMe {:.2} GB/s, DRAM {:.1} GB/s",
             machine.nvme_bytes_per_s / 1e9,

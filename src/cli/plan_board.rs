@@ -76,6 +76,9 @@ pub fn one(
         report::bytes(found.streamed_bytes),
         found.rows_per_sweep
     );
+    if let Some(beyond) = loaded.config.beyond(found.context) {
+        println!("warning    {beyond}\n");
+    }
     println!(
         "| mode | device | decode tok/s | bound by | prefill tok/s | bound by |\n|---|---|---|---|---|---|"
     );

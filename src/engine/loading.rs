@@ -151,6 +151,9 @@ impl Reserved {
             &mut arena,
         )?;
         let paths = gguf.files().to_vec();
+        if let Some(beyond) = model.config().beyond(plan.context) {
+            log::warn!("{}: {beyond}", paths[0].display());
+        }
         // Nothing looks at the metadata from here on, and its mapping is memory beside the budget.
         drop(gguf);
         let (tiles, ranges) = tile::cut(&list, plan.slot_bytes);

@@ -32,7 +32,7 @@ pub struct Config {
     pub head_dim: usize,
     /// Tokens in the vocabulary.
     pub vocab: usize,
-    /// The longest context the model was trained on.
+    /// The longest context the model was made for, by training or by stretching its rotary embedding.
     pub context_max: usize,
     /// Added to the mean square in norms.
     pub norm_eps: f32,
@@ -125,7 +125,8 @@ impl Config {
         let embeddings = gguf
             .tensor("token_embd.weight")
             .ok_or_else(|| missing("token_embd.weight"))?;
-        let context_max = needed("context_length")?;
+        let context = needed("context_length")?;
+        let rope = Rope::read(gguf, arch, context as u32)?;
         let norm_eps = key("attention.layer_norm_rms_epsilon");
         Ok(Config {
             arch,
@@ -135,11 +136,14 @@ impl Config {
             kv_heads: alike("attention.head_count_kv")?.unwrap_or(heads),
             head_dim,
             vocab: embeddings.rows,
-            context_max,
+            // Some files tell the context before YaRN stretched it, some the one after.
+            context_max: rope
+                .yarn_reach()
+                .map_or(context, |reach| reach.max(context)),
             norm_eps: gguf.f32(&norm_eps)?.ok_or_else(|| missing(&norm_eps))?,
             pairing: RopePairing::Halves,
             rope_dims: optional("rope.dimension_count")?.unwrap_or(head_dim),
-            ropes: vec![Rope::read(gguf, arch, context_max as u32)?],
+            ropes: vec![rope],
             layers: vec![
                 LayerSpec {
                     window: None,
@@ -188,6 +192,18 @@ impl Config {
             ));
         }
         Ok(())
+    }
+
+    /// What is wrong with sessions of `context` positions, if that is more than the model was made for: nothing fails
+    /// there, so nobody would notice.
+    pub fn beyond(&self, context: usize) -> Option<String> {
+        (context > self.context_max).then(|| {
+            format!(
+                "a context of {context} tokens is more than the {} that the model was made for: answers get worse beyond \
+                 those",
+                self.context_max
+            )
+        })
     }
 
     /// Values of all query heads of a row.

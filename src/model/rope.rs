@@ -76,6 +76,12 @@ impl Rope {
         Ok(rope)
     }
 
+    /// Positions that YaRN stretches the original context to; none if it does not.
+    pub fn yarn_reach(&self) -> Option<usize> {
+        let context = self.yarn_context?;
+        Some((f64::from(context) / f64::from(self.scale)).round() as usize)
+    }
+
     /// Whether the numbers can be computed with.
     pub fn is_sound(&self) -> bool {
         [self.base, self.scale, self.attention_factor]

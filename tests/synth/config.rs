@@ -173,6 +173,29 @@ fn positions_are_scaled_as_llama_cpp_does() {
         (Some(1000), 0.875)
     );
 
+    // The model's own context is 4096 tokens.
+    for (kind, factor, original, made_for) in [
+        ("yarn", 4.0, Some(4096), 16_384),
+        ("yarn", 40.0, None, 163_840),
+        // Here it is the stretched one already.
+        ("yarn", 4.0, Some(1024), 4096),
+        ("yarn", 0.0, Some(1024), 4096),
+        ("linear", 4.0, None, 4096),
+    ] {
+        let stretched = config(Arch::Llama, |file| {
+            file.str("llama.rope.scaling.type", kind);
+            file.f32("llama.rope.scaling.factor", factor);
+            if let Some(original) = original {
+                file.u32("llama.rope.scaling.original_context_length", original);
+            }
+        });
+        let stretched = stretched.expect("a configuration");
+        assert_eq!(stretched.context_max, made_for, "{kind} {factor}");
+        assert_eq!(stretched.beyond(made_for), None);
+        let said = stretched.beyond(made_for + 1).expect("beyond");
+        assert!(said.contains(&made_for.to_string()), "{said}");
+    }
+
     let error = config(Arch::Qwen3, |file| {
         file.str("qwen3.rope.scaling.type", "longrope")
     });
