@@ -195,10 +195,15 @@ DEVICE i32 sum_8_lanes(i32 (&a)[8]) {
     }
     return a[0];
 }
-// The largest float over `lanes` neighbouring lanes.
+// The largest value over `lanes` neighbouring lanes.
 template <u32 lanes> DEVICE float max_lanes(float a) {
 #pragma unroll
     for (u32 mask = lanes / 2; mask > 0; mask /= 2) a = larger(a, float_xor(a, mask));
+    return a;
+}
+template <u32 lanes> DEVICE u32 max_lanes(u32 a) {
+#pragma unroll
+    for (u32 mask = lanes / 2; mask > 0; mask /= 2) a = larger(a, lane_xor(a, mask));
     return a;
 }
 // The sum over 16 neighbouring lanes, in halves: (0 + 8) + (4 + 12) and so on, the CPU's order.

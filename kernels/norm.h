@@ -35,7 +35,8 @@ template <class Value> DEVICE float factor(Memory &memory, u32 n, float eps, Val
     }
     if (warp() == 0) {
         float sum = fold_16(squares);
-        if (thread() == 0) memory.factor = divide(1.0f, square_root(divide(sum, float(n)) + eps));
+        // Where the sum overflows, all values would become zeros, which look like sound ones: infinity times zero does not.
+        if (thread() == 0) memory.factor = divide(1.0f, square_root(divide(sum, float(n)) + eps)) + 0.0f * sum;
     }
     block_sync();
     return memory.factor;

@@ -31,9 +31,9 @@ constexpr u32 COLUMNS = 256;
 // Blocks of nothing larger than this count as zero: the factor of smaller ones would not be finite.
 constexpr float NOTHING = 1e-30f;
 
-// What the threads of a block share: the largest magnitude of each warp.
+// What the threads of a block share: the largest magnitude of each warp, as bits.
 struct Memory {
-    float largest[32];
+    u32 largest[32];
 };
 
 struct Scale {
@@ -61,10 +61,12 @@ DEVICE void column(Memory &memory, const QuantizedRows &to, u32 row, u32 column,
     const bool within = column < to.cols, some = within && row < to.rows;
     const float x = some ? value(column) : 0.0f;
     if (some && to.plain) to.plain[u64(row) * to.cols + column] = x;
-    float largest = max_lanes<LANES>(magnitude(x));
+    // Magnitudes are in the order of their bits, what is no number behind all that are: so nothing hides it, and the
+    // block's scale tells of it whatever the integers are.
+    u32 largest = max_lanes<LANES>(bits_of(magnitude(x)));
     const u32 panel = to.panel, in_panel = row % panel, runs = to.cols / RUN, run = row / panel * runs + column / RUN;
     if (within && to.of_32.q) {
-        Scale s = scale_of(largest);
+        Scale s = scale_of(from_bits(largest));
         i32 sum = sum_lanes<32>(put(to.of_32.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor));
         if (lane() == 0) {
             to.of_32.scales[run * panel + in_panel] = s.scale;
@@ -80,7 +82,7 @@ DEVICE void column(Memory &memory, const QuantizedRows &to, u32 row, u32 column,
     // What comes next may write there again.
     block_sync();
     if (!within) return;
-    Scale s = scale_of(largest);
+    Scale s = scale_of(from_bits(largest));
     i32 sum = sum_lanes<16>(put(to.of_256.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor));
     u32 place = run / WARPS * panel + in_panel;
     if (column % COLUMNS == 0) to.of_256.scales[place] = s.scale;

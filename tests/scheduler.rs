@@ -6,6 +6,8 @@ mod drafts;
 mod memory;
 #[path = "support/models.rs"]
 mod models;
+#[path = "scheduler/not_finite.rs"]
+mod not_finite;
 #[path = "support/random.rs"]
 mod random;
 #[path = "support/serving.rs"]

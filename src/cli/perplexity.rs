@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::args::EngineArgs;
 use super::report;
-use crate::engine::{Engine, ModelId, Row, Spent, Wanted};
+use crate::engine::{Engine, ModelId, Row, Spent, Wanted, not_finite};
 use crate::error::{Error, Kind, Result};
 
 /// Logits of one sweep may take this much memory where no budget was given.
@@ -108,7 +108,11 @@ impl Perplexity {
                     }
                     position += 1;
                     if let Some(&next) = window.get(position) {
-                        nats += surprise(logits, next);
+                        let surprise = surprise(logits, next);
+                        if !surprise.is_finite() {
+                            return Err(not_finite(self.file.display()));
+                        }
+                        nats += surprise;
                         predicted += 1;
                     }
                 }

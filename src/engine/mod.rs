@@ -44,7 +44,7 @@ pub use loaded::{Loaded, ModelOptions, Options, divide, threads};
 pub use loading::{Built, Opening, Reserved};
 pub use plan::{Line, Plan, Request};
 pub use pool::{GpuPool, Pool};
-pub use vocabulary::{Prepared, Vocabulary};
+pub use vocabulary::{Prepared, Vocabulary, not_finite};
 
 /// Where the time and the bytes of some sweeps went.
 #[derive(Debug, Clone, Copy, Default)]

@@ -48,8 +48,12 @@ impl Prepared {
         }
     }
 
-    /// Chooses the next token of the answer, and keeps in mind that it was said.
-    pub(super) fn choose(&mut self, choices: Choices<'_>, scratch: &mut SamplerScratch) -> u32 {
+    /// Chooses the next token of the answer, and keeps in mind that it was said; none if the model has failed.
+    pub(super) fn choose(
+        &mut self,
+        choices: Choices<'_>,
+        scratch: &mut SamplerScratch,
+    ) -> Option<u32> {
         let sampler = &mut self.sampler;
         let token = match choices {
             Choices::Logits(logits) => sampler.sample(logits, scratch),
@@ -57,10 +61,19 @@ impl Prepared {
                 let tokens = tokens.iter().map(|token| (token.id, token.logit));
                 sampler.sample_likeliest(tokens, scratch)
             }
-        };
+        }?;
         sampler.accept(token);
-        token
+        Some(token)
     }
+}
+
+/// The error of a model whose logits are not finite: `model` is what its user calls it.
+pub fn not_finite(model: impl std::fmt::Display) -> Error {
+    Error::new(
+        Kind::Format,
+        format!("{model} says of its next token what is no number, or infinite"),
+        "the file is damaged, or its weights are too large: fetch it again, and compare its SHA-256 with its publisher's",
+    )
 }
 
 impl Vocabulary {

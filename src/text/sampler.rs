@@ -122,9 +122,12 @@ impl Sampler {
     /// Chooses a token. The logits (one a token) are changed by bias and penalties;
     /// a logit that is not a number is never chosen.
     ///
+    /// None if the model has failed: no logit is a number above minus infinity, or one is infinite that no bias has
+    /// made so.
+    ///
     /// # Panics
     /// There are more logits than the scratch was made for.
-    pub fn sample(&mut self, logits: &mut [f32], scratch: &mut SamplerScratch) -> u32 {
+    pub fn sample(&mut self, logits: &mut [f32], scratch: &mut SamplerScratch) -> Option<u32> {
         let candidates = &mut scratch.candidates;
         assert!(
             logits.len() <= candidates.capacity(),
@@ -138,7 +141,7 @@ impl Sampler {
         }
         self.penalize(logits);
         if self.options.temperature <= 0.0 {
-            return likeliest(logits);
+            return self.certain(likeliest(logits)?);
         }
         gather(candidates, logits, self.options.top_k);
         self.choose(candidates)
@@ -167,7 +170,7 @@ impl Sampler {
         &mut self,
         tokens: impl Iterator<Item = (u32, f32)>,
         scratch: &mut SamplerScratch,
-    ) -> u32 {
+    ) -> Option<u32> {
         let count = self.looks_at().expect("a sampler that needs few tokens");
         let candidates = &mut scratch.candidates;
         candidates.clear();
@@ -180,17 +183,22 @@ impl Sampler {
         self.choose(candidates)
     }
 
-    /// Chooses one of the candidates, of which the first is the likeliest; 0 if there is none.
-    fn choose(&mut self, candidates: &mut Vec<Candidate>) -> u32 {
-        let Some(&best) = candidates.first() else {
-            return 0;
-        };
+    /// Chooses one of the candidates, of which the first is the likeliest.
+    fn choose(&mut self, candidates: &mut Vec<Candidate>) -> Option<u32> {
+        let &best = candidates.first()?;
         if self.options.temperature <= 0.0 || best.logit == f32::INFINITY {
-            return best.id;
+            return self.certain(best);
         }
         cut_top_p(candidates, self.options.top_p);
         cut_min_p(candidates, self.options.min_p);
-        draw(candidates, self.options.temperature, &mut self.rng)
+        Some(draw(candidates, self.options.temperature, &mut self.rng))
+    }
+
+    /// The likeliest token, unless it is infinitely likely by a failure of the model's.
+    fn certain(&self, best: Candidate) -> Option<u32> {
+        let mut biases = self.options.logit_bias.iter();
+        let sound = best.logit < f32::INFINITY || biases.any(|(_, bias)| *bias == f32::INFINITY);
+        sound.then_some(best.id)
     }
 
     /// Tells the sampler that the token was said, by the model or in the prompt.
@@ -357,8 +365,8 @@ fn cut_to(candidates: &mut Vec<Candidate>, count: usize) -> f32 {
     threshold
 }
 
-/// The token with the highest logit, of equals the lowest; 0 if no logit is a number above -inf.
-fn likeliest(logits: &[f32]) -> u32 {
+/// The token with the highest logit, of equals the lowest; none if no logit is a number above -inf.
+fn likeliest(logits: &[f32]) -> Option<Candidate> {
     let (mut best, mut best_id) = (f32::NEG_INFINITY, 0);
     for (chunk_at, chunk) in logits.chunks(CHUNK).enumerate() {
         if any_above(chunk, best) {
@@ -369,7 +377,7 @@ fn likeliest(logits: &[f32]) -> u32 {
             }
         }
     }
-    best_id as u32
+    (best > f32::NEG_INFINITY).then(|| Candidate::new(best, best_id as u32))
 }
 
 #[cfg(test)]

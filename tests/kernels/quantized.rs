@@ -100,6 +100,24 @@ impl Quantized {
         mine == others && plain(self) == plain(other)
     }
 
+    /// The scales of all blocks of a row.
+    pub fn scales(&self, row: usize) -> Vec<f32> {
+        let panel = if self.rows == 1 { 1 } else { 8 };
+        let of_kind = |(parts, (_, block)): (&Option<Parts>, (Kinds, usize))| {
+            let all = parts
+                .as_ref()
+                .map_or_else(Vec::new, |parts| parts.scales.values());
+            let blocks = if parts.is_some() {
+                self.cols / block
+            } else {
+                0
+            };
+            let at = move |i: usize| (row / panel * blocks + i) * panel + row % panel;
+            (0..blocks).map(move |i| f32::from_bits(all[at(i)]))
+        };
+        self.blocks.iter().zip(BLOCKS).flat_map(of_kind).collect()
+    }
+
     /// Where the blocks of one kind stand; nowhere if they are not wanted.
     pub fn blocks(&self, kind: Kinds) -> Blocks {
         let place = BLOCKS.iter().position(|&(of, _)| of == kind);

@@ -91,6 +91,43 @@ fn sums_and_norms_are_the_cpus() {
     }
 }
 
+/// Wherever a value stands that is not finite, and where a sum of squares is: the scales of all blocks of the row tell
+/// of it, and those of the other rows do not.
+#[test]
+fn what_is_not_finite_hides_in_no_block() {
+    let Some(gpu) = crate::runner() else { return };
+    let mut random = Rng(5);
+    let (rows, dim) = (3, 512);
+    for (bad, at) in [
+        (f32::NAN, 0),
+        (f32::NAN, 131),
+        (-f32::NAN, 511),
+        (f32::INFINITY, 40),
+        (f32::NEG_INFINITY, 300),
+        (1e30, 77),
+    ] {
+        let mut x = floats(&mut random, rows * dim);
+        x[dim + at] = bad;
+        let weight = vec![1.0; dim];
+        let got = Quantized::new(gpu, rows, dim, Kinds::ALL);
+        let (x, weight) = (Memory::of(gpu, &x), Memory::of(gpu, &weight));
+        launch!(
+            gpu, 0, "norm_quantize", [got.padded(), 1, 1], 512;
+            x.at(0), 0_u64, 0_u64, weight.at(0), 1e-5_f32, got.argument(0)
+        );
+        for row in 0..rows {
+            let scales = got.scales(row);
+            assert_eq!(scales.len(), dim / 32 + dim / 256);
+            let sound = scales.iter().all(|scale| scale.is_finite());
+            let unsound = scales.iter().all(|scale| !scale.is_finite());
+            assert!(
+                [sound, unsound][usize::from(row == 1)],
+                "{bad} at {at}, row {row}: {scales:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn gates_are_the_cpus() {
     let Some(gpu) = crate::runner() else { return };

@@ -27,6 +27,16 @@ fn ops_on_single_values_are_the_cpus() {
 }
 
 #[test]
+fn the_cap_of_what_is_not_finite_is_not_either() {
+    let Some(gpu) = crate::runner() else { return };
+    let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0];
+    let got = Memory::of(gpu, &bad);
+    launch!(gpu, 0, "softcap", [1, 1, 1], 256; got.at(0), bad.len() as u64, 30.0_f32);
+    let finite: Vec<bool> = got.values().iter().map(|x: &f32| x.is_finite()).collect();
+    assert_eq!(finite, [false, false, false, true]);
+}
+
+#[test]
 fn all_that_is_to_be_read_is_read() {
     let Some(gpu) = crate::runner() else { return };
     let mut random = Rng(6);

@@ -83,6 +83,10 @@ impl Vector for Portable {
         each(|l| a[l].wrapping_sub(b[l]))
     }
     #[inline(always)]
+    unsafe fn max_i(a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        each(|l| a[l].max(b[l]))
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
         each(|l| a[l].wrapping_mul(b[l]))
     }

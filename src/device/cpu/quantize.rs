@@ -9,7 +9,7 @@
 
 use super::activations::{MINUS_SUMS_OFFSET, block_32_bytes, block_256_bytes, run_bytes};
 use super::precision::{BITS_8, FINE_BITS, SECOND, parts, q_max, shape};
-use super::vector::{Vector, abs, lanes};
+use super::vector::{Vector, abs};
 use super::weights_first;
 
 /// Quantizes columns of the one row of a panel, or of two rows of a larger one: (values, from one row's to the next
@@ -42,20 +42,17 @@ unsafe fn row_sums<V: Vector>(square: &Square) -> V::I {
     sums
 }
 
-/// The largest float of each row of a square of floats that are not negative.
+/// The largest integer of each row of a square of integers that are not negative.
 ///
 /// # Safety
 /// As for [`QuantizeFn`].
 #[inline(always)]
-unsafe fn row_maxima<V: Vector>(square: &Square) -> V::F {
-    let mut maxima = V::splat_f(0.0);
+unsafe fn row_maxima<V: Vector>(square: &Square) -> V::I {
+    let mut maxima = V::splat(0);
     for i in 0..4 {
         let [a, b, c, d] = columns::<V>(square, i);
-        let (ab, cd) = (
-            V::max(V::from_bits(a), V::from_bits(b)),
-            V::max(V::from_bits(c), V::from_bits(d)),
-        );
-        maxima = V::max(maxima, V::max(ab, cd));
+        let (ab, cd) = (V::max_i(a, b), V::max_i(c, d));
+        maxima = V::max_i(maxima, V::max_i(ab, cd));
     }
     maxima
 }
@@ -135,13 +132,19 @@ unsafe fn put<V: Vector>(q: V::I, run: *mut u8, parts: usize, part: usize, half:
 /// Blocks of nothing larger than this count as zero: the factor of smaller ones would not be finite.
 const NOTHING: f32 = 1e-30;
 
+/// What stands for values that are not finite.
+const ZEROS: [f32; 16] = [0.0; 16];
+
 /// What values are multiplied with to become integers, and the scale that undoes it.
 #[inline(always)]
 fn factor_and_scale(largest: f32, bits: u32) -> (f32, f32) {
     if largest < NOTHING {
         (0.0, 0.0)
-    } else {
+    } else if largest < f32::INFINITY {
         (q_max(bits) / largest, largest / q_max(bits))
+    } else {
+        // The integers will be zeros; what is infinite would be sound in a product with nothing else.
+        (0.0, f32::NAN)
     }
 }
 
@@ -194,23 +197,30 @@ unsafe fn quantize_256_columns<V: Vector, const BITS: u32>(
             let magnitudes = abs::<V>(V::load_f(x[r].add(16 * i)));
             V::store(V::to_bits(magnitudes), squares[r][i].as_mut_ptr().cast());
         }
-        let largest = lanes::<V>(row_maxima::<V>(&squares[r]));
+        // Magnitudes are in the order of their bits, what is no number behind all that are: so nothing hides it, and the
+        // block's scale tells of it whatever the integers are.
+        let mut largest = [0_i32; 16];
+        V::store(row_maxima::<V>(&squares[r]), largest.as_mut_ptr().cast());
         for first in (0..count).step_by(block / 16) {
             let of_block = first..count.min(first + block / 16);
-            let largest = largest[of_block.clone()]
-                .iter()
-                .fold(0.0, |a: f32, &b| if a > b { a } else { b });
+            let largest = largest[of_block.clone()].iter().copied().max();
+            let largest = f32::from_bits(largest.unwrap_or(0) as u32);
             let (factor, scale) = factor_and_scale(largest, BITS);
             factors[r][of_block.clone()].fill(factor);
             scales[r][of_block].fill(scale);
         }
     }
+    // What is not finite is no integer, and must not get into the part that two rows share.
+    let finite = |r: usize, i: usize| match scales[r][i].is_finite() {
+        true => x[r].add(16 * i),
+        false => ZEROS.as_ptr(),
+    };
     for i in 0..count {
         let run = panel.add(i / 2 * run_stride);
-        let a = integers::<V>(x[0].add(16 * i), factors[0][i]);
+        let a = integers::<V>(finite(0, i), factors[0][i]);
         let b = match rows {
             1 => V::splat(0),
-            _ => integers::<V>(x[1].add(16 * i), factors[1][i]),
+            _ => integers::<V>(finite(1, i), factors[1][i]),
         };
         let values = match (BITS, rows) {
             (BITS_8, _) => [a, b, V::splat(0)],

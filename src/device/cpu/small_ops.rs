@@ -54,7 +54,9 @@ pub(super) unsafe fn norm<V: Vector>(x: *const f32, n: usize, eps: f32) -> f32 {
         let x = load_some::<V>(x.add(i), n - i);
         squares = V::fma(x, x, squares);
     }
-    1.0 / (sum::<V>(squares) / n as f32 + eps).sqrt()
+    let sum = sum::<V>(squares);
+    // Where the sum overflows, all values would become zeros, which look like sound ones: infinity times zero does not.
+    1.0 / (sum / n as f32 + eps).sqrt() + 0.0 * sum
 }
 
 /// See [`WeighFn`].
@@ -157,8 +159,12 @@ pub(super) unsafe fn scale<V: Vector>(x: *mut f32, n: usize, c: f32) {
 #[inline(always)]
 pub(super) unsafe fn softcap<V: Vector>(x: *mut f32, n: usize, c: f32) {
     for i in (0..n).step_by(16) {
-        let a = V::div(load_some::<V>(x.add(i), n - i), V::splat_f(c));
-        store_some::<V>(V::mul(tanh::<V>(a), V::splat_f(c)), x.add(i), n - i);
+        let value = load_some::<V>(x.add(i), n - i);
+        let a = V::div(value, V::splat_f(c));
+        let capped = V::mul(tanh::<V>(a), V::splat_f(c));
+        // The cap of what is not finite would look sound.
+        let capped = V::fma(value, V::splat_f(0.0), capped);
+        store_some::<V>(capped, x.add(i), n - i);
     }
 }
 

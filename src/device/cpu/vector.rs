@@ -68,6 +68,8 @@ pub(super) trait Vector: Copy + 'static {
         fn add_i(a: Self::I, b: Self::I) -> Self::I;
         /// Difference of lanes.
         fn sub_i(a: Self::I, b: Self::I) -> Self::I;
+        /// The larger lanes.
+        fn max_i(a: Self::I, b: Self::I) -> Self::I;
         /// Low 32 bits of the product of lanes.
         fn mul_i(a: Self::I, b: Self::I) -> Self::I;
         /// Sum of 16 bit halves.

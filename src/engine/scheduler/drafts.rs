@@ -90,7 +90,11 @@ impl Scheduler {
         };
         let mut right = 0;
         loop {
-            let token = self.choose(place, index, session, row + right, now);
+            let Some(token) = self.choose(place, index, session, row + right, now) else {
+                // Its keys and values may be no numbers either: they are computed again if the conversation goes on.
+                self.forget_pages(place, session);
+                break;
+            };
             let hosted = &mut self.models[place];
             let request = &mut self.requests[index];
             let Some(found) = request.found else {
@@ -107,8 +111,9 @@ impl Scheduler {
             }
             right += 1;
         }
-        self.engine
-            .retreat(self.models[place].id, session, drafts - right);
+        let id = self.models[place].id;
+        let gone = (drafts - right).min(self.engine.session_len(id, session));
+        self.engine.retreat(id, session, gone);
         let spent = &mut self.models[place].spent;
         spent.drafts += drafts as u64;
         spent.drafts_right += right as u64;

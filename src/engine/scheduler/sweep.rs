@@ -8,7 +8,7 @@ use super::request::{End, State};
 use super::sessions::Use;
 use super::{Flow, Scheduler};
 use crate::engine::request::{Event, Reason, Tag};
-use crate::engine::{Engine, Row, Wanted};
+use crate::engine::{Engine, Row, Wanted, not_finite};
 use crate::error::{Error, Kind};
 use crate::trace::What;
 
@@ -194,14 +194,20 @@ impl Scheduler {
             let entry = &hosted.sessions.entries[session];
             Some((!entry.name.is_empty(), entry.since, place, session))
         });
-        let Some((named, _, place, session)) = oldest.min() else {
+        let Some((_, _, place, session)) = oldest.min() else {
             return false;
         };
-        match named {
-            true => self.engine.forget(self.models[place].id, session),
-            false => self.forget(place, session),
-        }
+        self.forget_pages(place, session);
         true
+    }
+
+    /// Takes a session's pages; a conversation that has a name is kept.
+    pub(super) fn forget_pages(&mut self, place: usize, session: usize) {
+        let hosted = &self.models[place];
+        match hosted.sessions.entries[session].name.is_empty() {
+            true => self.forget(place, session),
+            false => self.engine.forget(hosted.id, session),
+        }
     }
 
     /// Writes down the rows that were decided on.
@@ -287,7 +293,8 @@ impl Scheduler {
         }
     }
 
-    /// Chooses a request's next token from the `row`-th row of logits, and sees whether its answer ends with it.
+    /// Chooses a request's next token from the `row`-th row of logits, and sees whether its answer ends with it. None
+    /// if it has failed, because the model has.
     pub(super) fn choose(
         &mut self,
         place: usize,
@@ -295,11 +302,17 @@ impl Scheduler {
         session: usize,
         row: usize,
         now: Duration,
-    ) -> u32 {
+    ) -> Option<u32> {
         let hosted = &mut self.models[place];
         let request = &mut self.requests[index];
         let choices = self.engine.choices(hosted.id, row);
-        let token = request.prepared.choose(choices, &mut self.scratch.sampler);
+        let chosen = request.prepared.choose(choices, &mut self.scratch.sampler);
+        let Some(token) = chosen else {
+            let error = not_finite(format_args!("the model {}", hosted.vocabulary.model()));
+            log::error!("{error}");
+            self.end(index, End::Failed(error), now);
+            return None;
+        };
         request.times.first.get_or_insert(now);
         request.times.last = now;
         request.untold.token = Some((request.counts.answer, token));
@@ -331,6 +344,6 @@ impl Scheduler {
         if let Some(reason) = reason {
             self.end(index, End::Done(reason), now);
         }
-        token
+        Some(token)
     }
 }

@@ -23,7 +23,11 @@ fn counts(options: SamplerOptions, logits: &[f32], draws: usize) -> BTreeMap<u32
     let mut counts = BTreeMap::new();
     for _ in 0..draws {
         *counts
-            .entry(sampler.sample(&mut logits.to_vec(), &mut scratch))
+            .entry(
+                sampler
+                    .sample(&mut logits.to_vec(), &mut scratch)
+                    .expect("a token"),
+            )
             .or_default() += 1;
     }
     counts
@@ -46,11 +50,62 @@ fn greedy_takes_the_first_of_the_likeliest() {
     };
     let (mut sampler, mut scratch) = (Sampler::new(options), SamplerScratch::new(1000));
     let mut logits = vec![-1.0; 1000];
-    assert_eq!(sampler.sample(&mut logits, &mut scratch), 0);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), Some(0));
     (logits[10], logits[700], logits[999]) = (f32::NAN, 3.5, 3.5);
-    assert_eq!(sampler.sample(&mut logits, &mut scratch), 700);
-    let none = &mut [f32::NAN, f32::NEG_INFINITY];
-    assert_eq!(sampler.sample(none, &mut scratch), 0);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), Some(700));
+}
+
+/// What a damaged file gives, by every way to a token: there is nothing to choose then, and no token is as good as
+/// any other.
+#[test]
+fn logits_that_are_not_finite_give_no_token() {
+    let bias = |bias| vec![(1, bias)];
+    let ways = [
+        SamplerOptions {
+            temperature: 0.0,
+            ..open()
+        },
+        open(),
+        SamplerOptions::default(),
+        SamplerOptions { top_k: 1, ..open() },
+        SamplerOptions {
+            repeat_penalty: 1.1,
+            ..SamplerOptions::default()
+        },
+        SamplerOptions {
+            logit_bias: bias(40.0),
+            ..SamplerOptions::default()
+        },
+    ];
+    let mut scratch = SamplerScratch::new(400);
+    for options in ways {
+        let mut sampler = Sampler::new(options.clone());
+        sampler.accept(1);
+        for (bad, wanted) in [
+            ([f32::NAN; 3], None),
+            ([f32::NEG_INFINITY; 3], None),
+            ([f32::NAN, f32::NEG_INFINITY, -f32::NAN], None),
+            ([-1.0, 2.0, f32::INFINITY], None),
+            // One token's weights alone are damaged.
+            ([f32::NAN, 2.0, f32::NEG_INFINITY], Some(1)),
+        ] {
+            let mut logits = [f32::NEG_INFINITY; 400];
+            logits[..3].copy_from_slice(&bad);
+            let likeliest = likeliest_of(&logits, 64);
+            let from_all = sampler.sample(&mut logits, &mut scratch);
+            assert_eq!(from_all, wanted, "{bad:?}, {options:?}");
+            if sampler.looks_at().is_some_and(|count| count <= 64) {
+                let from_few = sampler.sample_likeliest(likeliest.into_iter(), &mut scratch);
+                assert_eq!(from_few, wanted, "{bad:?}, {options:?}");
+            }
+        }
+    }
+    let forced = SamplerOptions {
+        logit_bias: bias(f32::INFINITY),
+        ..open()
+    };
+    let token = Sampler::new(forced).sample(&mut [1.0, 2.0], &mut scratch);
+    assert_eq!(token, Some(1), "a bias forces it");
 }
 
 #[test]
@@ -122,7 +177,7 @@ fn the_same_seed_chooses_the_same_tokens() {
         .map(|i| (i * 7919 % 1000) as f32 / 200.0)
         .collect();
     let mut scratch = SamplerScratch::new(5000);
-    let mut run = |sampler: &mut Sampler| -> Vec<u32> {
+    let mut run = |sampler: &mut Sampler| -> Vec<Option<u32>> {
         (0..50)
             .map(|_| sampler.sample(&mut logits.clone(), &mut scratch))
             .collect()
@@ -156,7 +211,7 @@ fn penalties_count_what_was_said_in_the_window() {
         sampler.accept(token);
     }
     let mut logits = [4.0, 4.0, 3.0, -1.0];
-    assert_eq!(sampler.sample(&mut logits, &mut scratch), 0);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), Some(0));
     assert_eq!(
         logits,
         [4.0, 4.0 / 2.0 - 2.0 * 0.25 - 0.5, 3.0, -2.0 - 0.75]
@@ -164,7 +219,7 @@ fn penalties_count_what_was_said_in_the_window() {
     sampler.reset();
     let mut logits = [4.0, 5.0, 3.0, -1.0];
     sampler.accept(99);
-    assert_eq!(sampler.sample(&mut logits, &mut scratch), 1);
+    assert_eq!(sampler.sample(&mut logits, &mut scratch), Some(1));
     assert_eq!(logits, [4.0, 5.0, 3.0, -1.0]);
 }
 
@@ -313,7 +368,7 @@ proptest! {
     }
 
     #[test]
-    fn any_logits_and_options_give_a_token(
+    fn any_logits_and_options_give_one_of_the_tokens_or_none(
         bits in prop::collection::vec(any::<u32>(), 1..400),
         (temperature, top_k, top_p, min_p) in (0.0f32..3.0, 0usize..50, 0.0f32..1.1, 0.0f32..1.1),
     ) {
@@ -321,6 +376,6 @@ proptest! {
         let options = SamplerOptions { temperature, top_k, top_p, min_p, ..open() };
         let mut scratch = SamplerScratch::new(logits.len());
         let token = Sampler::new(options).sample(&mut logits, &mut scratch);
-        prop_assert!((token as usize) < logits.len());
+        prop_assert!(token.is_none_or(|token| (token as usize) < logits.len()));
     }
 }

@@ -100,6 +100,10 @@ impl Vector for Neon {
         quarters!(Q => Quarter::<Q>::sub_i(a[Q], b[Q]))
     }
     #[inline(always)]
+    unsafe fn max_i(a: Integers, b: Integers) -> Integers {
+        quarters!(Q => Quarter::<Q>::max_i(a[Q], b[Q]))
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: Integers, b: Integers) -> Integers {
         quarters!(Q => Quarter::<Q>::mul_i(a[Q], b[Q]))
     }

@@ -102,6 +102,10 @@ impl<const Q: usize, const MATRICES: bool> Vector for Quarter<Q, MATRICES> {
         vsubq_s32(a, b)
     }
     #[inline(always)]
+    unsafe fn max_i(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        vmaxq_s32(a, b)
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: int32x4_t, b: int32x4_t) -> int32x4_t {
         vmulq_s32(a, b)
     }

@@ -318,6 +318,41 @@ fn each_strip_is_inspected_once_as_it_is_in_the_file() {
     }
 }
 
+/// Wherever it stands, and whatever the weights: all products of its row show it, and none of another row's.
+#[test]
+fn a_value_that_is_not_finite_hides_nowhere() {
+    let mut random = Random(29);
+    let (rows, cols, batch) = (17, 512, 10);
+    for (cpu, precision) in devices_and_precisions(2) {
+        for (case, qtype) in QuantType::ALL.into_iter().enumerate() {
+            let weights = oracle::weights(qtype, rows, cols, Weights::Random, &mut random);
+            let mut matrix = Matrix::new(qtype, rows, cols, 32, 0, &weights);
+            let mut product = |x: &[f32]| {
+                let (_memory, mut view) = activations(batch, cols, Kinds::ALL, precision);
+                cpu.quantize(x, cols, Kinds::of(qtype), &mut view);
+                matrix.multiply(&cpu, &view, false, false)
+            };
+            let x = random.floats(batch * cols);
+            let sound = product(&x);
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let (row, col) = (random.below(batch), random.below(cols));
+                let mut x = x.clone();
+                x[row * cols + col] = bad;
+                let got = product(&x);
+                for of in 0..batch {
+                    let (got, sound) = (&got[of * rows..][..rows], &sound[of * rows..][..rows]);
+                    let what =
+                        format!("{} {qtype:?} case {case}: {bad} at {row}, {col}", cpu.isa());
+                    match of == row {
+                        true => assert!(got.iter().all(|y| !y.is_finite()), "{what}: {got:?}"),
+                        false => assert_eq!(bits(got), bits(sound), "{what}: row {of}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn widths_that_are_no_whole_blocks_are_refused() {
     assert!(Cpu::check_matrix(QuantType::Q4_K, 576).is_err());

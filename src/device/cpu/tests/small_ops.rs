@@ -3,6 +3,18 @@
 use super::{Random, close, everywhere};
 use crate::device::cpu::Cpu;
 
+#[test]
+fn the_cap_of_what_is_not_finite_is_not_either() {
+    let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    let capped = everywhere(|cpu| {
+        let mut x = bad;
+        cpu.softcap(&mut x, 30.0);
+        // The bits of what is no number differ.
+        x.map(|x| f32::from(u8::from(x.is_finite()))).to_vec()
+    });
+    assert_eq!(capped, [0.0; 3]);
+}
+
 /// Lengths with and without tails, below and above what is split over threads.
 const LENGTHS: [usize; 5] = [1, 15, 64, 1000, 20_001];
 

@@ -79,6 +79,10 @@ impl Vector for Avx2 {
         [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])]
     }
     #[inline(always)]
+    unsafe fn max_i(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_max_epi32(a[0], b[0]), _mm256_max_epi32(a[1], b[1])]
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
         [
             _mm256_mullo_epi32(a[0], b[0]),

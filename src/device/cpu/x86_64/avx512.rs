@@ -85,6 +85,10 @@ impl Vector for Avx512 {
         _mm512_sub_epi32(a, b)
     }
     #[inline(always)]
+    unsafe fn max_i(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_max_epi32(a, b)
+    }
+    #[inline(always)]
     unsafe fn mul_i(a: __m512i, b: __m512i) -> __m512i {
         _mm512_mullo_epi32(a, b)
     }
