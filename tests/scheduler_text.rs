@@ -71,6 +71,20 @@ fn a_text_that_cannot_fit_is_refused_before_it_is_cut_into_tokens() {
         .expect_err("50 MiB are too much");
     assert_eq!(refused.kind(), Kind::Budget);
     assert!(begun.elapsed().as_millis() < 500, "{:?}", begun.elapsed());
+    assert!(refused.what().contains(" tokens or more, "), "{refused}");
+    // What was counted is told as it is.
+    let tokens = ask(Prompt::Tokens(vec![7; 300]));
+    let refused = serving.submit(serving::tag(1, 1), &tokens);
+    let refused = refused.expect_err("44 are too many");
+    assert!(refused.what().contains(" 300 tokens, "), "{refused}");
+    // Behind a conversation they may be more.
+    let go_on = Generate {
+        session: Some("robot".into()),
+        ..ask(Prompt::Raw("one ".repeat(300)))
+    };
+    let refused = serving.submit(serving::tag(1, 2), &go_on);
+    let refused = refused.expect_err("it is too long alone");
+    assert!(refused.what().contains(" tokens or more, "), "{refused}");
 }
 
 #[test]

@@ -26,6 +26,13 @@ pub struct Vocabulary {
     text_bytes_max: usize,
 }
 
+/// Tokens of a prompt, as far as they are known.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Length {
+    Exactly(usize),
+    AtLeast(usize),
+}
+
 /// A request with all the memory that answering it takes.
 pub struct Prepared {
     pub(super) model: Arc<str>,
@@ -133,7 +140,11 @@ impl Vocabulary {
         if shortest == 0 {
             return Err(usage("the prompt has no tokens", "give a longer prompt"));
         }
-        self.check_fits(shortest)?;
+        // Before what follows a conversation comes what that holds.
+        self.check_fits(match turn {
+            Some(_) => Length::AtLeast(shortest),
+            None => Length::Exactly(shortest),
+        })?;
         let mut all = whole.iter().chain(turn.iter().flatten());
         if let Some(token) = all.find(|&&token| token as usize >= self.tokens) {
             return Err(usage(
@@ -159,14 +170,18 @@ impl Vocabulary {
     }
 
     /// Whether a prompt of so many tokens leaves room for an answer.
-    pub(super) fn check_fits(&self, tokens: usize) -> Result<()> {
+    pub(super) fn check_fits(&self, length: Length) -> Result<()> {
+        let (tokens, or_more) = match length {
+            Length::Exactly(tokens) => (tokens, ""),
+            Length::AtLeast(tokens) => (tokens, " or more"),
+        };
         if tokens < self.context {
             return Ok(());
         }
         Err(Error::new(
             Kind::Budget,
             format!(
-                "the prompt has {tokens} tokens or more, and a session of {} has {} with the answer",
+                "the prompt has {tokens} tokens{or_more}, and a session of {} has {} with the answer",
                 self.model, self.context
             ),
             format!(
@@ -180,7 +195,8 @@ impl Vocabulary {
     fn tokens(&self, request: &Generate) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
         let (mut whole, mut turn) = (Vec::new(), Vec::new());
         // Cutting a text into tokens takes many times its length; what cannot fit is not begun with.
-        self.check_fits(text_bytes(request).div_ceil(self.token_bytes_max.max(1)))?;
+        let fewest = text_bytes(request).div_ceil(self.token_bytes_max.max(1));
+        self.check_fits(Length::AtLeast(fewest))?;
         if let Prompt::Tokens(tokens) = &request.prompt {
             return Ok((tokens.clone(), None));
         }

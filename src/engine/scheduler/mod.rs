@@ -26,6 +26,7 @@ use std::time::Duration;
 use super::request::{Event, Reason, Tag};
 use super::{Engine, ModelId, Row, Spent, Vocabulary};
 use crate::engine::Prepared;
+use crate::engine::vocabulary::Length;
 use crate::error::{Error, Kind, Result};
 use crate::text::SamplerScratch;
 use batch::Want;
@@ -226,7 +227,8 @@ impl Scheduler {
             && let Some(session) = hosted.sessions.find(name)
         {
             let held = hosted.sessions.entries[session].tokens.len();
-            hosted.vocabulary.check_fits(held + turn.len())?;
+            let length = Length::Exactly(held + turn.len());
+            hosted.vocabulary.check_fits(length)?;
         }
         let id = hosted.id;
         self.requests.push(Request::new(tag, id, prepared, now));

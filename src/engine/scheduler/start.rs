@@ -6,6 +6,7 @@ use super::Scheduler;
 use super::request::{End, State};
 use super::sessions::{self, Prefix, Use};
 use crate::engine::request::PENALTY_WINDOW_MAX;
+use crate::engine::vocabulary::Length;
 
 /// How long a request without a session leaves conversations to requests that came after it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -59,7 +60,7 @@ impl Scheduler {
             // Looked at again, because what was submitted before may have made the conversation longer.
             if let Err(error) = hosted
                 .vocabulary
-                .check_fits(entry.tokens.len() + turn.len())
+                .check_fits(Length::Exactly(entry.tokens.len() + turn.len()))
             {
                 self.end(index, End::Failed(error), now);
                 return None;
@@ -84,7 +85,7 @@ impl Scheduler {
         let id = hosted.id;
         let whole = &self.requests[index].prepared.whole;
         // What was to follow a conversation may fit its session where the whole, system's words and all, does not.
-        if let Err(error) = hosted.vocabulary.check_fits(whole.len()) {
+        if let Err(error) = hosted.vocabulary.check_fits(Length::Exactly(whole.len())) {
             self.end(index, End::Failed(error), now);
             return None;
         }
