@@ -3,11 +3,14 @@
 #[path = "support/models.rs"]
 mod models;
 
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use assert_cmd::Command;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn airstream(args: &[&str]) -> Output {
     Command::cargo_bin("airstream")
@@ -217,6 +220,45 @@ fn plan_inspect_and_bench_print_json() {
     );
 }
 
+#[test]
+fn an_answer_that_does_not_come_to_its_end_says_so() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let run = ["run", "--model", text(&model), "--memory", "64MiB"];
+    let short = [
+        "--ctx",
+        "48",
+        "--temp",
+        "0",
+        "--raw",
+        "1, 2, 3, 4, 5, 6, 7,",
+    ];
+    let output = airstream(&[&run[..], &short].concat());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(
+        told.contains("the answer is cut short") && told.contains("larger --ctx"),
+        "{told}"
+    );
+    // Ctrl-C ends the answer, and not the account of it.
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_airstream"))
+        .args(run)
+        .arg("Tell me a very long story about the sea.")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut begun = [0];
+    let stdout = child.stdout.as_mut().expect("piped");
+    stdout.read_exact(&mut begun).expect("an answer begins");
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
+    let done = child.wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(130), "{told}");
+    assert!(told.contains("prefill"), "{told}");
+}
+
 /// SmolLM2 was trained on 8192 tokens. Beyond those its answers only get worse, so somebody has to say it.
 #[test]
 fn a_context_beyond_what_the_model_was_made_for_is_warned_of() {
@@ -313,6 +355,9 @@ fn errors_name_the_remedy() {
         vec!["run", "--memory", "64XB", "hi"],
         vec!["bench"],
         vec!["nonsense"],
+        // A text that goes on as it is has no system's part.
+        vec!["run", "--raw", "--system", "Be brief.", "hi"],
+        vec!["ask", "--raw", "--system", "Be brief.", "hi"],
     ] {
         assert_eq!(airstream(&args).status.code(), Some(2), "{args:?}");
     }

@@ -1,6 +1,6 @@
 //! `airstream ask`: a question to the daemon.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -10,7 +10,8 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
-use crate::engine::request::{Event, Generate, Prompt, Reason, Sampling};
+use super::question::{self, INTERRUPTED, Question};
+use crate::engine::request::{Event, Generate, Reason};
 use crate::error::{Error, Kind, Result};
 use crate::serve::client::Connection;
 use crate::serve::config::FlowControl;
@@ -24,8 +25,6 @@ const QUESTION: u32 = 1;
 const CANCEL: u32 = 2;
 /// How long nothing may come before the user is told why.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The exit code after Ctrl-C, as of a process that the signal ended.
-const INTERRUPTED: u8 = 130;
 
 /// How to reach the daemon.
 #[derive(Args, Clone)]
@@ -72,76 +71,19 @@ pub struct Ask {
     /// The conversation that the question belongs to; it is begun if there is none of this name.
     #[arg(long, value_name = "S")]
     session: Option<String>,
-    /// Tokens to answer with at most. Default: until the model ends or the context is full.
-    #[arg(short = 'n', long, value_name = "MAX")]
-    max_tokens: Option<u32>,
-    /// Temperature: 0 always takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature)]
-    temp: f32,
-    /// Seed of the sampling: the same seed gives the same answer. Default: another one each time.
-    #[arg(long, value_name = "S")]
-    seed: Option<u64>,
-    /// The system's part, where a conversation begins.
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
-    system: Option<String>,
-    /// Continue the text as it is, without the model's chat template.
-    #[arg(long)]
-    raw: bool,
-    /// The question.
-    #[arg(value_name = "PROMPT")]
-    prompt: Vec<String>,
+    #[command(flatten)]
+    question: Question,
 }
 
 impl Ask {
     pub(super) fn run(self) -> Result<ExitCode> {
-        let text = self.text()?;
-        let prompt = if self.raw {
-            Prompt::Raw(text)
-        } else {
-            Prompt::Text(text)
-        };
+        let text = self.question.text()?.ok_or_else(question::no_prompt)?;
         let generate = Generate {
             model: self.model.clone(),
             session: self.session.clone(),
-            system: self.system.clone(),
-            sampling: Sampling {
-                temperature: self.temp,
-                seed: self.seed,
-                ..Sampling::default()
-            },
-            max_tokens: self.max_tokens,
-            ..Generate::new(prompt)
+            ..self.question.request(text)
         };
         runtime(1)?.block_on(self.ask(generate))
-    }
-
-    /// The prompt from the arguments, or from a pipe.
-    fn text(&self) -> Result<String> {
-        let no_prompt = || {
-            Error::new(
-                Kind::Usage,
-                "there is no prompt",
-                "give it as an argument or on stdin",
-            )
-        };
-        if !self.prompt.is_empty() {
-            return Ok(self.prompt.join(" "));
-        }
-        let mut text = String::new();
-        if io::stdin().is_terminal() {
-            return Err(no_prompt());
-        }
-        io::stdin().read_to_string(&mut text).map_err(|e| {
-            Error::new(
-                Kind::Usage,
-                format!("cannot read the prompt: {e}"),
-                "give UTF-8 text",
-            )
-        })?;
-        match text.trim().is_empty() {
-            true => Err(no_prompt()),
-            false => Ok(text),
-        }
     }
 
     async fn ask(&self, generate: Generate) -> Result<ExitCode> {
@@ -200,14 +142,13 @@ impl Ask {
                         .is_err();
                 }
                 Answer::Event(Event::Done { reason, .. }) => {
-                    if !gone {
-                        println!();
-                    }
+                    // Its reader may be gone.
+                    let _ = writeln!(stdout);
                     daemon.finish().await;
                     match reason {
-                        Reason::Context => {
-                            log::warn!("the context is full: ask in another session")
-                        }
+                        Reason::Context => question::tell_cut_short(
+                            "ask in another session, or give the daemon a larger `context` or more `memory`",
+                        ),
                         Reason::Cancelled if !cancelled => {
                             let remedy = "see the daemon's log, and ask again";
                             return Err(Error::new(

@@ -18,6 +18,7 @@ mod perplexity;
 mod plan;
 mod plan_board;
 mod progress;
+mod question;
 mod report;
 mod run;
 mod serve;
@@ -120,7 +121,10 @@ pub fn main() -> ExitCode {
         stop::with_the_reader();
     }
     let done: Result<()> = match cli.command {
-        Command::Run(command) => command.run(),
+        Command::Run(command) => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Serve(command) => return serve::end(command.run()),
         Command::Ask(command) => match command.run() {
             Ok(code) => return code,

@@ -1,7 +1,8 @@
 //! `airstream run`: answers a prompt, or chats.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -9,10 +10,11 @@ use clap::Args;
 use super::args::{EngineArgs, TraceArgs};
 use super::board::{self, BoardArgs};
 use super::lines::Lines;
+use super::question::{self, INTERRUPTED, Question};
 use super::stop::Stop;
 use super::{fetch, progress, report};
 use crate::board::{Energy, Monitor};
-use crate::engine::request::{Event, Generate, Prompt, Reason, Sampling, Tag};
+use crate::engine::request::{Event, Generate, Reason, Tag};
 use crate::engine::scheduler::{Flow, Limits, Scheduler, Step};
 use crate::engine::{Engine, ModelId, Spent};
 use crate::error::{Error, Kind, Result};
@@ -20,7 +22,8 @@ use crate::error::{Error, Kind, Result};
 /// Answer a prompt, or chat.
 ///
 /// With a prompt (as arguments, or piped to stdin) streams the answer to stdout. With neither, on a terminal, chats
-/// until end of input (Ctrl-D); Ctrl-C stops an answer. Where the time went is told on stderr at the end.
+/// until end of input (Ctrl-D); Ctrl-C stops an answer, which without a chat is exit code 130. Where the time went is
+/// told on stderr at the end.
 #[derive(Args)]
 pub struct Run {
     /// The GGUF file (any part of a split one). Default: SmolLM2-135M-Instruct, fetched once.
@@ -32,36 +35,8 @@ pub struct Run {
     board: BoardArgs,
     #[command(flatten)]
     trace: TraceArgs,
-    /// Tokens to answer with at most. Default: until the model ends or the context is full.
-    #[arg(short = 'n', long, value_name = "MAX")]
-    max_tokens: Option<u32>,
-    /// Temperature: 0 always takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = Sampling::default().temperature)]
-    temp: f32,
-    /// Sample from the K likeliest tokens; 0 for all.
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: u32,
-    /// Sample from the likeliest tokens that together have probability P.
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    top_p: f32,
-    /// Leave out tokens less likely than P times the likeliest.
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
-    min_p: f32,
-    /// Make tokens of the last 64 less likely by this factor; 1 does nothing.
-    #[arg(long, value_name = "R", default_value_t = 1.0)]
-    repeat_penalty: f32,
-    /// Seed of the sampling: the same seed gives the same answer. Default: another one each time.
-    #[arg(long, value_name = "S")]
-    seed: Option<u64>,
-    /// The system's part of the conversation.
-    #[arg(long, value_name = "TEXT")]
-    system: Option<String>,
-    /// Continue the text as it is, without the model's chat template.
-    #[arg(long)]
-    raw: bool,
-    /// The prompt.
-    #[arg(value_name = "PROMPT")]
-    prompt: Vec<String>,
+    #[command(flatten)]
+    question: Question,
 }
 
 /// The conversation's name for the scheduler.
@@ -124,7 +99,7 @@ impl Answer {
 }
 
 impl Run {
-    pub(super) fn run(self) -> Result<()> {
+    pub(super) fn run(self) -> Result<ExitCode> {
         let prompt = self.read_prompt()?;
         let model = match &self.model {
             Some(path) => path.clone(),
@@ -149,21 +124,31 @@ impl Run {
             requests: 0,
             total: Total::default(),
         };
+        let mut code = ExitCode::SUCCESS;
         match prompt {
             Some(prompt) => {
-                conversation.answer(prompt)?;
+                let reason = conversation.answer(prompt)?;
                 // Its reader may be gone, and the summary is to come.
                 let _ = writeln!(io::stdout());
+                if reason == Reason::Context {
+                    question::tell_cut_short("give a larger --ctx, or more --memory");
+                }
+                if conversation.stop.asked() {
+                    code = ExitCode::from(INTERRUPTED);
+                }
             }
             None => conversation.chat()?,
         }
         eprint!("{}", conversation.summary());
-        self.trace.finish(&mut conversation.scheduler.into_engine())
+        self.trace
+            .finish(&mut conversation.scheduler.into_engine())?;
+        Ok(code)
     }
 
     /// The prompt from the arguments or from a pipe; none on a terminal.
     fn read_prompt(&self) -> Result<Option<String>> {
-        let first = self.prompt.first().filter(|_| self.model.is_none());
+        let first = self.question.words().first();
+        let first = first.filter(|_| self.model.is_none());
         if let Some(file) =
             first.filter(|word| word.ends_with(".gguf") && Path::new(word).is_file())
         {
@@ -173,51 +158,7 @@ impl Run {
                 format!("say --model {file}"),
             ));
         }
-        if !self.prompt.is_empty() {
-            return Ok(Some(self.prompt.join(" ")));
-        }
-        if io::stdin().is_terminal() {
-            return Ok(None);
-        }
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map_err(|e| {
-            Error::new(
-                Kind::Usage,
-                format!("cannot read the prompt: {e}"),
-                "give UTF-8 text",
-            )
-        })?;
-        if text.trim().is_empty() {
-            return Err(Error::new(
-                Kind::Usage,
-                "the prompt is empty",
-                "give a prompt as an argument or on stdin",
-            ));
-        }
-        Ok(Some(text))
-    }
-
-    /// A request for the answer to a prompt.
-    fn request(&self, prompt: String) -> Generate {
-        let (prompt, system) = match self.raw {
-            true => (Prompt::Raw(prompt), None),
-            false => (Prompt::Text(prompt), self.system.clone()),
-        };
-        Generate {
-            session: Some(SESSION.to_owned()),
-            system,
-            sampling: Sampling {
-                temperature: self.temp,
-                top_k: self.top_k,
-                top_p: self.top_p,
-                min_p: self.min_p,
-                repeat_penalty: self.repeat_penalty,
-                seed: self.seed,
-                ..Sampling::default()
-            },
-            max_tokens: self.max_tokens,
-            ..Generate::new(prompt)
-        }
+        self.question.text()
     }
 }
 
@@ -244,10 +185,7 @@ impl Conversation<'_> {
             match self.answer(line.trim_end().to_owned()) {
                 Ok(Reason::Context) => {
                     println!();
-                    let context = self.scheduler.engine().plan(ModelId::FIRST).context;
-                    eprintln!(
-                        "The context of {context} tokens is full: a new conversation begins."
-                    );
+                    question::tell_cut_short("a new conversation begins");
                     self.forget();
                 }
                 Ok(_) => println!(),
@@ -280,7 +218,10 @@ impl Conversation<'_> {
     /// Streams the model's answer to stdout; why it ended.
     fn answer(&mut self, prompt: String) -> Result<Reason> {
         let vocabulary = self.scheduler.vocabulary(None)?;
-        let prepared = vocabulary.prepare(&self.run.request(prompt))?;
+        let prepared = vocabulary.prepare(&Generate {
+            session: Some(SESSION.to_owned()),
+            ..self.run.question.request(prompt)
+        })?;
         self.requests += 1;
         let tag = Tag {
             client: 0,

@@ -404,6 +404,12 @@ fn ask_and_status_are_clients() {
     let (ok, answer, told) = run(&ask);
     assert!(ok && !answer.trim().is_empty(), "{told}");
     assert_eq!(answer, run(&ask).1);
+    // As `airstream run` says it and has it, which takes the same options.
+    let (ok, likeliest, told) = run(&["ask", "--top-k", "1", "-n", "12", "Name three colours."]);
+    assert!(ok && likeliest == answer, "{likeliest}, {told}");
+    let on_and_on = ["ask", "--raw", "--temp", "0", "1, 2, 3, 4, 5, 6, 7,"];
+    let (ok, _, told) = run(&on_and_on);
+    assert!(ok && told.contains("the answer is cut short"), "{told}");
     let (ok, _, told) = run(&["ask", "--model", "none", "Hi"]);
     assert!(!ok && told.contains("remedy: name one of small"), "{told}");
     let (ok, text, _) = run(&["status"]);
@@ -420,7 +426,7 @@ fn ask_and_status_are_clients() {
     }
     let json: serde_json::Value =
         serde_json::from_str(&run(&["status", "--json"]).1).expect("JSON");
-    assert_eq!(json["total"]["requests"], 2);
+    assert_eq!(json["total"]["requests"], 4);
     assert_eq!(json["models"][0]["name"], "small");
 
     let (ok, _, told) = run(&["ask", "-n", "1", "--session", "arm", "Hi"]);
