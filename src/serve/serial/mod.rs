@@ -4,14 +4,17 @@ pub mod editor;
 pub mod frame;
 pub mod framed;
 pub mod link;
+mod others;
 pub mod port;
 mod terminal;
 
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 
 use self::framed::Framed;
 use self::link::{Event, MESSAGE_MAX};
+pub use self::others::other_user;
 use self::port::Port;
 use super::config::{Serial, SerialMode};
 use super::front::{Client, Front, refusal};
@@ -20,6 +23,9 @@ use crate::error::{Error, Kind};
 
 /// Serves a port, whatever becomes of the device meanwhile.
 pub async fn serve(front: Rc<Front>, serial: Serial) {
+    if let Some(error) = other_user(Path::new("/"), &serial.device) {
+        log::warn!("{error}");
+    }
     match serial.mode {
         SerialMode::Frames => frames(front, serial).await,
         SerialMode::Text => terminal::serve(front, serial).await,

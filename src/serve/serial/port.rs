@@ -1,4 +1,5 @@
 //! A serial port: a terminal device in raw mode, without waiting.
+#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -6,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg, OFlag, open};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
 use nix::sys::termios::{self, BaudRate, ControlFlags, InputFlags, SetArg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -52,12 +53,44 @@ pub fn speeds() -> String {
     all.join(", ")
 }
 
-/// An open port. Nobody else who asks for the lock can have it at the same time.
+/// The major numbers of pseudo-terminals.
+const PSEUDO: std::ops::RangeInclusive<u32> = 136..=143;
+
+/// An open port. Nobody else who asks for the lock can have it at the same time, nor can anybody but root open the
+/// device.
 #[derive(Debug)]
 pub struct Port(AsyncFd<Locked>);
 
 #[derive(Debug)]
 struct Locked(Flock<OwnedFd>);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // A program that had the device open before may keep it, and others may come again.
+        set_exclusive(&self.0, false);
+    }
+}
+
+/// Has the system refuse others who would open the device, or lets them in again.
+///
+/// A refusal is no harm: it keeps away who does not ask for the lock, a program that looks for modems say.
+fn set_exclusive(fd: &OwnedFd, exclusive: bool) {
+    let request = match exclusive {
+        true => libc::TIOCEXCL,
+        false => libc::TIOCNXCL,
+    };
+    // SAFETY: the descriptor is open, and these requests have no argument.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), request) } != 0 {
+        let e = io::Error::last_os_error();
+        log::debug!("cannot make a port exclusive or shared: {e}");
+    }
+}
+
+/// Whether it is a pseudo-terminal. Nobody finds those by looking for ports; and one whose other end lives on would
+/// stay exclusive after a kill.
+fn is_pseudo(fd: &OwnedFd) -> bool {
+    fstat(fd).is_ok_and(|stat| PSEUDO.contains(&libc::major(stat.st_rdev)))
+}
 
 impl AsRawFd for Locked {
     fn as_raw_fd(&self) -> RawFd {
@@ -71,6 +104,14 @@ impl AsFd for Locked {
     }
 }
 
+fn in_use(device: &Path) -> Error {
+    Error::new(
+        Kind::Io,
+        format!("{} is in use", device.display()),
+        "end the other program that uses the port (`fuser -v` tells which one)",
+    )
+}
+
 impl Port {
     /// Opens a terminal device and makes it a plain line of bytes.
     ///
@@ -81,6 +122,7 @@ impl Port {
         let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let opened = open(device, flags, Mode::empty());
         let fd = opened.map_err(|errno| match errno {
+            nix::Error::EBUSY => in_use(device),
             // The file's own mode says EACCES.
             nix::Error::EPERM => Error::new(
                 Kind::Io,
@@ -110,15 +152,13 @@ impl Port {
         termios::tcsetattr(&fd, SetArg::TCSANOW, &mode).map_err(failed)?;
         let locked =
             Flock::lock(fd, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-                nix::Error::EWOULDBLOCK => Error::new(
-                    Kind::Io,
-                    format!("{} is in use", device.display()),
-                    "end the other program that uses the port",
-                ),
+                nix::Error::EWOULDBLOCK => in_use(device),
                 errno => failed(errno),
             })?;
+        if !is_pseudo(&locked) {
+            set_exclusive(&locked, true);
+        }
         // SAFETY: the lock owns the descriptor, which stays the same and open until both are dropped together.
-        #[allow(unsafe_code)]
         let fd = unsafe { AsyncFd::register(Locked(locked)) };
         let fd = fd.map_err(|e| Error::file(device, "watch", &e.into()))?;
         Ok(Port(fd))
@@ -159,5 +199,44 @@ impl Port {
     pub async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let write = |fd: &Locked| Ok(nix::unistd::write(fd, bytes)?);
         self.0.async_io(Interest::WRITABLE, write).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::pty::openpty;
+    use nix::unistd::ttyname;
+
+    fn is_exclusive(fd: &OwnedFd) -> bool {
+        let mut exclusive: libc::c_int = -1;
+        // SAFETY: the request writes an int.
+        let asked = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGEXCL, &mut exclusive) };
+        assert_eq!(asked, 0);
+        exclusive != 0
+    }
+
+    #[test]
+    fn a_port_is_for_one_program_until_it_is_closed() {
+        let slave = || openpty(None, None).expect("a pseudo-terminal");
+        let pair = slave();
+        set_exclusive(&pair.slave, true);
+        assert!(is_exclusive(&pair.slave));
+        let again = pair.slave.try_clone().expect("a descriptor");
+        let locked = Flock::lock(again, FlockArg::LockExclusiveNonblock);
+        drop(Locked(locked.map_err(|(_, e)| e).expect("nobody has it")));
+        assert!(!is_exclusive(&pair.slave));
+
+        // A pseudo-terminal, which is no port of a machine, could not be opened again after a kill.
+        let pair = slave();
+        let path = ttyname(&pair.slave).expect("its name");
+        let runtime = crate::serve::runtime(1).expect("a runtime");
+        let opened = async { Port::open(&path, 115_200, FlowControl::None) };
+        let port = runtime.block_on(opened).expect("a terminal");
+        assert!(is_pseudo(&pair.slave) && !is_exclusive(&pair.slave));
+        let second = async { Port::open(&path, 115_200, FlowControl::None) };
+        let refused = runtime.block_on(second).expect_err("it is in use");
+        assert!(refused.what().ends_with("is in use"), "{refused}");
+        drop(port);
     }
 }
