@@ -135,6 +135,82 @@ fn the_doctor_tries_things_out_on_the_running_system() {
     assert_eq!(gone.status.code(), Some(1));
 }
 
+/// What the daemon will run with is looked at as the daemon does.
+#[test]
+fn the_doctor_reads_the_daemons_configuration() {
+    let Some(model) = models::smollm2() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("airstream.toml");
+    let (here, model) = (text(folder.path()), text(&model));
+    let sound = format!(
+        "memory = \"300MiB\"\nthreads = 2\n[[model]]\nname = \"small\"\npath = \"{model}\"\ncontext = 8192\n\
+         [[socket]]\npath = \"{here}/s\"\n[http]\nlisten = \"127.0.0.1:0\"\n\
+         [limits]\nsessions = 1\nclients = 4\nqueue = 2\n"
+    );
+    let doctor = |config: &str| {
+        std::fs::write(&file, config).expect("written");
+        let output = airstream(&["doctor", "--json", "--config", text(&file)]);
+        (json(&output), output.status.code())
+    };
+    let line = |found: &serde_json::Value, name: &str| {
+        let checks = found["checks"].as_array().expect("a list");
+        let line = checks.iter().find(|check| check["name"] == name);
+        line.unwrap_or_else(|| panic!("no {name}: {found}")).clone()
+    };
+    let (found, code) = doctor(&sound);
+    assert_eq!((found["memory"].as_u64(), code), (Some(300 << 20), Some(0)));
+    for name in ["configuration", "socket", "http", "model", "budget"] {
+        let checks = found["checks"].as_array().expect("a list");
+        let last = checks.iter().rfind(|check| check["name"] == name);
+        let last = last.unwrap_or_else(|| panic!("no {name}: {found}"));
+        assert_eq!(last["status"], "ok", "{last}");
+    }
+    for (from, to, name, status, says) in [
+        ("threads", "treads", "configuration", "broken", "line 2"),
+        (
+            model,
+            "/nonexistent.gguf",
+            "model",
+            "broken",
+            "/nonexistent.gguf",
+        ),
+        ("300MiB", "3MiB", "budget", "broken", "give `memory` "),
+        ("300MiB", "900000GiB", "free memory", "broken", "900000"),
+        (
+            "127.0.0.1",
+            "192.0.2.1\"\ntoken = \"t",
+            "configuration",
+            "broken",
+            "listen",
+        ),
+        (
+            "8192",
+            "8193",
+            "context",
+            "warning",
+            "the 8192 that the model was made for",
+        ),
+        (
+            "threads = 2",
+            "device = \"cuda\"",
+            "CUDA",
+            "broken",
+            "device",
+        ),
+    ] {
+        let (found, code) = doctor(&sound.replacen(from, to, 1));
+        let line = line(&found, name);
+        assert_eq!(line["status"], status, "{line}");
+        assert!(line.to_string().contains(says), "{line}");
+        assert_eq!(code, Some(i32::from(status == "broken")), "{found}");
+    }
+    // Named, it has to be there.
+    let gone = airstream(&["doctor", "--json", "--config", "/nonexistent.toml"]);
+    assert_eq!(line(&json(&gone), "configuration")["status"], "broken");
+}
+
 #[test]
 fn plans_for_boards_are_the_same_on_any_machine() {
     let Some(model) = models::smollm2() else {

@@ -1,7 +1,6 @@
 //! `airstream serve`: the daemon.
 
-use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -12,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::serve::config::{Config, Load};
 use crate::serve::engine::Setup;
 use crate::serve::status::write_budget;
-use crate::serve::{daemon, engine, in_keys, sockets};
+use crate::serve::{check, daemon, engine, in_keys};
 
 /// Where the package puts the configuration.
 const CONFIG: &str = "/etc/airstream/airstream.toml";
@@ -47,12 +46,13 @@ impl Serve {
     fn serve(self) -> Result<()> {
         let config = Config::read(&self.config)?;
         if self.check_config {
-            return check_files(&config);
+            // Neither models nor a GPU are opened, both of which the running daemon has.
+            return check::refuse(check::findings(&config, Path::new("/")));
         }
         let mut options = engine::options(&config);
         let board = self.board.apply(&mut options)?;
         if self.check {
-            return check(&config, &options);
+            return show(&config, &options);
         }
         let arguments = self.board.clone();
         let watch = Box::new(move |engine: &mut Engine| arguments.watch(&board, engine));
@@ -82,23 +82,13 @@ fn status(kind: Kind) -> u8 {
     }
 }
 
-/// What can be said of a configuration without opening models or a GPU, both of which the running daemon has.
-fn check_files(config: &Config) -> Result<()> {
-    sockets::check(config)?;
-    for model in config.models.iter().map(|model| model.as_ref()) {
-        let opened = File::open(&model.path).map_err(|e| Error::file(&model.path, "open", &e));
-        match (opened, model.load) {
-            // A drive that comes later is in time for it.
-            (Err(error), Load::Demand) => log::warn!("{error}"),
-            (opened, _) => drop(opened?),
-        }
-    }
-    Ok(())
-}
-
-fn check(config: &Config, options: &Options) -> Result<()> {
-    sockets::check(config)?;
+/// Checks everything, and shows how the budget would be divided.
+fn show(config: &Config, options: &Options) -> Result<()> {
+    check::refuse(check::findings(config, Path::new("/")))?;
     let budget = engine::plan(config, options)?;
+    for warning in &budget.warnings {
+        log::warn!("{warning}");
+    }
     let mut tables = String::new();
     // Writing into a string cannot fail.
     let _ = write_budget(&mut tables, "budget", &budget.lines, budget.bytes);

@@ -57,6 +57,8 @@ pub struct Budget {
     pub gpu_bytes: u64,
     /// Its parts.
     pub gpu_lines: Vec<BudgetLine>,
+    /// What of it works, but not well.
+    pub warnings: Vec<String>,
 }
 
 /// How the budget would be divided among the models that are loaded at the start. Reads all models' metadata.
@@ -76,6 +78,12 @@ pub fn plan(config: &Config, options: &Options) -> Result<Budget> {
     let wanted: Vec<&ModelOptions> = wanted.iter().collect();
     let loaded: Vec<&Loaded> = loaded.iter().collect();
     let (pool, plans) = divide(&loaded, &wanted, options, options.placement())?;
+    let models = names.iter().zip(&loaded).zip(&plans);
+    let warnings = models.filter_map(|((name, model), plan)| {
+        let beyond = model.config.beyond(plan.context)?;
+        Some(format!("{name}: {beyond}"))
+    });
+    let warnings = warnings.collect();
     let plans: Vec<&Plan> = plans.iter().collect();
     let owners = names.into_iter().map(Some).chain([None]);
     let (mut lines, mut gpu_lines) = (Vec::new(), Vec::new());
@@ -88,6 +96,7 @@ pub fn plan(config: &Config, options: &Options) -> Result<Budget> {
         lines,
         gpu_bytes: pool.gpu.map_or(0, |gpu| gpu.memory),
         gpu_lines,
+        warnings,
     })
 }
 

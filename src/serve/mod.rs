@@ -15,6 +15,7 @@
 //! process, [`config`] its configuration file, [`systemd`] what it tells the service manager.
 
 mod accept;
+pub mod check;
 pub mod client;
 pub mod config;
 pub mod daemon;

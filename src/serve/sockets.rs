@@ -11,31 +11,9 @@ use super::config::{Config, Http, Listen};
 use super::front::Front;
 use super::http::{self, Listener, Token};
 use super::unix;
-use super::unix::listen::{self, Listening};
+use super::unix::listen::Listening;
 use super::{serial, systemd};
 use crate::error::{Error, Kind, Result};
-
-/// Finds out what of the configuration would fail when the daemon starts, as far as that can be told without it.
-///
-/// # Errors
-/// A socket cannot be made, or the token not be read.
-pub fn check(config: &Config) -> Result<()> {
-    for socket in config.sockets.iter().map(|socket| socket.as_ref()) {
-        listen::check(&socket.path, socket.group.as_deref())?;
-    }
-    if let Some(http) = config.http.as_ref().map(|http| http.as_ref()) {
-        if let Listen::Unix(path) = &http.listen {
-            listen::check(path, None)?;
-        }
-        token(http)?;
-    }
-    for serial in config.serials.iter().map(|serial| serial.as_ref()) {
-        if !serial.device.exists() {
-            log::warn!("{} is not there: it is waited for", serial.device.display());
-        }
-    }
-    Ok(())
-}
 
 /// Everything that clients come by.
 pub struct Sockets {

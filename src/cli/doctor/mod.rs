@@ -2,6 +2,7 @@
 
 mod cuda;
 mod disk;
+mod service;
 mod system;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use super::args::parse_size;
 use super::report;
 use crate::board::{Board, detect};
 use crate::error::Result;
+use crate::serve::config::Config;
 
 /// Check whether this machine is set up to run models well, and say what to change.
 ///
@@ -23,9 +25,12 @@ pub struct Doctor {
     /// The model file that will be run; its drive is measured.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// The memory that it will be given. Default: as `run` takes.
+    /// The memory that it will be given. Default: what the daemon's configuration says, or as `run` takes.
     #[arg(short, long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// The daemon's configuration. Default: /etc/airstream/airstream.toml, if it is there.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The board. Default: recognised.
     #[arg(long, value_name = "NAME")]
     board: Option<String>,
@@ -100,6 +105,8 @@ struct Host<'a> {
     /// The budget that a run would have.
     memory: u64,
     memory_asked: bool,
+    /// What the daemon will run with; none if there is none, or an unsound one.
+    config: Option<Config>,
     /// What the daemon holds, which a run would have in its place; 0 if it does not run.
     daemon_bytes: u64,
 }
@@ -133,12 +140,16 @@ impl Doctor {
         let board = detect::board(&self.root, self.board.as_deref())?;
         let daemon_bytes = system::daemon_bytes(&self.root);
         let default = detect::memory_default(&board, &self.root, daemon_bytes);
+        let (config, configuration) = service::read(&self.root, self.config.as_deref());
+        let configured = config.as_ref().and_then(|config| config.memory);
+        let memory = self.memory.or(configured.map(|size| size.0));
         let host = Host {
+            config,
             daemon_bytes,
             root: &self.root,
             model: self.model.as_deref(),
-            memory: self.memory.unwrap_or(default),
-            memory_asked: self.memory.is_some(),
+            memory: memory.unwrap_or(default),
+            memory_asked: memory.is_some(),
             board,
         };
         let mut checks = vec![system::board(&host), system::kernel(&host)];
@@ -149,13 +160,15 @@ impl Doctor {
             system::free_memory(&host),
             system::swap(&host),
             system::desktop(&host),
-            cuda::check(&host),
+            service::insist(&host, cuda::check(&host)),
             system::power(&host),
             system::temperature(&host),
             system::mode(&host),
             system::unit(&host),
             system::socket(&host),
+            configuration,
         ]);
+        checks.extend(service::checks(&host));
         let count = |status| checks.iter().filter(|c| c.status == status).count();
         let summary = Summary {
             board: &host.board.name,

@@ -249,7 +249,7 @@ pub(super) fn mode(host: &Host) -> Check {
 }
 
 /// The unit as it is installed.
-fn unit_file(host: &Host) -> Option<String> {
+pub(super) fn unit_file(host: &Host) -> Option<String> {
     let folders = [
         "etc/systemd/system",
         "lib/systemd/system",

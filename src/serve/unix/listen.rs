@@ -115,12 +115,9 @@ pub fn check(path: &Path, group: Option<&str>) -> Result<()> {
         find_group(path, name)?;
     }
     let folder = path.parent().unwrap_or(path);
-    if !folder.is_dir() {
-        // The service manager makes a folder in /run when it starts the daemon.
-        if folder.parent() != Some(Path::new("/run")) {
-            return Err(no_folder(path));
-        }
-        log::warn!("{} is not there now: the unit makes it", folder.display());
+    // The service manager makes a folder in /run when it starts the daemon.
+    if !folder.is_dir() && folder.parent() != Some(Path::new("/run")) {
+        return Err(no_folder(path));
     }
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => Err(no_socket(path)),
