@@ -11,8 +11,10 @@ use airstream::board::governor::{Goals, HeldBy};
 use airstream::board::monitor::SAMPLE_EVERY;
 use airstream::board::sensors::{DISCOVER_EVERY_S, Sensors, current_mode};
 use airstream::board::{GiveUp, Limits, Monitor, detect};
+use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
+use nix::unistd::Pid;
 
 fn board(root: &Path) -> Board {
     detect::board(root, None).expect("sound")
@@ -300,6 +302,47 @@ fn another_power_mode_is_another_limit_unless_one_was_asked_for() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(limit_w(&asked), Some(9.0));
+}
+
+#[test]
+fn a_power_mode_with_fewer_cores_leaves_fewer_threads() {
+    let all = sched_getaffinity(Pid::from_raw(0)).expect("readable");
+    let usable = (0..CpuSet::count()).filter(|&cpu| all.is_set(cpu) == Ok(true));
+    let usable: Vec<String> = usable.map(|cpu| cpu.to_string()).collect();
+    if usable.len() < 2 {
+        return;
+    }
+    let root = trees::root("orin-nano-8gb-super");
+    let board = board(root.path());
+    let online = root.path().join("sys/devices/system/cpu/online");
+    trees::write(&online, &usable.join(","));
+    let goals = Goals::of_board(&board, root.path(), None, GiveUp::Latency);
+    let threads = usable.len() as u32;
+    let full = Limits {
+        threads,
+        ..Limits::NONE
+    };
+    let governed = goals.map(|goals| (goals, full));
+    let [governed, watched] =
+        [governed, None].map(|govern| Monitor::start(&board, root.path(), govern));
+    let wait_for = |monitor: &Monitor, threads: u32| {
+        let began = Instant::now();
+        while monitor.pace().limits().threads != threads {
+            let waited = began.elapsed();
+            let limits = monitor.pace().limits();
+            assert!(waited < Duration::from_secs(20), "{threads}: {limits:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    for (text, of_governed, of_watched) in [
+        (&usable[0], 1, 1),
+        (&usable.join(","), threads, u32::MAX),
+        (&usable[1], 1, 1),
+    ] {
+        trees::write(&online, text);
+        wait_for(&governed, of_governed);
+        wait_for(&watched, of_watched);
+    }
 }
 
 /// Half a percent of a core, at the rate at which the monitor samples.

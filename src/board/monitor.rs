@@ -1,6 +1,6 @@
 //! The thread that samples the sensors, sums up energy and asks the governor.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Reading;
 use super::config::Board;
+use super::cores::Online;
 use super::governor::{GiveUp, Goals, Governor, HeldBy, Limits};
 use super::pace::Pace;
 use super::sensors::{CurrentMode, Sensors, current_mode};
@@ -19,7 +20,7 @@ const SAMPLE_LEAST_S: f64 = 0.01;
 /// A sensor that is silent for so long is taken to draw what it drew before; after that its time is not counted.
 const BRIDGE_S: f64 = 3.0;
 
-/// How often it is looked whether another power mode was set.
+/// How often it is looked whether another power mode was set, and cores came or went with it.
 const MODE_EVERY_S: f64 = 2.0;
 /// Below this effort the engine is held down...
 const EFFORT_HELD: f64 = 0.9;
@@ -121,7 +122,9 @@ pub struct Latest {
 
 /// What changes with every sample.
 struct State {
+    root: PathBuf,
     sensors: Sensors,
+    online: Online,
     governor: Option<Governor>,
     latest: Latest,
     last_s: f64,
@@ -157,9 +160,12 @@ impl State {
         if now_s - self.mode_read_s >= MODE_EVERY_S {
             self.mode_read_s = now_s;
             self.follow_mode();
+            self.follow_cores(pace);
         }
         if let Some(governor) = &mut self.governor {
             let limits = governor.step(&reading, pace.period_s(), dt_s);
+            let threads = limits.threads.min(self.online.threads_max());
+            let limits = Limits { threads, ..limits };
             pace.set_limits(limits);
             let governed = Governed {
                 limit_w: governor.goals().power_w,
@@ -185,6 +191,23 @@ impl State {
         if budget_w != governor.goals().power_w {
             governor.set_power_limit(budget_w);
             self.tells.limit(budget_w, &self.sensors, mode.as_ref());
+        }
+    }
+}
+
+impl State {
+    /// Threads without a core would only take it from each other, so there are no more of them than cores.
+    fn follow_cores(&mut self, pace: &Pace) {
+        if !self.online.look(&self.root) {
+            return;
+        }
+        let threads = self.online.threads_max();
+        self.tells.cores(&self.online);
+        if self.governor.is_none() {
+            pace.set_limits(Limits {
+                threads,
+                ..Limits::NONE
+            });
         }
     }
 }
@@ -224,6 +247,19 @@ impl Tells {
             }
             Some(watts) => log::info!("power is held at {watts} W{mode}: {}", rails.join(" + ")),
             None => log::info!("power is not limited{mode}"),
+        }
+    }
+
+    /// Tells that cores came or went.
+    fn cores(&mut self, online: &Online) {
+        let now = online.now();
+        match online.threads_max() {
+            u32::MAX => {
+                log::info!("{now} cores are online: as many threads compute as at the start")
+            }
+            threads => log::warn!(
+                "{now} cores are left online: no more than {threads} threads compute until others come back"
+            ),
         }
     }
 
@@ -300,7 +336,9 @@ impl Monitor {
             || !sensors.zones().is_empty()
             || sensors.over_current_counters() > 0;
         let mut state = State {
+            root: root.to_owned(),
             sensors,
+            online: Online::new(root),
             governor: govern.map(|(goals, full)| Governor::new(goals, full)),
             latest: Latest::default(),
             last_s: -SAMPLE_EVERY.as_secs_f64(),

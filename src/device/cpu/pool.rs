@@ -57,6 +57,8 @@ struct Shared {
     asleep: AtomicU32,
     /// Workers that may take units; the others sleep until this changes.
     active: AtomicU32,
+    /// How often they became more.
+    rises: AtomicU32,
     stop: AtomicBool,
     /// The open job. Written only while the gate is closed and all who joined have left.
     work: UnsafeCell<Option<*const Work<'static>>>,
@@ -99,6 +101,7 @@ impl Pool {
             left: AtomicU32::new(0),
             asleep: AtomicU32::new(0),
             active: AtomicU32::new(threads as u32),
+            rises: AtomicU32::new(0),
             stop: AtomicBool::new(false),
             work: UnsafeCell::new(None),
             shares: (0..threads).map(|_| Share::default()).collect(),
@@ -117,7 +120,7 @@ impl Pool {
                 if let Some(processor) = processor {
                     pin(processor);
                 }
-                shared.serve(worker);
+                shared.serve(worker, processor);
             };
             let thread = std::thread::Builder::new()
                 .name(format!("worker {worker}"))
@@ -156,7 +159,11 @@ impl Pool {
 
     fn set_active(&self, workers: u32) {
         let active = &self.shared.active;
-        if active.load(Ordering::Relaxed) != workers {
+        let before = active.load(Ordering::Relaxed);
+        if before != workers {
+            if before < workers {
+                self.shared.rises.fetch_add(1, Ordering::Relaxed);
+            }
             active.store(workers, Ordering::SeqCst);
             futex(active, libc::FUTEX_WAKE, i32::MAX as u32);
         }
@@ -220,12 +227,17 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// A worker's life.
-    fn serve(&self, worker: usize) {
-        let mut seen = CLOSED;
+    /// A worker's life, on its processor.
+    fn serve(&self, worker: usize, processor: Option<usize>) {
+        let (mut seen, mut rises) = (CLOSED, 0);
         loop {
             self.sit_out(worker);
             seen = self.wait(seen);
+            // A processor that was switched off has lost its worker, and may be back.
+            let before = std::mem::replace(&mut rises, self.rises.load(Ordering::Relaxed));
+            if let Some(processor) = processor.filter(|_| before != rises) {
+                pin(processor);
+            }
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
@@ -413,6 +425,47 @@ mod tests {
         pool.run(50, &|worker, _| {
             assert_eq!((worker, std::thread::current().id()), (0, own));
         });
+    }
+
+    /// The kernel lets a thread run anywhere when it switches the thread's processor off, and leaves it so.
+    #[test]
+    fn a_worker_is_on_its_processor_again_when_more_may_take_part() {
+        let processors = allowed_processors();
+        if processors.len() < 2 {
+            return;
+        }
+        let mut pool = Pool::new(2).expect("threads start");
+        let allowed = Arc::new(AtomicU32::new(2));
+        pool.follow(Arc::clone(&allowed));
+        // Until the worker has come to a job; how many processors it may use then.
+        let of_worker = |moves: bool| {
+            let found = AtomicU32::new(0);
+            while found.load(Ordering::Relaxed) == 0 {
+                pool.run(2, &|worker, _| {
+                    if worker == 1 {
+                        if moves {
+                            let mut all = nix::sched::CpuSet::new();
+                            processors
+                                .iter()
+                                .for_each(|&i| all.set(i).expect("a processor"));
+                            let own = nix::unistd::Pid::from_raw(0);
+                            nix::sched::sched_setaffinity(own, &all).expect("they are its own");
+                        }
+                        found.store(allowed_processors().len() as u32, Ordering::Relaxed);
+                    } else {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                });
+            }
+            found.into_inner()
+        };
+        assert_eq!(of_worker(false), 1);
+        assert_eq!(of_worker(true), processors.len() as u32);
+        allowed.store(1, Ordering::Relaxed);
+        pool.run(2, &|_, _| ());
+        std::thread::sleep(Duration::from_millis(20));
+        allowed.store(2, Ordering::Relaxed);
+        assert_eq!(of_worker(false), 1);
     }
 
     #[test]
