@@ -114,6 +114,34 @@ fn steady(shape: &Shape, plan: &Plan, speed: Speed) -> f64 {
     roofline(shape, streamed, speed) * SWEEPS.1 as f64 / seconds
 }
 
+/// One budget's part of the grid, and its shares that are too low.
+fn of_budget(shape: &Shape, percent: u64) -> (String, String) {
+    let plan = shape.plan(percent, 256);
+    let title = format!(
+        "memory {percent}%: {} slots of {} KiB, window {}, {} reads in flight, {:.0}% streamed",
+        plan.slots,
+        plan.slot_bytes >> 10,
+        plan.window,
+        plan.depth(),
+        100.0 * plan.streamed_bytes(0) as f64 / shape.matrices.sweep_bytes() as f64,
+    );
+    let mut text = format!("{title}\n");
+    let mut low = String::new();
+    for disk in DISKS_GB_S {
+        let shares = COMPUTES_GB_S.map(|compute| steady(shape, &plan, Speed::gb_s(disk, compute)));
+        let cells: String = shares
+            .iter()
+            .map(|s| format!(" {:>6.1}", 100.0 * s))
+            .collect();
+        let line = format!("  {disk:>4} GB/s{cells}\n");
+        if shares.iter().any(|&share| share < SHARE_MIN) {
+            let _ = write!(low, "{}, {title}\n{line}", shape.name);
+        }
+        text += &line;
+    }
+    (text, low)
+}
+
 /// One shape's part of the grid; shares that are too low go to `low`.
 fn grid(shape: &Shape, low: &mut String) -> String {
     let mut text = format!(
@@ -121,30 +149,14 @@ fn grid(shape: &Shape, low: &mut String) -> String {
         shape.name,
         shape.file_bytes() as f64 / 1e9
     );
-    for percent in BUDGETS_PERCENT {
-        let plan = shape.plan(percent, 256);
-        let title = format!(
-            "memory {percent}%: {} slots of {} KiB, window {}, {} reads in flight, {:.0}% streamed",
-            plan.slots,
-            plan.slot_bytes >> 10,
-            plan.window,
-            plan.depth(),
-            100.0 * plan.streamed_bytes(0) as f64 / shape.matrices.sweep_bytes() as f64,
-        );
-        text += &format!("{title}\n");
-        for disk in DISKS_GB_S {
-            let shares =
-                COMPUTES_GB_S.map(|compute| steady(shape, &plan, Speed::gb_s(disk, compute)));
-            let cells: String = shares
-                .iter()
-                .map(|s| format!(" {:>6.1}", 100.0 * s))
-                .collect();
-            let line = format!("  {disk:>4} GB/s{cells}\n");
-            if shares.iter().any(|&share| share < SHARE_MIN) {
-                let _ = write!(low, "{}, {title}\n{line}", shape.name);
-            }
-            text += &line;
-        }
+    // The clocks are virtual, so that budgets may be tried side by side.
+    let parts = std::thread::scope(|scope| {
+        let parts = BUDGETS_PERCENT.map(|percent| scope.spawn(move || of_budget(shape, percent)));
+        parts.map(|part| part.join().expect("no thread has panicked"))
+    });
+    for (part, low_part) in parts {
+        text += &part;
+        *low += &low_part;
     }
     text
 }
