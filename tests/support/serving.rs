@@ -45,7 +45,7 @@ pub fn tag(client: u32, request: u32) -> Tag {
 pub fn options(sessions: usize, context: usize, memory: Option<u64>) -> Options {
     Options {
         memory,
-        threads: Some(2),
+        threads: Some(1),
         model: ModelOptions {
             context: Some(context),
             sessions,
