@@ -303,7 +303,8 @@ u16 to_half(float a) {
 
 // Runs a kernel: null, or what went wrong. `order` chooses in which order threads and blocks run: 0 forwards, 1
 // backwards, others at random. Not for several threads at a time.
-extern "C" const char *shim_launch(const char *name, const u32 *grid, u32 threads, void *const *params, u64 order) {
+extern "C" __attribute__((visibility("default"))) const char *
+shim_launch(const char *name, const u32 *grid, u32 threads, void *const *params, u64 order) {
     shim::failure.clear();
     shim::body = nullptr;
     for (const auto &entry : shim::ENTRIES)

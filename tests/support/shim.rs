@@ -13,20 +13,27 @@ type Launch =
 /// Set in the process that runs under the sanitizers.
 pub const SANITIZED: &str = "AIRSTREAM_TEST_SANITIZED";
 
-/// Launches kernels, one at a time.
+/// Launches kernels, as many at a time as it has copies of the library, each of which has its own threads and memory.
 pub struct Shim {
-    launch: Mutex<Launch>,
+    launches: Vec<Mutex<Launch>>,
 }
+
+/// Copies of the library.
+const COPIES: usize = 4;
 
 impl Shim {
     /// The library; none where there is no C++ compiler. With CI set there has to be one.
     pub fn get() -> Option<&'static Shim> {
         static SHIM: OnceLock<Option<Shim>> = OnceLock::new();
         SHIM.get_or_init(|| {
-            let library = build(std::env::var_os(SANITIZED).is_some())?;
-            Some(Shim {
-                launch: Mutex::new(load(&library)),
-            })
+            let sanitized = std::env::var_os(SANITIZED).is_some();
+            let library = build(sanitized)?;
+            let mut launches = vec![Mutex::new(load(&library))];
+            // The sanitizers take a second copy's variables for a second definition.
+            while !sanitized && launches.len() < COPIES {
+                launches.push(Mutex::new(load_copy(&library)));
+            }
+            Some(Shim { launches })
         })
         .as_ref()
     }
@@ -44,7 +51,14 @@ impl Shim {
         order: u64,
     ) {
         let c_name = CString::new(name).expect("no zeros");
-        let launch = self.launch.lock().expect("no launch has panicked");
+        let free = self
+            .launches
+            .iter()
+            .find_map(|launch| launch.try_lock().ok());
+        let launch = free.unwrap_or_else(|| {
+            let first = self.launches[0].lock();
+            first.expect("no launch has panicked")
+        });
         // SAFETY: the caller vouches for the arguments.
         let failure = unsafe {
             launch(
@@ -132,6 +146,8 @@ pub fn build(sanitized: bool) -> Option<PathBuf> {
             "-fPIC",
             "-shared",
             "-DAIRSTREAM_HOST",
+            // What each copy that is loaded keeps to itself.
+            "-fvisibility=hidden",
         ])
         // As on the GPU, nothing is fused that the source does not fuse.
         .args(["-ffp-contract=off", "-fno-strict-aliasing"])
@@ -153,6 +169,14 @@ pub fn build(sanitized: bool) -> Option<PathBuf> {
     );
     std::fs::rename(&unfinished, &library).expect("the library has its name");
     Some(library)
+}
+
+/// Loads the library once more, which takes another file.
+fn load_copy(library: &Path) -> Launch {
+    let folder = library.parent().expect("it is in a folder");
+    let copy = tempfile::NamedTempFile::new_in(folder).expect("the folder can be written");
+    std::fs::copy(library, copy.path()).expect("the library can be copied");
+    load(copy.path())
 }
 
 fn load(library: &Path) -> Launch {
