@@ -53,6 +53,7 @@ fn weights() -> Weights {
         ranges,
         paths: vec![PathBuf::from("model.gguf")],
         integrity: Integrity::default(),
+        resident: false,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Many requests at a time: what each is answered does not depend on the others, nobody waits for ever, nothing leaks.
 
+#[path = "scheduler/drafter.rs"]
+mod drafter;
 #[path = "scheduler/drafts.rs"]
 mod drafts;
 #[path = "scheduler/memory.rs"]
@@ -8,6 +10,8 @@ mod memory;
 mod models;
 #[path = "scheduler/not_finite.rs"]
 mod not_finite;
+#[path = "support/pair.rs"]
+mod pair;
 #[path = "support/random.rs"]
 mod random;
 #[path = "support/serving.rs"]

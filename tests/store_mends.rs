@@ -57,6 +57,7 @@ fn store(matrices: Vec<Matrix>, slots_count: usize, io: Box<dyn Io>) -> Store {
         tiles,
         ranges,
         paths: vec![PathBuf::from("model.gguf")],
+        resident: false,
     });
     store.set_rates(&[1.0].map(Rate::of_all));
     store

@@ -67,6 +67,7 @@ fn weights(model: u8) -> Weights {
         tiles,
         ranges,
         paths: vec![PathBuf::from(format!("model-{model}.gguf"))],
+        resident: false,
     }
 }
 

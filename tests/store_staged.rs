@@ -213,6 +213,7 @@ fn setup(seed: u64, shape: Shape, rates: Vec<(Fault, f64)>) -> Setup {
         ranges: ranges.clone(),
         paths: vec![PathBuf::from("model.gguf")],
         integrity,
+        resident: false,
     });
     assert_eq!(id, ModelId::FIRST);
     store.set_rates(&[Rate::of_all(1.0)]);

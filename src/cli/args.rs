@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::device::DeviceChoice;
 use crate::device::cpu::Isa;
+use crate::engine::scheduler::DRAFTS_MAX;
 use crate::engine::{Engine, ModelOptions, Options, Precision, THREADS_MAX};
 use crate::error::Result;
 use crate::io::Backend;
@@ -38,8 +39,9 @@ pub struct EngineArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX as i64))]
     pub threads: Option<u16>,
     /// Tokens at most that are computed ahead in a sweep where the conversation suggests them, because its last words
-    /// stood in it before; 0 for none. Never changes the answer. Default: 7, or fewer where memory is short.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=64))]
+    /// stood in it before, or a draft model does; 0 for none. Never changes the answer. Default: 7, with a draft model 15, or
+    /// fewer where memory is short.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=DRAFTS_MAX as i64))]
     drafts: Option<u8>,
     /// Whether weights must agree with their checksums each time they are read. The checksums are learnt from the
     /// first read, and kept in the cache folder for later runs.

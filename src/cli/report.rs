@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::engine::roofline::Machine;
-use crate::engine::{self, Line, Options, Plan, Spent};
+use crate::engine::{self, Engine, Line, Options, Plan, Share, Spent};
 use crate::error::Result;
 use crate::io;
 
@@ -18,27 +18,60 @@ const DISK_MEASURED_FOR: Duration = Duration::from_millis(500);
 /// Larger than any cache, where the budget allows.
 const DRAM_MEASURED_BYTES: std::ops::RangeInclusive<usize> = 32 << 20..=256 << 20;
 
-/// The lines of a budget, and of that of a GPU's own memory, as tables.
-pub fn budget(plan: &Plan) -> String {
-    let mut text = table("budget", &plan.lines, plan.memory);
-    if let Some(memory) = plan.gpu_memory {
-        text += &table("budget of the GPU's memory", &plan.gpu_lines, memory);
+/// How an engine's budget is divided, and that of a GPU's own memory, as tables.
+pub fn shares(engine: &Engine) -> String {
+    let shares = engine.budget();
+    let lines = |of: fn(&Share) -> &[Line]| {
+        let of_share = |share: &Share| {
+            let drafter = share.drafter;
+            let line = move |line: &Line| match drafter {
+                true => (format!("draft model: {}", line.what), line.bytes),
+                false => (line.what.to_owned(), line.bytes),
+            };
+            of(share).iter().map(line).collect::<Vec<_>>()
+        };
+        shares.iter().flat_map(of_share).collect::<Vec<_>>()
+    };
+    let pool = engine.pool();
+    let mut text = table("budget", &lines(|share| &share.lines), pool.memory);
+    if let Some(gpu) = &pool.gpu {
+        let lines = lines(|share| &share.gpu_lines);
+        text += &table("budget of the GPU's memory", &lines, gpu.memory);
     }
     text
 }
 
-fn table(title: &str, lines: &[Line], whole: u64) -> String {
+/// The lines of a budget, and of that of a GPU's own memory, as tables.
+pub fn budget(plan: &Plan) -> String {
+    let lines = |lines: &[Line]| -> Vec<_> {
+        let line = |line: &Line| (line.what.to_owned(), line.bytes);
+        lines.iter().map(line).collect()
+    };
+    let mut text = table("budget", &lines(&plan.lines), plan.memory);
+    if let Some(memory) = plan.gpu_memory {
+        text += &table(
+            "budget of the GPU's memory",
+            &lines(&plan.gpu_lines),
+            memory,
+        );
+    }
+    text
+}
+
+fn table(title: &str, lines: &[(String, u64)], whole: u64) -> String {
+    let longest = lines.iter().map(|(what, _)| what.len() + 2).max();
+    let width = longest.map_or(34, |longest| longest.max(34));
     let mut text = format!("{title}\n");
-    for line in lines {
-        text += &format!("  {:<34}{:>12}\n", line.what, bytes(line.bytes));
+    for (what, of) in lines {
+        text += &format!("  {what:<width$}{:>12}\n", bytes(*of));
     }
     let given = if whole > 1 << 50 {
         String::new()
     } else {
         format!(" of {}", bytes(whole))
     };
-    let sum = lines.iter().map(|line| line.bytes).sum();
-    text += &format!("  {:<34}{:>12}{given}\n", "together", bytes(sum));
+    let sum = lines.iter().map(|(_, of)| of).sum();
+    text += &format!("  {:<width$}{:>12}{given}\n", "together", bytes(sum));
     text
 }
 
@@ -59,6 +92,11 @@ pub fn per_second(spent: &Spent) -> f64 {
 /// Share of the time that was spent waiting for reads.
 pub fn stalled_share(spent: &Spent) -> f64 {
     spent.stalled.as_secs_f64() / spent.time.as_secs_f64().max(1e-9)
+}
+
+/// Share of the time that went into a draft model.
+pub fn drafting_share(spent: &Spent) -> f64 {
+    spent.drafting.as_secs_f64() / spent.time.as_secs_f64().max(1e-9)
 }
 
 /// Bytes per second that arrived from disk.

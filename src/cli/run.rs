@@ -29,6 +29,11 @@ pub struct Run {
     /// The GGUF file (any part of a split one). Default: SmolLM2-135M-Instruct, fetched once.
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
+    /// A GGUF file of a smaller model of the same vocabulary (Llama-3.2-1B beside Llama-3.1-8B, or a coarser quantization
+    /// of the same model): it stays in memory and drafts what is likely to come, which saves sweeps of the large model
+    /// and never changes the answer.
+    #[arg(long, value_name = "FILE")]
+    draft_model: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
@@ -106,6 +111,7 @@ impl Run {
             None => fetch::fetch(&fetch::SMOLLM2_135M)?,
         };
         let mut options = self.engine.options();
+        options.model.draft_model.clone_from(&self.draft_model);
         let board = self.board.apply(&mut options)?;
         let mut engine = Engine::open(&model, &options)?;
         let monitor = self.board.watch(&board, &mut engine);
@@ -272,8 +278,8 @@ impl Conversation<'_> {
         let plan = engine.plan(ModelId::FIRST);
         let store = engine.store();
         let weights = engine.weight_bytes(ModelId::FIRST);
-        let resident = store.resident_bytes().min(weights);
-        let mut text = format!("\n{}", report::budget(plan));
+        let resident = store.resident_bytes_of(ModelId::FIRST).min(weights);
+        let mut text = format!("\n{}", report::shares(engine));
         text += &format!(
             "resident  {:.0}% of {} that a token needs, in {} slots of {}\n",
             100.0 * resident as f64 / weights as f64,
@@ -299,8 +305,14 @@ impl Conversation<'_> {
             );
             if spent.drafts > 0 {
                 text += &format!(
-                    "drafts    {} of {} came true\n",
-                    spent.drafts_right, spent.drafts
+                    "drafts    {} of {} came true{}\n",
+                    spent.drafts_right,
+                    spent.drafts,
+                    match report::drafting_share(spent) {
+                        0.0 => String::new(),
+                        share =>
+                            format!(", {:.0}% of the time was the draft model's", 100.0 * share),
+                    }
                 );
             }
         }

@@ -30,6 +30,8 @@ const IDLE_SHARE: f32 = 1.0 / 64.0;
 const FRONT_SHARE: f32 = 1.0 / 8.0;
 /// The rate of the model that has the pool: more than any share.
 const FRONT_RATE: f32 = 2.0;
+/// The rate of a draft model: it is swept several times for each sweep of the model that it drafts for.
+const DRAFTER_RATE: f32 = 4.0;
 /// Shares are told in powers of this, so that models of about the same share have the same rate...
 const STEP: f32 = 2.0;
 /// ...and change only if they are off by so many powers, so that the order is the same for long.
@@ -61,6 +63,8 @@ struct Model {
     hidden: f32,
     /// That part, as it is told.
     left: f32,
+    /// The model that it drafts for, if it does: it has no sweeps of its own to be counted.
+    drafts_for: Option<usize>,
 }
 
 impl Model {
@@ -75,6 +79,7 @@ impl Model {
             then: None,
             hidden: 0.0,
             left: 0.0,
+            drafts_for: None,
         }
     }
 
@@ -133,6 +138,12 @@ impl Demand {
         self.rates.push(Rate::of_all(0.0));
     }
 
+    /// A draft model comes, behind the others: it has all it wants for as long as the model at `place` is not idle.
+    pub fn add_drafter(&mut self, place: usize) {
+        self.add();
+        self.models.last_mut().expect("it came").drafts_for = Some(place);
+    }
+
     /// A model goes; those behind it move up.
     pub fn remove(&mut self, place: usize) {
         self.models.remove(place);
@@ -146,6 +157,7 @@ impl Demand {
         self.front = self.front.and_then(moved);
         for model in &mut self.models {
             model.then = model.then.and_then(moved);
+            model.drafts_for = model.drafts_for.and_then(moved);
         }
         self.rank();
     }
@@ -218,7 +230,13 @@ impl Demand {
         let busy = self.models.iter().filter(|model| model.share >= IDLE_SHARE);
         // Memory that nobody else could use is not left to anybody.
         let alone = busy.count() < 2;
-        for (place, model) in self.models.iter_mut().enumerate() {
+        for place in 0..self.models.len() {
+            if let Some(main) = self.models[place].drafts_for {
+                let idle = self.models[main].share < IDLE_SHARE;
+                self.rates[place] = Rate::of_all(if idle { 0.0 } else { DRAFTER_RATE });
+                continue;
+            }
+            let model = &mut self.models[place];
             let power = model.share.max(IDLE_SHARE).log(STEP);
             if (power - model.power).abs() > OFF_MOST {
                 model.power = power.round();
@@ -347,6 +365,28 @@ mod tests {
             demand.begin(0, None, MISSING);
         });
         assert_eq!(demand.rates()[0].held, 1.0);
+    }
+
+    #[test]
+    fn a_draft_model_has_all_it_wants_until_its_model_is_idle() {
+        let mut demand = demand(2);
+        demand.add_drafter(1);
+        demand.add();
+        let drafter = |demand: &Demand| demand.rates()[2].sweeps;
+        assert_eq!(drafter(&demand), 0.0, "nobody was swept");
+        for place in [1, 0, 3, 1] {
+            demand.begin(place, None, MISSING);
+        }
+        let others = [0, 1, 3].map(|place| demand.rates()[place].sweeps);
+        assert!(others.iter().all(|&rate| rate < drafter(&demand)));
+        (0..100).for_each(|_| {
+            demand.begin(3, None, MISSING);
+        });
+        assert_eq!(drafter(&demand), 0.0);
+        // A model before them goes.
+        demand.remove(0);
+        demand.begin(0, None, MISSING);
+        assert_eq!(demand.rates()[1].sweeps, DRAFTER_RATE);
     }
 
     #[test]

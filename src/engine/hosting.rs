@@ -12,7 +12,7 @@ use super::demand::Demand;
 use super::loading::Opening;
 use super::plan::{Line, Plan};
 use super::pool::Pool;
-use super::{Engine, Loaded, ModelId, ModelOptions, Options, Row, threads};
+use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Role, Row, threads};
 use crate::arena::Reservation;
 use crate::device::Device;
 use crate::device::cpu::{Cpu, Isa};
@@ -28,6 +28,8 @@ use crate::store::{Moved, Store};
 pub struct Share {
     /// Whose it is; none for what all models share.
     pub model: Option<ModelId>,
+    /// Whether it is this model's draft model that has it.
+    pub drafter: bool,
     /// Line by line.
     pub lines: Vec<Line>,
     /// Of the budget of a GPU's own memory, if one computes there.
@@ -65,8 +67,9 @@ impl Engine {
             .iter()
             .map(|(path, wishes)| Opening::read(path, wishes))
             .collect::<Result<_>>()?;
-        let loaded: Vec<&Loaded> = openings.iter().map(|opening| &opening.loaded).collect();
-        let wishes: Vec<&ModelOptions> = models.iter().map(|(_, wishes)| wishes).collect();
+        let all: Vec<&Opening> = openings.iter().flat_map(Opening::all).collect();
+        let loaded: Vec<&Loaded> = all.iter().map(|opening| &opening.loaded).collect();
+        let wishes: Vec<&ModelOptions> = all.iter().map(|opening| &opening.wishes).collect();
         let placement = match &gpu {
             Some(driver) => Some(options.placement_on(driver.as_ref())?),
             None => None,
@@ -78,7 +81,7 @@ impl Engine {
             None => Device::Cpu(Cpu::new(threads(options), isa, pool.row_bytes_max())?),
         };
 
-        let opened = openings.iter().map(|opening| &opening.files);
+        let opened = all.iter().map(|opening| &opening.files);
         let files = Arc::new(Files::together(opened));
         let slots = Reservation::new(pool.reserved_bytes())?.seal(pool.slot_bytes);
         let in_use = pool.slots as u32;
@@ -114,22 +117,41 @@ impl Engine {
             pace: None,
             before: None,
         };
-        for (opening, plan) in openings.into_iter().zip(plans) {
+        let mut plans = plans.into_iter();
+        for opening in openings {
             opening.check_device(&engine.device)?;
-            let built = opening.planned(plan, options).build()?;
+            let built = opening.planned(&mut plans, options).build()?;
             engine.take_in(built);
         }
         engine.device.finish(&mut || ())?;
         Ok(engine)
     }
 
-    /// Unloads a model, between sweeps: its sessions end, and all its memory goes to the others. A trace begins anew.
+    /// Unloads a model with its draft model, between sweeps: its sessions end, and all its memory goes to the others. A
+    /// trace begins anew.
     ///
     /// # Errors
-    /// The system refuses, or another model is being loaded; the model is still there then, but its conversations may not
-    /// be.
+    /// The system refuses, or another model is being loaded; the model is still there then, but its conversations and its
+    /// draft model may not be.
     pub fn unload(&mut self, model: ModelId) -> Result<()> {
         self.check_nothing_is_reserved()?;
+        let drafter = self.drafter(model);
+        // The pools without them have no room for their conversations.
+        for model in [drafter, Some(model)].into_iter().flatten() {
+            for session in 0..self.sessions(model) {
+                self.forget(model, session);
+            }
+        }
+        if let Some(drafter) = drafter {
+            self.remove(drafter)?;
+            let place = self.place(model);
+            self.hosted[place].role = Role::Answers { drafter: None };
+        }
+        self.remove(model)
+    }
+
+    /// Takes a model without conversations out.
+    fn remove(&mut self, model: ModelId) -> Result<()> {
         let place = self.place(model);
         let others = || {
             let others = self.hosted.iter().enumerate();
@@ -145,11 +167,6 @@ impl Engine {
         let files = Arc::new(Files::together(others().map(|hosted| &hosted.files)));
         self.store.save_checksums();
         let io = self.open_io(&files, &pool)?;
-        // The pool for the others has no room for its conversations.
-        let sessions = &mut self.hosted[place].sessions;
-        for session in 0..sessions.len() {
-            kv::clear(sessions, session, &mut self.store);
-        }
         let size = (pool.slots as u32, pool.window);
         let moved = self.store.remove(model, size, io)?;
         // Tiles and matrices have other numbers now.
@@ -197,10 +214,15 @@ impl Engine {
     /// How the whole budget is divided: what each model has for itself, then what all share.
     pub fn budget(&self) -> Vec<Share> {
         let plans: Vec<&Plan> = self.hosted.iter().map(|hosted| &hosted.plan).collect();
-        let models = self.models().map(Some).chain([None]);
-        let shares = self.pool.shares(&plans).into_iter().zip(models);
-        let share = |([lines, gpu_lines], model): ([Vec<Line>; 2], _)| Share {
+        let owner = |hosted: &Hosted| match hosted.role {
+            Role::Answers { .. } => (Some(hosted.id), false),
+            Role::Drafts { of } => (Some(of), true),
+        };
+        let owners = self.hosted.iter().map(owner).chain([(None, false)]);
+        let shares = self.pool.shares(&plans).into_iter().zip(owners);
+        let share = |([lines, gpu_lines], (model, drafter)): ([Vec<Line>; 2], _)| Share {
             model,
+            drafter,
             lines,
             gpu_lines,
         };

@@ -3,7 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::plan::{Plan, Request};
+use super::drafter;
+use super::plan::{self, Plan, Request};
 use super::pool::{self, Pool, Subject};
 use crate::board::detect::memory_available;
 use crate::device::cpu::THREADS_MAX;
@@ -34,6 +35,12 @@ pub struct ModelOptions {
     pub drafts: Option<usize>,
     /// How finely activations are rounded before they are multiplied with weights. The tokens depend on it.
     pub activations: Precision,
+    /// Whether all weights have to stay in memory.
+    pub resident: bool,
+    /// Positions that a session can be taken back by at any time without being computed again.
+    pub rewinds: usize,
+    /// A smaller model of the same vocabulary that says what is likely to come.
+    pub draft_model: Option<PathBuf>,
 }
 
 impl Default for ModelOptions {
@@ -45,6 +52,9 @@ impl Default for ModelOptions {
             logits_rows: 1,
             drafts: None,
             activations: Precision::default(),
+            resident: false,
+            rewinds: 0,
+            draft_model: None,
         }
     }
 }
@@ -193,6 +203,16 @@ impl Loaded {
         })
     }
 
+    /// Reads the draft model that is wished for beside this one, if any, and says what it gets.
+    ///
+    /// # Errors
+    /// It is not a sound GGUF of a supported model, or its vocabulary is another one.
+    pub fn read_drafter(&self, wishes: &ModelOptions) -> Result<Option<(Loaded, ModelOptions)>> {
+        let path = wishes.draft_model.as_deref();
+        path.map(|path| drafter::read(path, self, wishes))
+            .transpose()
+    }
+
     /// Divides a budget for this model alone.
     pub fn plan(&self, options: &Options) -> Result<Plan> {
         let memory = options.memory.unwrap_or(UNLIMITED);
@@ -223,7 +243,9 @@ impl Loaded {
             rows: wishes.rows,
             logits_rows: wishes.logits_rows,
             drafts: wishes.drafts,
+            drafted: wishes.draft_model.is_some(),
             activations: wishes.activations,
+            resident: wishes.resident,
             threads: threads(options),
             clients_bytes: options.clients_bytes,
             gpu,
@@ -264,7 +286,17 @@ pub fn divide(
         pool::divide(&subjects)
     };
     if let Some(memory) = options.memory {
-        return within(memory);
+        return within(memory).map_err(|error| match (gpu, models) {
+            // A plan for one model says itself what would do, and that of a GPU's own memory may be what is too little.
+            (Some(Placement::Staged { .. }), _) | (_, [_]) => error,
+            _ => {
+                // What is made larger where there is more of it makes it more than the first error says.
+                let enough = plan::least_mib(memory, |memory| within(memory).is_ok());
+                let remedy =
+                    format!("give --memory {enough}MiB or more, smaller contexts, or fewer models");
+                Error::new(error.kind(), error.what(), remedy)
+            }
+        });
     }
     let (pool, plans) = within(UNLIMITED)?;
     within(pool.total_bytes(&plans).min(options.memory_most(gpu)))

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::plan::Plan;
 use super::pool::Pool;
-use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options};
+use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Role};
 use crate::arena::Reservation;
 use crate::device::cpu::Precision;
 use crate::device::{Device, Placement};
@@ -30,7 +30,8 @@ pub struct Opening {
     pub(super) loaded: Loaded,
     template: Option<ChatTemplate>,
     pub(super) files: Arc<Files>,
-    wishes: ModelOptions,
+    pub(super) wishes: ModelOptions,
+    drafter: Option<Box<Opening>>,
 }
 
 /// A model that an engine has made room for.
@@ -39,6 +40,7 @@ pub struct Reserved {
     plan: Plan,
     verify: bool,
     cache: Option<PathBuf>,
+    drafter: Option<Box<Reserved>>,
 }
 
 /// A model with all that is its own, but none of its weights.
@@ -50,18 +52,32 @@ pub struct Built {
     sessions: Vec<Session>,
     plan: Plan,
     files: Arc<Files>,
+    drafter: Option<Box<Built>>,
 }
 
 impl Opening {
-    /// Reads a model file (any file of a split one).
+    /// Reads a model file (any file of a split one), and that of its draft model if one is wished for.
     ///
     /// # Errors
-    /// It is not a sound GGUF of a supported model.
+    /// One is not a sound GGUF of a supported model, or their vocabularies differ.
     pub fn read(path: &Path, wishes: &ModelOptions) -> Result<Opening> {
-        Opening::new(Loaded::read(path)?, wishes)
+        let loaded = Loaded::read(path)?;
+        let drafter = match loaded.read_drafter(wishes)? {
+            Some((drafter, wishes)) => Some(Box::new(Opening::new(drafter, &wishes)?)),
+            None => None,
+        };
+        Ok(Opening {
+            drafter,
+            ..Opening::new(loaded, wishes)?
+        })
     }
 
-    /// Opens the files of a model that was read.
+    /// The model, and its draft model if it has one.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Opening> + Clone {
+        std::iter::once(self).chain(self.drafter.as_deref())
+    }
+
+    /// Opens the files of a model that was read. It has no draft model then.
     ///
     /// # Errors
     /// They are not the ones any more that were read.
@@ -75,6 +91,7 @@ impl Opening {
             loaded,
             template,
             wishes: wishes.clone(),
+            drafter: None,
         })
     }
 
@@ -91,9 +108,16 @@ impl Opening {
         }
     }
 
-    /// What is left to do once there is room for the model.
-    pub(super) fn planned(self, plan: Plan, options: &Options) -> Reserved {
+    /// What is left to do once there is room for the model: the next of `plans` is its own, then comes its draft model's.
+    pub(super) fn planned(
+        mut self,
+        plans: &mut impl Iterator<Item = Plan>,
+        options: &Options,
+    ) -> Reserved {
+        let plan = plans.next().expect("a plan for each model");
+        let drafter = self.drafter.take();
         Reserved {
+            drafter: drafter.map(|drafter| Box::new(drafter.planned(plans, options))),
             opening: self,
             plan,
             verify: options.verify,
@@ -121,7 +145,7 @@ fn open_files(loaded: &Loaded) -> Result<Arc<Files>> {
 }
 
 impl Reserved {
-    /// Takes the model's own memory, and reads what stays there.
+    /// Takes the model's own memory, and reads what stays there; the same for its draft model.
     ///
     /// # Errors
     /// The system refuses memory, or the file is not what it was.
@@ -131,6 +155,7 @@ impl Reserved {
             plan,
             verify,
             cache,
+            drafter,
         } = self;
         let Loaded {
             gguf,
@@ -165,8 +190,10 @@ impl Reserved {
             verify,
             cache.as_deref(),
         )?;
+        // Pages are planned for sweeps of so many rows.
+        let rewinds = opening.wishes.rewinds.min(plan.limits.rows);
         let sessions = (0..opening.wishes.sessions)
-            .map(|_| Session::new(layers, plan.layout, plan.context))
+            .map(|_| Session::new(layers, plan.layout, plan.context).keeping(rewinds))
             .collect();
         Ok(Built {
             model,
@@ -176,18 +203,23 @@ impl Reserved {
                 ranges,
                 paths,
                 integrity,
+                resident: opening.wishes.resident,
             },
             tokenizer: tokenizer.map(Arc::new),
             template: opening.template.map(Arc::new),
             sessions,
             plan,
             files: opening.files,
+            drafter: match drafter {
+                Some(drafter) => Some(Box::new(drafter.build()?)),
+                None => None,
+            },
         })
     }
 }
 
 impl Engine {
-    /// Loads one more model, between sweeps, all steps one after the other. The sessions of the others go on; the pool is
+    /// Loads one more model (and its draft model), between sweeps, all steps one after the other. The sessions of the others go on; the pool is
     /// smaller by what the new model takes for itself.
     ///
     /// # Errors
@@ -205,19 +237,19 @@ impl Engine {
     /// The budget cannot hold the minimum, the arena's slots are too small for the model, the system refuses, or another
     /// model is being loaded. Everything is as it was then.
     pub fn reserve(&mut self, opening: Opening) -> Result<Reserved> {
-        let (pool, plan) = self.pool_with(&opening)?;
-        let files = Arc::new(Files::together(self.opened().chain([&opening.files])));
+        let (pool, plans) = self.pool_with(&opening)?;
+        let new = opening.all().map(|opening| &opening.files);
+        let files = Arc::new(Files::together(self.opened().chain(new)));
         let before = (self.pool, Arc::clone(&self.files));
         self.change_pool(pool, files)?;
         self.before = Some(before);
-        Ok(opening.planned(plan, &self.options))
+        Ok(opening.planned(&mut plans.into_iter(), &self.options))
     }
 
-    /// The pool that [`reserve`](Self::reserve) makes, and the model's plan in it.
-    pub(super) fn pool_with(&self, opening: &Opening) -> Result<(Pool, Plan)> {
+    /// The pool that [`reserve`](Self::reserve) makes, and the plans in it of the model and its draft model.
+    pub(super) fn pool_with(&self, opening: &Opening) -> Result<(Pool, Vec<Plan>)> {
         self.check_nothing_is_reserved()?;
         opening.check_device(&self.device)?;
-        let loaded = &opening.loaded;
         let gpu = match (&self.device, &self.pool.gpu) {
             (Device::Cpu(_), _) => None,
             (Device::Cuda(_), None) => Some(Placement::Direct {
@@ -225,19 +257,23 @@ impl Engine {
             }),
             (Device::Cuda(_), Some(gpu)) => Some(Placement::Staged { memory: gpu.memory }),
         };
-        let request = loaded.request(&opening.wishes, self.pool.memory, &self.options, gpu);
         let slots = self.pool.gpu.map_or(self.pool.slots, |gpu| gpu.slots);
-        let pages_max = slots / 2 / (self.hosted.len() + 1);
-        let plan = Plan::in_slots(
-            &loaded.config,
-            &loaded.matrices,
-            &request,
-            self.pool.slot_bytes,
-            pages_max,
-        )?;
-        let plans = self.hosted.iter().map(|hosted| &hosted.plan);
-        let pool = self.pool.shared_by(plans.chain([&plan]))?;
-        Ok((pool, plan))
+        let pages_max = slots / 2 / (self.hosted.len() + opening.all().count());
+        let plan = |opening: &Opening| {
+            let loaded = &opening.loaded;
+            let request = loaded.request(&opening.wishes, self.pool.memory, &self.options, gpu);
+            Plan::in_slots(
+                &loaded.config,
+                &loaded.matrices,
+                &request,
+                self.pool.slot_bytes,
+                pages_max,
+            )
+        };
+        let plans: Vec<Plan> = opening.all().map(plan).collect::<Result<_>>()?;
+        let others = self.hosted.iter().map(|hosted| &hosted.plan);
+        let pool = self.pool.shared_by(others.chain(&plans))?;
+        Ok((pool, plans))
     }
 
     /// Takes in the model that room was made for, between sweeps. If it could not be built, the others have the room back
@@ -257,12 +293,29 @@ impl Engine {
         }
     }
 
-    /// Takes a model in, whose files the store's reads know already and for whose own part there is room.
-    pub(super) fn take_in(&mut self, built: Built) -> ModelId {
-        let id = self.store.add(built.weights);
+    /// Takes a model in with its draft model, whose files the store's reads know already and for whose own parts there is
+    /// room.
+    pub(super) fn take_in(&mut self, mut built: Built) -> ModelId {
+        let drafter = built.drafter.take();
+        let place = self.hosted.len();
+        let id = self.host(built, Role::Answers { drafter: None });
         self.demand.add();
+        if let Some(drafter) = drafter {
+            let drafter = self.host(*drafter, Role::Drafts { of: id });
+            self.demand.add_drafter(place);
+            self.hosted[place].role = Role::Answers {
+                drafter: Some(drafter),
+            };
+        }
+        self.settle();
+        id
+    }
+
+    fn host(&mut self, built: Built, role: Role) -> ModelId {
+        let id = self.store.add(built.weights);
         self.hosted.push(Hosted {
             id,
+            role,
             tokenizer: built.tokenizer,
             template: built.template,
             model: built.model,
@@ -270,7 +323,6 @@ impl Engine {
             plan: built.plan,
             files: built.files,
         });
-        self.settle();
         id
     }
 

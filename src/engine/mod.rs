@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod demand;
+mod drafter;
 mod hosting;
 mod loaded;
 mod loading;
@@ -57,8 +58,10 @@ pub struct Spent {
     pub drafts_right: u64,
     /// Sweeps made.
     pub sweeps: u64,
-    /// Time in sweeps.
+    /// Time in sweeps, those of a draft model included.
     pub time: Duration,
+    /// Of that, in sweeps of a draft model.
+    pub drafting: Duration,
     /// Of that, pauses that the governor wanted.
     pub rested: Duration,
     /// Of that, waiting for reads with nothing to compute.
@@ -83,6 +86,7 @@ impl Spent {
             drafts_right: self.drafts_right + more.drafts_right,
             sweeps: self.sweeps + more.sweeps,
             time: self.time + more.time,
+            drafting: self.drafting + more.drafting,
             rested: self.rested + more.rested,
             stalled: self.stalled + more.stalled,
             read_bytes: self.read_bytes + more.read_bytes,
@@ -98,6 +102,7 @@ impl Spent {
             drafts_right: self.drafts_right - before.drafts_right,
             sweeps: self.sweeps - before.sweeps,
             time: self.time - before.time,
+            drafting: self.drafting - before.drafting,
             rested: self.rested - before.rested,
             stalled: self.stalled - before.stalled,
             read_bytes: self.read_bytes - before.read_bytes,
@@ -106,9 +111,19 @@ impl Spent {
     }
 }
 
+/// What a model is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// To answer; the other one says what it is likely to say.
+    Answers { drafter: Option<ModelId> },
+    /// To say what this one is likely to say.
+    Drafts { of: ModelId },
+}
+
 /// A model of the engine: everything that is its own.
 struct Hosted {
     id: ModelId,
+    role: Role,
     tokenizer: Option<Arc<Tokenizer>>,
     template: Option<Arc<ChatTemplate>>,
     model: Model,
@@ -206,9 +221,18 @@ impl Engine {
         rested
     }
 
-    /// The models, in the order in which they came.
+    /// The models that answer, in the order in which they came.
     pub fn models(&self) -> impl Iterator<Item = ModelId> + '_ {
-        self.hosted.iter().map(|hosted| hosted.id)
+        let answers = |hosted: &&Hosted| matches!(hosted.role, Role::Answers { .. });
+        self.hosted.iter().filter(answers).map(|hosted| hosted.id)
+    }
+
+    /// The draft model of a model.
+    pub fn drafter(&self, model: ModelId) -> Option<ModelId> {
+        match self.hosted(model).role {
+            Role::Answers { drafter } => drafter,
+            Role::Drafts { .. } => None,
+        }
     }
 
     /// Whether there is (still) such a model.
@@ -326,13 +350,25 @@ impl Engine {
 
     /// Tells the store whose sweep it is, whose is next, and what that says of the demand for each model.
     fn take_turn(&mut self, place: usize) {
+        let role = self.hosted[place].role;
+        if let Role::Drafts { of } = role {
+            // Meanwhile the model's own sweep, which is to come, is read ahead for.
+            return self.store.begin_sweep(self.hosted[place].id, Some(of));
+        }
         let next = self.next.take();
         let next = self.hosted.iter().position(|h| Some(h.id) == next);
         let plan = self.store.residency();
         let missing = plan.given_up() as f32 / plan.tiles() as f32;
         let next = self.demand.begin(place, next, missing);
         self.store.set_rates(self.demand.rates());
-        let [now, next] = [place, next].map(|place| self.hosted[place].id);
+        let [now, mut next] = [place, next].map(|place| self.hosted[place].id);
+        if let Role::Answers {
+            drafter: Some(drafter),
+        } = role
+            && next == now
+        {
+            next = drafter;
+        }
         self.store.begin_sweep(now, Some(next));
     }
 
@@ -388,11 +424,13 @@ impl Engine {
             after.stalled - before.stalled,
             after.read_bytes - before.read_bytes,
         );
-        self.demand.end(
-            place,
-            stalled.as_secs_f32() / took.as_secs_f32().max(f32::EPSILON),
-            read_bytes as f32 / self.hosted[place].model.matrices().sweep_bytes() as f32,
-        );
+        if matches!(self.hosted[place].role, Role::Answers { .. }) {
+            self.demand.end(
+                place,
+                stalled.as_secs_f32() / took.as_secs_f32().max(f32::EPSILON),
+                read_bytes as f32 / self.hosted[place].model.matrices().sweep_bytes() as f32,
+            );
+        }
         spent.rows += rows.len() as u64;
         spent.sweeps += 1;
         spent.time += start.elapsed();

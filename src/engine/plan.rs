@@ -25,6 +25,8 @@ const CONTEXT_LEAST: usize = 256;
 const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
 /// Drafts of a sweep where nobody says how many: with the row that is no draft they are a panel of the kernels.
 const DRAFTS: usize = 7;
+/// The same where a draft model makes them, of which more are right: two panels.
+const DRAFTS_OF_MODEL: usize = 15;
 /// Their logits may take this fraction of the budget.
 const DRAFTS_SHARE: u64 = 64;
 /// The buffers of a sweep may take this fraction of the budget.
@@ -49,8 +51,12 @@ pub struct Request {
     pub logits_rows: usize,
     /// Drafts in a sweep at most; chosen if none.
     pub drafts: Option<usize>,
+    /// Whether a draft model makes drafts.
+    pub drafted: bool,
     /// How finely activations are rounded.
     pub activations: Precision,
+    /// Whether all weights have to stay in memory.
+    pub resident: bool,
     /// Threads that compute.
     pub threads: usize,
     /// Bytes that clients can make the process hold.
@@ -117,6 +123,8 @@ pub struct Plan {
     pub tiles: Vec<Tile>,
     /// How many of them every sweep uses.
     pub tiles_every_sweep: usize,
+    /// How many of them have to stay in memory.
+    pub tiles_resident: usize,
     /// The policy, with an empty context and no other model.
     pub residency: Residency,
 }
@@ -335,7 +343,11 @@ impl Own {
     fn new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Own {
         let drafts = request.drafts.unwrap_or_else(|| {
             let row_bytes = (config.vocab * size_of::<f32>()) as u64;
-            DRAFTS.min((request.memory / DRAFTS_SHARE / row_bytes) as usize)
+            let most = match request.drafted {
+                true => DRAFTS_OF_MODEL,
+                false => DRAFTS,
+            };
+            most.min((request.memory / DRAFTS_SHARE / row_bytes) as usize)
         });
         let limits_of = |rows: usize| BatchLimits {
             rows,
@@ -449,7 +461,7 @@ impl Own {
         pages_max: usize,
     ) -> Option<Plan> {
         let (tiles, _) = tile::cut(&matrices.matrices, slot_bytes);
-        let uses = tile_uses(&matrices.matrices, &tiles);
+        let uses = tile_uses(&matrices.matrices, &tiles, request.resident);
         let pages = |context: usize| {
             let layout = kv::layout(config, slot_bytes, context);
             if layout.page_positions == 0 {
@@ -472,6 +484,7 @@ impl Own {
         // Sessions are seldom all full: of many, as many may be as take what one may, and one always.
         let sessions_full = (pages_max / per_session.max(1)).max(1);
         let pages_full = sessions_full.min(request.sessions) * per_session;
+        let tiles_every_sweep = uses.iter().filter(|&&u| u >= 1.0).count();
         Some(Plan {
             memory: request.memory,
             own_lines: self.lines.len(),
@@ -492,7 +505,12 @@ impl Own {
             gpu_window: 0,
             fixed_bytes: self.fixed_bytes,
             row_bytes_max: self.row_bytes_max,
-            tiles_every_sweep: uses.iter().filter(|&&u| u >= 1.0).count(),
+            tiles_every_sweep,
+            tiles_resident: if request.resident {
+                tiles_every_sweep
+            } else {
+                0
+            },
             residency: Residency::new(&uses, 0, 0),
             tiles,
         })
@@ -500,7 +518,7 @@ impl Own {
 }
 
 /// The least budget above `bytes` that fits, in MiB: planning is cheap enough to search for it.
-fn least_mib(bytes: u64, fits: impl Fn(u64) -> bool) -> u64 {
+pub(super) fn least_mib(bytes: u64, fits: impl Fn(u64) -> bool) -> u64 {
     let fits = |mib: u64| fits(mib << 20);
     let (mut too_little, mut enough) = (bytes >> 20, (bytes >> 20).max(1));
     while !fits(enough) && enough < 1 << 24 {

@@ -72,6 +72,8 @@ pub struct GpuPool {
 struct Sums {
     tiles: usize,
     every_sweep: usize,
+    /// Tiles that have to stay in memory.
+    resident: usize,
     pages: usize,
 }
 
@@ -123,6 +125,7 @@ impl Pool {
         let all = Sums {
             tiles: sum(|p| p.tiles.len()),
             every_sweep: sum(|p| p.tiles_every_sweep),
+            resident: sum(|p| p.tiles_resident),
             pages: sum(|p| p.pages_full),
         };
         let gpu_own = plans.clone().map(Plan::gpu_own_bytes).sum();
@@ -134,6 +137,7 @@ impl Pool {
         let Sums {
             tiles,
             every_sweep,
+            resident,
             pages,
         } = match &gpu {
             Some(gpu) => gpu.below(all),
@@ -145,8 +149,8 @@ impl Pool {
         self.row_bytes_max = row_bytes_max;
         let others = own + self.common_bytes();
         let slots = self.memory.saturating_sub(others) / self.slot_bytes as u64;
-        // The rows' slot, all pages, and the least window there must be.
-        let least = 1 + pages + WINDOW_SLOTS_LEAST.min(all.tiles);
+        // The rows' slot, all pages, what has to stay, and the least window there must be.
+        let least = 1 + pages + resident + WINDOW_SLOTS_LEAST.min(all.tiles);
         if (slots as usize) < least {
             let minimum = (others + (least * self.slot_bytes) as u64).div_ceil(1 << 20);
             return Err(Error::new(
@@ -166,7 +170,7 @@ impl Pool {
             (slots, slots - 1),
             self.slot_bytes,
             2 * in_flight,
-            pages,
+            pages + resident,
             every_sweep,
         );
         Ok(Pool {
@@ -255,7 +259,7 @@ impl GpuPool {
     /// The budget cannot hold the minimum, or what was left for models that come later.
     fn shared(self, all: Sums, own: u64, slot_bytes: usize) -> Result<GpuPool> {
         let room = (self.memory.saturating_sub(own) / slot_bytes as u64) as usize;
-        let least = all.pages + WINDOW_SLOTS_LEAST.min(all.tiles);
+        let least = all.pages + all.resident + WINDOW_SLOTS_LEAST.min(all.tiles);
         let slots = match self.slots {
             0 => room.min(all.pages + all.tiles),
             chosen => chosen,
@@ -280,7 +284,8 @@ impl GpuPool {
                 "name the model among those that are loaded at the start",
             ));
         }
-        let window = window((slots, slots), slot_bytes, 0, all.pages, all.every_sweep);
+        let held = all.pages + all.resident;
+        let window = window((slots, slots), slot_bytes, 0, held, all.every_sweep);
         Ok(GpuPool {
             slots,
             window: window.min(all.tiles) as u32,
@@ -298,18 +303,19 @@ impl GpuPool {
         Sums {
             tiles: all.tiles - kept,
             every_sweep: all.every_sweep.saturating_sub(kept),
+            resident: 0,
             pages: 0,
         }
     }
 }
 
-/// Slots that tiles pass through, out of `slots`, of which `capacity` are for tiles and pages; at least
-/// `bytes_least` where there is room for it.
+/// Slots that tiles pass through, out of `slots`, of which `capacity` are for tiles and pages, and `held` for pages and
+/// tiles that stay; at least `bytes_least` where there is room for it.
 fn window(
     (slots, capacity): (usize, usize),
     slot_bytes: usize,
     bytes_least: usize,
-    pages: usize,
+    held: usize,
     every_sweep: usize,
 ) -> usize {
     let window_bytes = (slots * slot_bytes / WINDOW_SHARE)
@@ -319,7 +325,7 @@ fn window(
         .min(every_sweep.saturating_sub(capacity) / WINDOW_OF_STREAMED)
         .clamp(*WINDOW_SLOTS.start(), *WINDOW_SLOTS.end())
         .min(slots / 8)
-        .min(capacity - pages)
+        .min(capacity - held)
         .max(WINDOW_SLOTS_LEAST.min(every_sweep))
 }
 

@@ -43,6 +43,8 @@ pub struct Prepared {
     pub(super) turn: Option<Vec<u32>>,
     pub(super) max_tokens: u32,
     pub(super) sampler: Sampler,
+    /// The same, for tokens that are only likely to come.
+    ahead: Sampler,
     pub(super) writer: Writer,
 }
 
@@ -61,17 +63,39 @@ impl Prepared {
         choices: Choices<'_>,
         scratch: &mut SamplerScratch,
     ) -> Option<u32> {
-        let sampler = &mut self.sampler;
-        let token = match choices {
-            Choices::Logits(logits) => sampler.sample(logits, scratch),
-            Choices::Likeliest(tokens) => {
-                let tokens = tokens.iter().map(|token| (token.id, token.logit));
-                sampler.sample_likeliest(tokens, scratch)
-            }
-        }?;
-        sampler.accept(token);
-        Some(token)
+        choose(&mut self.sampler, choices, scratch)
     }
+
+    /// What it would choose if a draft model's `choices` were its own, as the `index`-th draft in a row: with the random
+    /// numbers that it is going to choose with, the same token is likelier than with others.
+    pub(super) fn guess(
+        &mut self,
+        index: usize,
+        choices: Choices<'_>,
+        scratch: &mut SamplerScratch,
+    ) -> Option<u32> {
+        if index == 0 {
+            self.ahead.follow(&self.sampler);
+        }
+        choose(&mut self.ahead, choices, scratch)
+    }
+}
+
+/// Chooses a token, and keeps in mind that it was said; none if the model has failed.
+fn choose(
+    sampler: &mut Sampler,
+    choices: Choices<'_>,
+    scratch: &mut SamplerScratch,
+) -> Option<u32> {
+    let token = match choices {
+        Choices::Logits(logits) => sampler.sample(logits, scratch),
+        Choices::Likeliest(tokens) => {
+            let tokens = tokens.iter().map(|token| (token.id, token.logit));
+            sampler.sample_likeliest(tokens, scratch)
+        }
+    }?;
+    sampler.accept(token);
+    Some(token)
 }
 
 /// The error of a model whose logits are not finite: `model` is what its user calls it.
@@ -153,13 +177,15 @@ impl Vocabulary {
             ));
         }
         let session = request.session.as_deref().map(session_name).transpose()?;
+        let sampler = sampler(&request.sampling)?;
         Ok(Prepared {
             model: Arc::clone(&self.model),
             session,
             whole,
             turn,
             max_tokens: request.max_tokens.unwrap_or(u32::MAX),
-            sampler: sampler(&request.sampling)?,
+            ahead: sampler.another(),
+            sampler,
             writer: Writer {
                 tokenizer: self.tokenizer().cloned(),
                 utf8: Utf8Stream::new(),

@@ -59,6 +59,8 @@ pub struct Session {
     layers: Vec<LayerPages>,
     context: usize,
     len: usize,
+    /// Positions behind the window that stay for it to be taken back there.
+    behind: usize,
 }
 
 // SAFETY: the pointers lead into slots that belong to this session until it gives them back.
@@ -79,7 +81,14 @@ impl Session {
             layers: (0..layers).map(|_| layer()).collect(),
             context,
             len: 0,
+            behind: 0,
         }
+    }
+
+    /// The same, but it can be [truncated](truncate) by so many positions at any time, as far as sweeps have up to so many
+    /// rows of it: windows keep what they leave behind for as long. That takes no more than sweeps of so many rows.
+    pub fn keeping(self, behind: usize) -> Session {
+        Session { behind, ..self }
     }
 
     /// Positions so far.
@@ -179,6 +188,7 @@ pub fn extend(
         layout,
         context,
         len,
+        behind,
         ..
     } = sessions[index];
     if len + rows > context {
@@ -188,8 +198,9 @@ pub fn extend(
             "give a larger --ctx, or begin a new conversation",
         ));
     }
+    let from = len.saturating_sub(behind.saturating_sub(rows));
     for (layer, spec) in specs.iter().enumerate() {
-        let first = first_page(spec, &layout, len).min(sessions[index].layers[layer].end);
+        let first = first_page(spec, &layout, from).min(sessions[index].layers[layer].end);
         for page in sessions[index].layers[layer].first..first {
             give_up(sessions, index, layer, page, store);
             sessions[index].layers[layer].first = page + 1;

@@ -53,16 +53,18 @@ pub fn findings(config: &Config, root: &Path) -> Vec<Finding> {
         });
     }
     for model in config.models.iter().map(|model| model.as_ref()) {
-        let opened = File::open(&model.path).map_err(|e| Error::file(&model.path, "open", &e));
-        findings.push(Finding {
-            about: "model",
-            outcome: match (opened, model.load) {
-                (Ok(_), _) => Outcome::Fine(model.path.display().to_string()),
-                // A drive that comes later is in time for it.
-                (Err(error), Load::Demand) => Outcome::Doubtful(error),
-                (Err(error), Load::Start) => Outcome::Wrong(error),
-            },
-        });
+        for path in [&model.path].into_iter().chain(&model.draft_model) {
+            let opened = File::open(path).map_err(|e| Error::file(path, "open", &e));
+            findings.push(Finding {
+                about: "model",
+                outcome: match (opened, model.load) {
+                    (Ok(_), _) => Outcome::Fine(path.display().to_string()),
+                    // A drive that comes later is in time for it.
+                    (Err(error), Load::Demand) => Outcome::Doubtful(error),
+                    (Err(error), Load::Start) => Outcome::Wrong(error),
+                },
+            });
+        }
     }
     findings
 }

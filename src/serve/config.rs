@@ -80,6 +80,8 @@ pub struct Model {
     pub activations: Precision,
     /// Tokens at most that a sweep computes ahead.
     pub drafts: Option<u8>,
+    /// The GGUF file of a smaller model of the same vocabulary that says which.
+    pub draft_model: Option<PathBuf>,
     /// When it is loaded.
     #[serde(default)]
     pub load: Load,
@@ -87,8 +89,14 @@ pub struct Model {
 
 impl Model {
     /// What cannot change while it is loaded.
-    pub(super) fn engine_part(&self) -> (&Path, Option<u32>, Precision, Option<u8>) {
-        (&self.path, self.context, self.activations, self.drafts)
+    pub(super) fn engine_part(&self) -> impl PartialEq + '_ {
+        (
+            &self.path,
+            self.context,
+            self.activations,
+            self.drafts,
+            &self.draft_model,
+        )
     }
 }
 

@@ -43,6 +43,7 @@ fn wishes(config: &Config, model: &Model) -> ModelOptions {
         logits_rows: config.limits.sessions,
         activations: model.activations,
         drafts: model.drafts.map(usize::from),
+        draft_model: model.draft_model.clone(),
         ..ModelOptions::default()
     }
 }
@@ -66,30 +67,38 @@ pub struct Budget {
 /// # Errors
 /// A model's file is not sound, or the budget cannot hold the minimum.
 pub fn plan(config: &Config, options: &Options) -> Result<Budget> {
-    let (mut names, mut loaded, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut owners, mut loaded, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
     for model in config.models.iter().map(|model| model.as_ref()) {
         let read = Loaded::read(&model.path)?;
+        let wishes = wishes(config, model);
+        let drafter = read.read_drafter(&wishes)?;
         if model.load == Load::Start {
-            names.push(model.name.as_str());
-            loaded.push(read);
-            wanted.push(wishes(config, model));
+            let both = [Some((read, wishes)), drafter];
+            for (drafter, (read, wishes)) in
+                [false, true].into_iter().zip(both.into_iter().flatten())
+            {
+                owners.push(owner(&model.name, drafter));
+                loaded.push(read);
+                wanted.push(wishes);
+            }
         }
     }
     let wanted: Vec<&ModelOptions> = wanted.iter().collect();
     let loaded: Vec<&Loaded> = loaded.iter().collect();
     let (pool, plans) = divide(&loaded, &wanted, options, options.placement())?;
-    let models = names.iter().zip(&loaded).zip(&plans);
+    let models = owners.iter().zip(&loaded).zip(&plans);
     let warnings = models.filter_map(|((name, model), plan)| {
         let beyond = model.config.beyond(plan.context)?;
         Some(format!("{name}: {beyond}"))
     });
     let warnings = warnings.collect();
     let plans: Vec<&Plan> = plans.iter().collect();
-    let owners = names.into_iter().map(Some).chain([None]);
+    let owners = owners.iter().map(|owner| Some(owner.as_str()));
+    let owners = owners.chain([None]);
     let (mut lines, mut gpu_lines) = (Vec::new(), Vec::new());
-    for (name, [own, gpu_own]) in owners.zip(pool.shares(&plans)) {
-        lines.extend(own.iter().map(|line| budget_line(name, line)));
-        gpu_lines.extend(gpu_own.iter().map(|line| budget_line(name, line)));
+    for (owner, [own, gpu_own]) in owners.zip(pool.shares(&plans)) {
+        lines.extend(own.iter().map(|line| budget_line(owner, line)));
+        gpu_lines.extend(gpu_own.iter().map(|line| budget_line(owner, line)));
     }
     Ok(Budget {
         bytes: pool.memory,
@@ -100,9 +109,17 @@ pub fn plan(config: &Config, options: &Options) -> Result<Budget> {
     })
 }
 
-fn budget_line(model: Option<&str>, line: &Line) -> BudgetLine {
-    let what = match model {
-        Some(model) => format!("{model}: {}", line.what),
+/// What a model, or its draft model, is called in the budget.
+fn owner(model: &str, drafter: bool) -> String {
+    match drafter {
+        true => format!("{model}'s draft model"),
+        false => model.to_owned(),
+    }
+}
+
+fn budget_line(owner: Option<&str>, line: &Line) -> BudgetLine {
+    let what = match owner {
+        Some(owner) => format!("{owner}: {}", line.what),
         None => line.what.to_owned(),
     };
     BudgetLine {
@@ -413,8 +430,8 @@ impl Answering {
         };
         let (mut budget, mut gpu_budget) = (Vec::new(), Vec::new());
         for share in &engine.budget() {
-            let owner = name(share.model);
-            let line = |line| budget_line(owner, line);
+            let owner = name(share.model).map(|name| owner(name, share.drafter));
+            let line = |line| budget_line(owner.as_deref(), line);
             budget.extend(share.lines.iter().map(line));
             gpu_budget.extend(share.gpu_lines.iter().map(line));
         }

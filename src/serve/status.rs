@@ -213,6 +213,8 @@ pub struct Work {
     pub stalled_s: f64,
     /// Bytes read from disk.
     pub read_bytes: u64,
+    /// Of the seconds of sweeps, those of draft models.
+    pub drafting_s: f64,
     /// Rows computed ahead for tokens that were likely to come.
     pub drafts: u64,
     /// Of these, those whose tokens came.
@@ -226,6 +228,7 @@ impl Work {
         self.sweep_s += spent.time.as_secs_f64();
         self.stalled_s += spent.stalled.as_secs_f64();
         self.read_bytes += spent.read_bytes;
+        self.drafting_s += spent.drafting.as_secs_f64();
         self.drafts += spent.drafts;
         self.drafts_right += spent.drafts_right;
     }

@@ -242,6 +242,7 @@ impl Store {
             ranges,
             paths,
             integrity: Integrity::default(),
+            resident: false,
         };
         store.push(weights, 1.0);
         store
@@ -571,10 +572,12 @@ impl Drop for Store {
     }
 }
 
-/// Uses per sweep of each tile: what the policy goes by, times the rate of sweeps.
-pub fn tile_uses(matrices: &[Matrix], tiles: &[Tile]) -> Vec<f32> {
+/// Uses per sweep of each tile: what the policy goes by, times the rate of sweeps. Of a model that has to stay in memory
+/// (`resident`) no tile is worth less than others.
+pub fn tile_uses(matrices: &[Matrix], tiles: &[Tile], resident: bool) -> Vec<f32> {
     use crate::format::tile::Use;
     let uses = |tile: &Tile| match matrices[tile.matrix as usize].used {
+        _ if resident => 1.0,
         Use::EverySweep => 1.0,
         Use::ByRow => tile.rows as f32 / matrices[tile.matrix as usize].rows as f32 / 2.0,
     };

@@ -33,6 +33,8 @@ pub struct Weights {
     pub paths: Vec<PathBuf>,
     /// What is known of its tiles' contents.
     pub integrity: Integrity,
+    /// Whether all its tiles have to stay in memory.
+    pub resident: bool,
 }
 
 /// A model in the store: which part of each table is its own.
@@ -42,6 +44,8 @@ pub(super) struct Member {
     pub(super) matrices: Range<u32>,
     pub(super) files: Range<u16>,
     pub(super) integrity: Integrity,
+    /// Whether all its tiles have to stay in memory.
+    resident: bool,
     /// Reads of its files that finished.
     pub(super) reads: u64,
     /// As many when its files were last looked at.
@@ -66,18 +70,21 @@ impl Store {
             ranges,
             paths,
             integrity,
+            resident,
         } = weights;
         let id = ModelId(self.models_ever);
         self.models_ever += 1;
         let (tile, matrix) = (self.tiles.len() as u32, self.matrices.len() as u32);
         let file = self.paths.len() as u16;
-        self.residency.add(&tile_uses(&matrices, &tiles), rate);
+        let uses = tile_uses(&matrices, &tiles, resident);
+        self.residency.add(&uses, rate);
         self.models.push(Member {
             id,
             tiles: tile..tile + tiles.len() as u32,
             matrices: matrix..matrix + matrices.len() as u32,
             files: file..file + paths.len() as u16,
             integrity,
+            resident,
             reads: 0,
             reads_looked_at: 0,
         });
@@ -246,6 +253,13 @@ impl Store {
     /// Weight bytes of a model in memory now.
     pub fn resident_bytes_of(&self, model: ModelId) -> u64 {
         self.resident_bytes_in(self.models[self.place(model)].tiles.clone())
+    }
+
+    /// Slots that can be spared of so many that weights have: a window of reads stays, and tiles that have to.
+    pub(super) fn spare(&self, capacity: u32, window: u32) -> u32 {
+        let stay = self.models.iter().filter(|model| model.resident);
+        let stay: u32 = stay.map(|model| model.tiles.len() as u32).sum();
+        capacity.saturating_sub(window.min(self.residency.tiles()) + stay)
     }
 
     /// Where a model stands in the order in which they came.

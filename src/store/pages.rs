@@ -13,15 +13,14 @@ impl Store {
     /// Must be called between passes, when no tile is handed out.
     ///
     /// # Errors
-    /// No slot can be spared: the window of reads is all that is left.
+    /// No slot can be spared: the window of reads and what has to stay is all that is left.
     pub fn take_page(&mut self) -> Result<SlotId> {
         assert!(self.acquired.is_empty(), "pages are taken between passes");
         if self.staging.is_some() {
             return self.take_device_page();
         }
         let capacity = self.residency.capacity();
-        let needed = self.residency.window().min(self.residency.tiles());
-        if capacity <= needed {
+        if self.pages_free() == 0 {
             return Err(Error::new(
                 Kind::Budget,
                 "the context has grown to all the memory there is",
@@ -63,7 +62,7 @@ impl Store {
             Some(_) => (plan.device_capacity(), plan.device_window()),
             None => (plan.capacity(), plan.window()),
         };
-        capacity.saturating_sub(window.min(plan.tiles()))
+        self.spare(capacity, window)
     }
 
     /// The memory of a slot that [`take_page`](Self::take_page) gave.

@@ -29,10 +29,7 @@ impl Store {
 
     /// How many KV pages have to go before a pool of so many slots in use has room for a window of reads.
     pub fn pages_over(&self, slots: u32, window: u32) -> u32 {
-        let spare = self
-            .residency
-            .capacity()
-            .saturating_sub(window.min(self.residency.tiles()));
+        let spare = self.spare(self.residency.capacity(), window);
         self.in_use.saturating_sub(slots).saturating_sub(spare)
     }
 

@@ -7,6 +7,7 @@
 
 use super::rng::Rng;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 /// How to choose. The default is what llama.cpp's tools use.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,7 +95,7 @@ impl SamplerScratch {
 
 /// One answer's sampler: options, random numbers and the tokens said lately.
 pub struct Sampler {
-    options: SamplerOptions,
+    options: Arc<SamplerOptions>,
     rng: Rng,
     /// A ring of the last tokens, and the same sorted for counting.
     history: Vec<u32>,
@@ -115,7 +116,7 @@ impl Sampler {
             history: Vec::with_capacity(window),
             history_at: 0,
             sorted: Vec::with_capacity(window),
-            options,
+            options: Arc::new(options),
         }
     }
 
@@ -211,6 +212,27 @@ impl Sampler {
         }
     }
 
+    /// Another sampler with the same options, which can [follow](Self::follow) this one. All memory is taken here.
+    pub fn another(&self) -> Sampler {
+        let history = || Vec::with_capacity(self.history.capacity());
+        Sampler {
+            options: Arc::clone(&self.options),
+            rng: self.rng.clone(),
+            history: history(),
+            history_at: 0,
+            sorted: history(),
+        }
+    }
+
+    /// Comes to where `other`, of which it is [another](Self::another), stands: what it chooses then is what that one
+    /// would.
+    pub fn follow(&mut self, other: &Sampler) {
+        self.rng = other.rng.clone();
+        self.history.clear();
+        self.history.extend_from_slice(&other.history);
+        self.history_at = other.history_at;
+    }
+
     /// Starts over: nothing said, and the same random numbers again.
     pub fn reset(&mut self) {
         self.rng = Rng::new(self.options.seed);
@@ -224,7 +246,7 @@ impl Sampler {
             frequency_penalty,
             presence_penalty,
             ..
-        } = self.options;
+        } = *self.options;
         self.sorted.clear();
         self.sorted.extend_from_slice(&self.history);
         self.sorted.sort_unstable();

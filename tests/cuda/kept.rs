@@ -52,6 +52,7 @@ fn store() -> Store {
         tiles,
         ranges,
         paths: vec![PathBuf::from("model.gguf")],
+        resident: false,
     });
     store
 }

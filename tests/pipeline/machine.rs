@@ -147,6 +147,8 @@ impl Shape {
             logits_rows: 1,
             drafts: Some(0),
             activations: Precision::default(),
+            drafted: false,
+            resident: false,
             threads: 2,
             clients_bytes: 0,
             gpu: None,

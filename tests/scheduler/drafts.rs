@@ -83,38 +83,43 @@ fn they_save_sweeps_and_change_no_token() {
     }
 }
 
+/// The answer's tokens for a client that takes so many events, and then none for a while.
+pub fn read_in_bursts(serving: &mut Serving, request: &Generate, taken: usize) -> Vec<u32> {
+    serving.submit(tag(1, 0), request).expect("room");
+    let mut tokens = Vec::new();
+    let (mut left, mut ended) = (taken, false);
+    for step in 0..2000 {
+        serving.now += STEP;
+        if step % 3 == 0 {
+            left = taken;
+        }
+        serving.scheduler.step(serving.now, &mut |_, event| {
+            if left == 0 {
+                return Flow::Full;
+            }
+            left -= 1;
+            match event {
+                Event::Token { index, id, .. } => {
+                    assert_eq!(*index as usize, tokens.len());
+                    tokens.push(*id);
+                }
+                event => ended |= event.is_last(),
+            }
+            Flow::Taken
+        });
+    }
+    assert!(ended);
+    tokens
+}
+
 #[test]
 fn a_client_that_stops_reading_in_the_middle_of_them_misses_nothing() {
     let (_folder, path) = model(Arch::Llama);
     let request = of_few(greedy(&[5, 6, 7], 120));
     let expected = open(&path, 1, 256, 0).ask(&request).tokens;
-    // The client takes so many events, and then none for a while.
     for taken in [1, 2, 3, 5] {
         let mut serving = open(&path, 1, 256, 7);
-        serving.submit(tag(1, 0), &request).expect("room");
-        let mut tokens = Vec::new();
-        let (mut left, mut ended) = (taken, false);
-        for step in 0..2000 {
-            serving.now += STEP;
-            if step % 3 == 0 {
-                left = taken;
-            }
-            serving.scheduler.step(serving.now, &mut |_, event| {
-                if left == 0 {
-                    return Flow::Full;
-                }
-                left -= 1;
-                match event {
-                    Event::Token { index, id, .. } => {
-                        assert_eq!(*index as usize, tokens.len());
-                        tokens.push(*id);
-                    }
-                    event => ended |= event.is_last(),
-                }
-                Flow::Taken
-            });
-        }
-        assert!(ended);
+        let tokens = read_in_bursts(&mut serving, &request, taken);
         assert_eq!(tokens, expected, "{taken} events at a time");
         assert!(taken == 1 || spent(&serving).drafts_right > 0);
     }

@@ -164,6 +164,48 @@ fn what_changes_memory_waits_until_a_model_is_there() {
     assert_eq!(refused["error"]["code"], "busy", "{refused}");
 }
 
+/// As a draft model a model is as good as itself, but no smaller.
+#[test]
+fn a_draft_model_comes_and_goes_with_its_model() {
+    let (Some(model), Some(other)) = (models::smollm2(), models::gemma3()) else {
+        return;
+    };
+    let text = |folder: &Path| {
+        let drafted = |name: &str, drafter: &Path| {
+            format!(
+                "[[model]]\nname = \"{name}\"\npath = \"{}\"\ndraft_model = \"{}\"\ncontext = 256\nload = \"demand\"\n",
+                model.display(),
+                drafter.display()
+            )
+        };
+        let models = drafted("drafted", &model) + &drafted("mixed", &other);
+        config(&model, folder).replace("146800640", "400MiB") + &models + "[limits]\nsessions = 2\n"
+    };
+    let daemon = Daemon::start_as(text, &mut |_| ());
+    let mut client = daemon.connect();
+    let ask = |model: &str| {
+        let mut ask = generate(2, "Name three colours.", 16);
+        ask["generate"]["model"] = json!(model);
+        ask
+    };
+    let (alone, _) = client.answer(&ask("small"));
+    for _ in 0..2 {
+        let loaded = client.ask(&json!({ "id": 4, "load": { "model": "drafted" } }));
+        assert!(loaded.get("ok").is_some(), "{loaded}");
+        assert_eq!(client.answer(&ask("drafted")).0, alone);
+        let status = client.ask(&json!({ "id": 9, "status": {} }))["status"].to_string();
+        assert!(status.contains("drafted's draft model: "), "{status}");
+        let unloaded = client.ask(&json!({ "id": 6, "unload": { "model": "drafted" } }));
+        assert!(unloaded.get("ok").is_some(), "{unloaded}");
+        let status = client.ask(&json!({ "id": 9, "status": {} }))["status"].to_string();
+        assert!(!status.contains("draft model: "), "{status}");
+    }
+    let refused = client.ask(&json!({ "id": 4, "load": { "model": "mixed" } }));
+    let what = refused["error"]["text"].as_str().expect("an error");
+    assert!(what.contains("cannot draft for this model"), "{refused}");
+    assert_eq!(client.answer(&ask("small")).0, alone);
+}
+
 #[test]
 fn the_first_model_answers_before_the_weights_of_others_are_read() {
     let (Some(model), Some(other)) = (models::smollm2(), models::gemma3()) else {

@@ -38,9 +38,20 @@ impl Daemon {
 
     /// The same, but the command may be changed first.
     pub fn start_with(model: &Path, rest: &str, change: &mut dyn FnMut(&mut Command)) -> Daemon {
+        let text = |folder: &Path| {
+            let rest = rest.replace("{folder}", folder.to_str().expect("UTF-8"));
+            config(model, folder) + &rest
+        };
+        Daemon::start_as(text, change)
+    }
+
+    /// The same with the configuration that is made for its folder.
+    pub fn start_as(
+        config: impl FnOnce(&Path) -> String,
+        change: &mut dyn FnMut(&mut Command),
+    ) -> Daemon {
         let folder = tempfile::tempdir().expect("a folder");
-        let rest = rest.replace("{folder}", folder.path().to_str().expect("UTF-8"));
-        let text = config(model, folder.path()) + &rest;
+        let text = config(folder.path());
         std::fs::write(folder.path().join("airstream.toml"), text).expect("a file");
         let child = spawn(folder.path(), change);
         let daemon = Daemon { child, folder };

@@ -55,12 +55,17 @@ impl GgufWriter {
 
     /// Adds a tensor behind the last one.
     pub fn tensor(&mut self, name: &str, dims: &[u64], qtype: QuantType, data: Vec<u8>) {
+        self.push(name, dims, qtype.ggml_type(), data);
+    }
+
+    /// The same by the number of the type.
+    pub fn push(&mut self, name: &str, dims: &[u64], ggml_type: u32, data: Vec<u8>) {
         let last = self.tensors.last();
         let offset = last.map_or(0, |t| t.offset as usize + t.data.len());
         self.tensors.push(Tensor {
             name: name.to_owned(),
             dims: dims.to_owned(),
-            ggml_type: qtype.ggml_type(),
+            ggml_type,
             offset: offset.next_multiple_of(self.alignment) as u64,
             data,
         });

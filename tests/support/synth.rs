@@ -212,6 +212,11 @@ pub fn write_with(
     path: &Path,
     add: impl FnOnce(&mut GgufWriter),
 ) -> std::io::Result<()> {
+    std::fs::write(path, file_of(spec, add).to_bytes())
+}
+
+/// The file of `spec`'s model, with more metadata.
+pub fn file_of(spec: &SynthSpec, add: impl FnOnce(&mut GgufWriter)) -> GgufWriter {
     let mut model = Model {
         spec,
         rng: Rng(spec.seed),
@@ -220,7 +225,7 @@ pub fn write_with(
     model.metadata();
     add(&mut model.file);
     model.weights();
-    std::fs::write(path, model.file.to_bytes())
+    model.file
 }
 
 struct Model<'a> {

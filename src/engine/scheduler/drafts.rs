@@ -2,24 +2,27 @@
 
 use std::time::Duration;
 
-use super::lookup::{self, Candidate, Match};
+use super::drafter::Wish;
+use super::lookup::Match;
 use super::request::{State, Told};
+use super::speculation::{self, Candidate, Class, DRAFTS_MAX};
 use super::{Flow, Scheduler};
 use crate::engine::request::{Event, Tag};
 
 impl Scheduler {
-    /// Gives the answers of the sweep as many drafts as pay. Beside prompts there are none: those want the time.
-    pub(super) fn add_drafts(&mut self, place: usize) {
+    /// Gives the answers of the sweep as many drafts as pay. Beside prompts there are none: those want the time. How long
+    /// a draft model took for it.
+    pub(super) fn add_drafts(&mut self, place: usize) -> Duration {
         let id = self.models[place].id;
         let scratch = &mut self.scratch;
         scratch.drafts.clear();
         scratch.drafts.resize(scratch.who.len(), 0);
         scratch.candidates.clear();
-        let allowed = self.engine.drafts_max(id);
+        let allowed = self.engine.drafts_max(id).min(DRAFTS_MAX);
         let (mut decoders, mut pages) = (0, 0);
         for at in 0..scratch.who.len() {
             let request = &mut self.requests[scratch.who[at]];
-            request.found = None;
+            request.drafts.clear();
             let State::Running(session) = request.state else {
                 continue;
             };
@@ -31,34 +34,43 @@ impl Scheduler {
             pages += self.engine.pages_wanted(id, session, 1);
             let hosted = &self.models[place];
             let tokens = &hosted.sessions.entries[session].tokens;
-            request.found = Match::find(tokens);
-            let Some(found) = request.found else {
-                continue;
-            };
+            if let Some(found) = Match::find(tokens) {
+                request.drafts.extend(found.drafts(tokens).take(allowed));
+            }
             // None is computed for what will not be said any more.
             let left = request.prepared.max_tokens - request.counts.answer - 1;
             let room = hosted.vocabulary.context() - tokens.len();
             scratch.candidates.push(Candidate {
                 at,
-                found,
-                trust: request.trust,
+                chances: heapless::Vec::new(),
                 most: allowed.min(left as usize).min(room),
                 given: 0,
             });
         }
-        if scratch.wants.iter().any(|want| !want.decoding) {
-            return;
-        }
-        let Some(cost) = self.models[place].pace.draft_cost(decoders) else {
-            return;
+        let beside_prompts = scratch.wants.iter().any(|want| !want.decoding);
+        let cost = self.models[place].pace.draft_cost(decoders);
+        let Some(cost) = cost.filter(|_| !beside_prompts) else {
+            return Duration::ZERO;
         };
         let limits = self.engine.plan(id).limits;
         let rows = allowed
             .min(self.engine.rows_max(id).saturating_sub(decoders))
             .min(limits.logits_rows.saturating_sub(decoders));
-        lookup::share_out(&mut scratch.candidates, rows, decoders, cost);
-        for candidate in &scratch.candidates {
-            let State::Running(session) = self.requests[scratch.who[candidate.at]].state else {
+        let wish = Wish {
+            decoders,
+            pages,
+            drafts: rows,
+            cost,
+        };
+        let took = self.draft(place, wish);
+        for candidate in &mut self.scratch.candidates {
+            let request = &self.requests[self.scratch.who[candidate.at]];
+            candidate.weigh(&request.drafts, &request.trust);
+        }
+        speculation::share_out(&mut self.scratch.candidates, rows, decoders, cost);
+        for candidate in &self.scratch.candidates {
+            let State::Running(session) = self.requests[self.scratch.who[candidate.at]].state
+            else {
                 continue;
             };
             let more = |drafts| {
@@ -70,8 +82,9 @@ impl Scheduler {
                 given -= 1;
             }
             pages += more(given);
-            scratch.drafts[candidate.at] = given;
+            self.scratch.drafts[candidate.at] = given;
         }
+        took
     }
 
     /// Chooses a request's next token from the `row`-th row of logits, and where its drafts are right, from the rows
@@ -97,13 +110,16 @@ impl Scheduler {
             };
             let hosted = &mut self.models[place];
             let request = &mut self.requests[index];
-            let Some(found) = request.found else {
+            let Some(draft) = request.drafts.get(right) else {
                 break;
             };
-            let tokens = &hosted.sessions.entries[session].tokens;
-            let came = token == found.draft(tokens, right);
-            request.trust.learn(&found, right, came);
-            hosted.trust.learn(&found, right, came);
+            let came = token == draft.token;
+            for trust in [&mut request.trust, &mut hosted.trust] {
+                trust.learn(draft.class, came);
+                if right == 0 && draft.class.is_models() {
+                    trust.learn(Class::UNSEEN, came);
+                }
+            }
             // A client that does not take the token has the next one computed when it does.
             let goes_on = came && right < drafts && request.tell(now, sink) == Told::All;
             if !goes_on || request.session().is_none() {

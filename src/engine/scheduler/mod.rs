@@ -9,12 +9,14 @@
 //! by the thread that prepares it: between two tokens nothing is allocated.
 
 mod batch;
+mod drafter;
 mod drafts;
 mod lookup;
 mod models;
 mod pace;
 mod request;
 mod sessions;
+mod speculation;
 mod start;
 mod status;
 mod sweep;
@@ -30,12 +32,14 @@ use crate::engine::vocabulary::Length;
 use crate::error::{Error, Kind, Result};
 use crate::text::SamplerScratch;
 use batch::Want;
-use lookup::{Candidate, Trust};
+use drafter::Drafter;
 use pace::Pace;
 use request::{End, Request, State, Told};
 use sessions::{Sessions, Use};
+use speculation::{Candidate, Trust};
 use turns::Turns;
 
+pub use speculation::DRAFTS_MAX;
 pub use status::{ModelStatus, SessionState, SessionStatus, Status};
 
 /// How often reads are looked after while nobody asks for anything.
@@ -105,6 +109,7 @@ struct Hosted {
     turn: usize,
     /// How likely drafts are right, for requests that come.
     trust: Trust,
+    drafter: Option<Drafter>,
 }
 
 /// Memory that sweeps use and leave.
@@ -431,6 +436,7 @@ impl Scheduler {
         let hosted = &mut self.models[place];
         hosted.sessions.entries[session].free();
         self.engine.forget(hosted.id, session);
+        self.forget_drafts(place, session);
     }
 
     fn place(&self, id: ModelId) -> usize {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::drafter::Drafter;
 use super::request::{End, State};
 use super::{Hosted, Limits, Pace, SamplerScratch, Scheduler, Sessions, Trust};
 use crate::engine::{Built, Engine, ModelId, Opening, Pool, Reserved, Spent, Vocabulary};
@@ -25,6 +26,7 @@ impl Hosted {
             last_s: 0.0,
             turn: 0,
             trust: Trust::default(),
+            drafter: Drafter::of(engine, id, limits),
         }
     }
 }
@@ -61,7 +63,9 @@ impl Scheduler {
 
     /// Takes pages that can be computed again, until the others fit into such a pool or are all that there are.
     fn make_way(&mut self, pool: &Pool) {
-        while self.engine.crowds(pool) && (self.give_up_idle() || self.give_up_prompt(None)) {}
+        while self.engine.crowds(pool)
+            && (self.give_up_drafts() || self.give_up_idle() || self.give_up_prompt(None))
+        {}
     }
 
     /// Takes in the model that room was made for; see [`Engine::admit`].
@@ -95,13 +99,18 @@ impl Scheduler {
                 self.end(index, End::Failed(error), now);
             }
         }
-        self.engine.unload(id)?;
+        let unloaded = self.engine.unload(id);
+        if unloaded.is_err() && self.engine.drafter(id).is_none() {
+            self.models[place].drafter = None;
+        }
+        unloaded?;
         self.models.remove(place);
         self.turns.remove(place);
         Ok(())
     }
 
-    /// Reads a model's weights by a sweep of one row, so that its first answer does not wait for the disk.
+    /// Reads the weights of a model and its draft model by a sweep of one row each, so that the first answer does not wait
+    /// for the disk.
     ///
     /// # Errors
     /// There is no such model, or its file cannot be read.
@@ -113,6 +122,13 @@ impl Scheduler {
             let swept = self.engine.decode(hosted.id, session, 0, &mut hosted.spent);
             self.engine.forget(hosted.id, session);
             swept?;
+            if let Some(drafter) = hosted.drafter.as_ref().map(Drafter::id) {
+                let swept = self
+                    .engine
+                    .decode(drafter, session, 0, &mut Spent::default());
+                self.engine.forget(drafter, session);
+                swept?;
+            }
         }
         Ok(())
     }
@@ -134,10 +150,14 @@ impl Scheduler {
 
     /// Takes the memory that sweeps of the present models need.
     pub(super) fn take_scratch(&mut self) {
-        let vocab = self
+        let drafters = self
             .models
             .iter()
-            .map(|model| self.engine.config(model.id).vocab);
+            .filter_map(|model| model.drafter.as_ref());
+        let ids = self.models.iter().map(|model| model.id);
+        let vocab = ids
+            .chain(drafters.map(Drafter::id))
+            .map(|id| self.engine.config(id).vocab);
         let rows = self
             .models
             .iter()

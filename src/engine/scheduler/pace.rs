@@ -20,7 +20,7 @@ const ROWS_TELLING: usize = 16;
 const MIXED_MAX: u32 = 128;
 /// Sweeps with drafts after which one without shows the same.
 const DRAFTED_MAX: u32 = 64;
-/// What a draft adds to a sweep as long as it is not known, as a share of one without.
+/// What each row after the first adds to a sweep as long as it is not known, as a share of one of one row.
 const DRAFT_COST_FIRST: f32 = 0.1;
 
 /// Estimates of a model's sweep times.
@@ -38,8 +38,8 @@ pub struct Pace {
     last_rows: usize,
     /// Mixed sweeps since one without prompt rows.
     mixed: u32,
-    /// What a draft adds to a sweep, as a share of one without.
-    draft_cost: f32,
+    /// Seconds that a draft adds to a sweep, if that is known.
+    draft_s: Option<f32>,
     /// Sweeps with drafts since one without.
     drafted: u32,
 }
@@ -55,24 +55,38 @@ impl Pace {
             computing_row_s: sweep_bytes as f32 / BYTE_ROWS_PER_S,
             last_rows: ROWS_FIRST / 2,
             mixed: 0,
-            draft_cost: DRAFT_COST_FIRST,
+            draft_s: None,
             drafted: 0,
         }
+    }
+
+    /// Seconds that a row of a sweep with many takes all threads to compute.
+    pub fn computing_row_s(&self) -> f32 {
+        self.computing_row_s
+    }
+
+    /// Seconds of a sweep of so many decode rows alone, if that is known.
+    pub fn alone_s(&self, decoders: usize) -> Option<f32> {
+        let alone_s = *self.alone_s.get(decoders.checked_sub(1)?)?;
+        (alone_s > 0.0).then_some(alone_s)
     }
 
     /// What a draft adds to a sweep of so many decode rows, as a share of one without; none if it is time to see again
     /// how long one without takes.
     pub fn draft_cost(&self, decoders: usize) -> Option<f32> {
-        let alone_s = *self.alone_s.get(decoders.checked_sub(1)?)?;
-        (alone_s > 0.0 && self.drafted < DRAFTED_MAX).then_some(self.draft_cost)
+        let alone_s = self.alone_s(decoders)?;
+        let first = DRAFT_COST_FIRST / (1.0 + DRAFT_COST_FIRST * (decoders - 1) as f32);
+        let cost = self.draft_s.map_or(first, |draft_s| draft_s / alone_s);
+        (self.drafted < DRAFTED_MAX).then_some(cost)
     }
 
     /// A sweep of so many decode rows and `drafts` drafts took `seconds`.
     pub fn drafted(&mut self, decoders: usize, drafts: usize, seconds: f32) {
         let alone_s = self.alone_s[decoders - 1];
         // A sweep that waited for something else says nothing of drafts.
-        let cost = ((seconds / alone_s - 1.0) / drafts as f32).clamp(0.0, 1.0);
-        self.draft_cost += WEIGHT * (cost - self.draft_cost);
+        let draft_s = ((seconds - alone_s) / drafts as f32).clamp(0.0, alone_s);
+        let before = self.draft_s.unwrap_or(DRAFT_COST_FIRST * alone_s);
+        self.draft_s = Some(before + WEIGHT * (draft_s - before));
         self.drafted += 1;
     }
 

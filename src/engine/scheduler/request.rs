@@ -6,7 +6,7 @@ use super::super::ModelId;
 use super::super::request::{Counts, Event, Reason, Tag, Timings};
 use super::super::vocabulary::Prepared;
 use super::Flow;
-use super::lookup::{Match, Trust};
+use super::speculation::{Drafts, Trust};
 use crate::error::Error;
 
 /// Where a request stands.
@@ -54,8 +54,8 @@ pub(super) struct Request {
     pub(super) counts: Counts,
     /// Tokens that its session held before it.
     pub(super) before: usize,
-    /// Where its conversation was like its end, while its next token is computed.
-    pub(super) found: Option<Match>,
+    /// What is likely to come, while its next token is computed.
+    pub(super) drafts: Drafts,
     pub(super) trust: Trust,
     pub(super) times: Times,
     pub(super) untold: Untold,
@@ -81,7 +81,7 @@ impl Request {
             state: State::Waiting,
             counts: Counts::default(),
             before: 0,
-            found: None,
+            drafts: Drafts::new(),
             trust: Trust::default(),
             times: Times {
                 submitted: now,

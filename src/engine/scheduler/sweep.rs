@@ -22,7 +22,7 @@ impl Scheduler {
     ) -> Duration {
         self.gather(place);
         self.make_room(place, now);
-        self.add_drafts(place);
+        let drafting = self.add_drafts(place);
         self.fill_rows(place, now);
         if self.scratch.rows.is_empty() {
             return Duration::ZERO;
@@ -48,7 +48,6 @@ impl Scheduler {
         // How many threads might compute changes within a sweep; what is guessed too high only makes the next one short.
         let threads = threads.max(self.engine.thread_share());
         let computed = took.saturating_sub(idle).mul_f32(threads);
-        self.models[place].last_s = took.as_secs_f64();
         let taken = |decoding: bool| -> usize {
             let rows = self.scratch.wants.iter().zip(&self.scratch.takes);
             rows.filter(|(want, _)| want.decoding == decoding)
@@ -64,6 +63,8 @@ impl Scheduler {
             drafts => pace.drafted(decoders, drafts, took_s),
         }
         hosted.turn = hosted.turn.wrapping_add(1);
+        let took = drafting + took;
+        self.models[place].last_s = took.as_secs_f64();
         self.turns.swept(place, took.as_secs_f64());
         self.choose_all(place, now + took, sink);
         took
@@ -122,7 +123,7 @@ impl Scheduler {
                     pages = pages.max(self.engine.pages_wanted_in_all(id, session, want.rows));
                 }
                 let fits = |engine: &Engine| wanted + pages <= engine.pages_free();
-                while !fits(&self.engine) && self.give_up_idle() {}
+                while !fits(&self.engine) && (self.give_up_drafts() || self.give_up_idle()) {}
                 while !fits(&self.engine) && decoding && self.give_up_prompt(None) {}
                 if fits(&self.engine) {
                     wanted += pages;
@@ -206,7 +207,10 @@ impl Scheduler {
         let hosted = &self.models[place];
         match hosted.sessions.entries[session].name.is_empty() {
             true => self.forget(place, session),
-            false => self.engine.forget(hosted.id, session),
+            false => {
+                self.engine.forget(hosted.id, session);
+                self.forget_drafts(place, session);
+            }
         }
     }
 
@@ -237,15 +241,12 @@ impl Scheduler {
                         false => Wanted::Nothing,
                     },
                 }));
-            if let Some(found) = request.found {
-                let tokens = &hosted.sessions.entries[session].tokens;
-                let drafts = (0..scratch.drafts[at]).map(|draft| Row {
-                    session,
-                    token: found.draft(tokens, draft),
-                    wanted,
-                });
-                scratch.rows.extend(drafts);
-            }
+            let drafts = request.drafts.iter().take(scratch.drafts[at]);
+            scratch.rows.extend(drafts.map(|draft| Row {
+                session,
+                token: draft.token,
+                wanted,
+            }));
         }
     }
 

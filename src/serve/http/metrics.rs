@@ -117,6 +117,12 @@ pub(super) fn text(status: &Status) -> String {
             total.read_bytes as f64,
         ),
         (
+            "drafting_seconds_total",
+            "counter",
+            "Of the seconds of sweeps, those of draft models.",
+            total.drafting_s,
+        ),
+        (
             "drafts_total",
             "counter",
             "Rows computed ahead for tokens that were likely to come.",

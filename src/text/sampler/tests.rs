@@ -55,6 +55,32 @@ fn greedy_takes_the_first_of_the_likeliest() {
     assert_eq!(sampler.sample(&mut logits, &mut scratch), Some(700));
 }
 
+#[test]
+fn another_that_follows_chooses_what_the_first_one_would_and_takes_nothing_from_it() {
+    let options = SamplerOptions {
+        repeat_penalty: 1.3,
+        penalty_window: 5,
+        seed: 9,
+        ..SamplerOptions::default()
+    };
+    let mut scratch = SamplerScratch::new(12);
+    let logits: Vec<f32> = (0..12).map(|i| (i * 7 % 5) as f32 / 2.0).collect();
+    let mut next = |sampler: &mut Sampler| {
+        let token = sampler.sample(&mut logits.clone(), &mut scratch);
+        sampler.accept(token.expect("a token"));
+        token
+    };
+    let (mut first, mut alone) = (Sampler::new(options.clone()), Sampler::new(options));
+    let mut another = first.another();
+    for _ in 0..20 {
+        another.follow(&first);
+        let ahead: Vec<_> = (0..7).map(|_| next(&mut another)).collect();
+        let came: Vec<_> = (0..3).map(|_| next(&mut first)).collect();
+        assert_eq!(came, ahead[..3]);
+        assert_eq!(came, [(); 3].map(|()| next(&mut alone)));
+    }
+}
+
 /// What a damaged file gives, by every way to a token: there is nothing to choose then, and no token is as good as
 /// any other.
 #[test]
