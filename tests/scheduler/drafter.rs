@@ -136,8 +136,10 @@ fn one_that_is_always_wrong_is_hardly_asked() {
     assert_eq!(with.ask(&request).tokens, expected);
     let spent = spent(&with);
     assert!(spent.drafting > Duration::ZERO);
+    // How many it is asked for depends on what a draft costs beside a sweep, that is, on time. One that was trusted all
+    // along would be asked for 15 a token.
     assert!(
-        spent.drafts < 60,
+        spent.drafts < 2 * spent.tokens(),
         "{} of {} tokens",
         spent.drafts,
         spent.tokens()
