@@ -191,7 +191,7 @@ impl FakeGpu {
         match work {
             Work::Launch(name, grid, threads, args, sum) => {
                 if let Some(sum) = sum {
-                    let now = sum_of_tiles(&name, grid, &args);
+                    let now = sum_of_tiles(&name, grid, &args, |table| table);
                     assert_eq!(now, Some(sum), "a slot was written before {name} read it");
                 }
                 let order = self.state().random.next() % 3;
@@ -216,6 +216,19 @@ impl FakeGpu {
         self.state().queues[stream].done += 1;
     }
 
+    /// Where something is read from that waits to be copied to `address`, if it does.
+    fn written_at(&self, address: u64) -> u64 {
+        let state = self.state();
+        let mut waiting = state.queues[Stream::Compute as usize].waiting.iter().rev();
+        let found = waiting.find_map(|(_, work)| match *work {
+            Work::Copy(to, from, bytes, _) if (to..to + bytes as u64).contains(&address) => {
+                Some(from + (address - to))
+            }
+            _ => None,
+        });
+        found.unwrap_or(address)
+    }
+
     fn is_idle(&self) -> bool {
         std::thread::panicking() || self.state().queues.iter().all(|q| q.waiting.is_empty())
     }
@@ -235,8 +248,14 @@ fn sum_of(from: u64, bytes: u64) -> u64 {
     })
 }
 
-/// What the tiles are that a product reads; none if the kernel is not one.
-fn sum_of_tiles(name: &str, grid: [u32; 3], args: &Args) -> Option<u64> {
+/// What the tiles are that a product reads, whose table can be read at `place` of its address; none if the kernel is not
+/// a product.
+fn sum_of_tiles(
+    name: &str,
+    grid: [u32; 3],
+    args: &Args,
+    place: impl FnOnce(u64) -> u64,
+) -> Option<u64> {
     /// `Tile` of `kernels/weights.h`.
     #[repr(C)]
     struct Tile {
@@ -255,7 +274,7 @@ fn sum_of_tiles(name: &str, grid: [u32; 3], args: &Args) -> Option<u64> {
     let pointers = args.pointers();
     // SAFETY: a product takes a table of as many tiles as its grid is high, and their width, before all else.
     let (tiles, cols) = unsafe {
-        let table = at(pointers[0].cast::<u64>().read()).cast::<Tile>();
+        let table = at(place(pointers[0].cast::<u64>().read())).cast::<Tile>();
         let tiles = std::slice::from_raw_parts(table, grid[1] as usize);
         (tiles, pointers[1].cast::<u32>().read() as usize)
     };
@@ -390,7 +409,7 @@ impl Driver for FakeGpu {
         let name = self.state().names[kernel.0 as usize].clone();
         // Of its own memory copies alone see to.
         let sum = match self.facts.integrated {
-            true => sum_of_tiles(&name, grid, args),
+            true => sum_of_tiles(&name, grid, args, |table| self.written_at(table)),
             false => None,
         };
         let work = Work::Launch(name, grid, threads, Box::new(args.clone()), sum);

@@ -81,6 +81,11 @@ struct Shape {
 // SAFETY: eight words.
 unsafe impl Arg for Shape {}
 
+/// Places in a session's table of so many pages.
+pub(super) const fn page_places(pages: usize) -> usize {
+    pages.next_multiple_of(32)
+}
+
 /// Bytes of the tables that `rows` rows of attention, or of new keys and values, take beside the pages'.
 pub(super) const fn row_tables_bytes(rows: usize) -> usize {
     table_bytes::<Row>(rows) + table_bytes::<Unit>(rows) + table_bytes::<Place>(rows)
@@ -184,10 +189,12 @@ impl Cuda {
             let last = session.iter().map(|row| row.position).max().unwrap_or(0);
             last as usize / layout.page_positions + 1
         };
+        // Tables grow now and then, not with every page: those behind them stay where they are from sweep to sweep.
+        let places_of = |session: &[AttentionRow]| page_places(pages_of(session));
         let units = sessions()
             .map(|s| s.len().div_ceil(unit_rows))
             .sum::<usize>();
-        let pages_bytes: usize = sessions().map(|s| table_bytes::<u64>(pages_of(s))).sum();
+        let pages_bytes: usize = sessions().map(|s| table_bytes::<u64>(places_of(s))).sum();
 
         let (row_table, unit_table) = {
             let mut queue = self.own.queue.borrow_mut();
@@ -199,12 +206,16 @@ impl Cuda {
                 (queue.table::<Row>(rows.len()), queue.table::<Unit>(units));
             let (mut next_row, mut next_unit) = (0, 0);
             for session in sessions() {
+                let count = pages_of(session);
                 let page = |page| {
+                    if page >= count {
+                        return 0;
+                    }
                     // SAFETY: the caller of the op vouches for the table up to the last position.
                     let page = unsafe { *session[0].pages.add(page) };
                     if page.is_null() { 0 } else { self.at(page) }
                 };
-                let pages = self.at(queue.put((0..pages_of(session)).map(page)));
+                let pages = self.at(queue.put((0..places_of(session)).map(page)));
                 for unit in session.chunks(unit_rows) {
                     let of_unit = Unit {
                         first_row: next_row as u32,

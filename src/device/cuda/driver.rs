@@ -48,6 +48,19 @@ pub struct Facts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelId(pub u64);
 
+/// A kernel to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Which.
+    pub kernel: KernelId,
+    /// Blocks in each direction.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// What it is given.
+    pub args: Args,
+}
+
 /// What is done in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -121,6 +134,22 @@ pub trait Driver: Send + Sync {
         args: &Args,
     ) -> Result<()>;
 
+    /// Runs kernels one after the other, as `launch` does. `place` is how many batches of them came since all was last
+    /// waited for: the batch may be the one that came at this place before, with other arguments here and there.
+    ///
+    /// # Errors
+    /// As for `launch`.
+    ///
+    /// # Safety
+    /// As for `launch`.
+    unsafe fn launch_all(&self, place: usize, launches: &[Launch]) -> Result<()> {
+        let _ = place;
+        launches.iter().try_for_each(|launch| {
+            // SAFETY: the caller vouches for it.
+            unsafe { self.launch(launch.kernel, launch.grid, launch.threads, &launch.args) }
+        })
+    }
+
     /// Copies between addresses of the GPU, or of registered memory of the processor's (CUDA has one space of addresses
     /// for both).
     ///
@@ -161,7 +190,7 @@ unsafe impl Arg for u64 {}
 unsafe impl Arg for f32 {}
 
 /// The arguments of a launch, in order.
-#[derive(Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[repr(C, align(16))]
 pub struct Args {
     bytes: [u8; ARGS_BYTES],

@@ -103,6 +103,14 @@ impl Seen {
         }
     }
 
+    /// Registered memory, for kernels to work on what was copied of it to `address`.
+    pub(super) fn copied(memory: Registered, address: u64) -> Seen {
+        Seen {
+            address,
+            ..Seen::shared(memory)
+        }
+    }
+
     /// Buffers in the GPU's memory, with what is in their front now.
     ///
     /// # Safety

@@ -6,8 +6,8 @@
 //! where reads land (`Direct`); else in slots of its own (`Staged`). On Orin the GPU does not cache registered memory:
 //! nothing is lost with weights, which are read once, but much with rows that are read again and again. So buffers lie
 //! in memory that is allocated from the driver on either. The processor has addresses for them, and memory for the few
-//! that it writes or reads too: embeddings, angles, likely tokens, logits ([`Buffers`]). Tables of launches are small and
-//! read once: kernels read them where the processor wrote them. Ops take the processor's pointers and hand the GPU's to
+//! that it writes or reads too: embeddings, angles, likely tokens, logits ([`Buffers`]). Tables of launches go there in
+//! batches (`batches`). Ops take the processor's pointers and hand the GPU's to
 //! the kernels; they differ by a constant in each mapping.
 //!
 //! # Order and fences
@@ -32,6 +32,7 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod batches;
 mod copies;
 pub mod driver;
 mod measure;
@@ -50,6 +51,7 @@ use crate::device::cpu::Kinds;
 use crate::error::{Error, Result};
 use crate::format::quant::QuantType;
 use crate::store::{Copies, Fence};
+use batches::Batches;
 use copies::TileCopies;
 use driver::{Args, Driver, Facts, KernelId, Stream};
 pub use memory::Buffers;
@@ -187,7 +189,8 @@ impl Sizes {
     }
 
     fn table_bytes(&self) -> usize {
-        let pages = self.sessions * self.context.div_ceil(PAGE_POSITIONS_MIN);
+        let pages = attention::page_places(self.context.div_ceil(PAGE_POSITIONS_MIN));
+        let pages = self.sessions * pages;
         let attention = table_bytes::<u64>(pages) + attention::row_tables_bytes(self.rows);
         2 * attention
             .max(ops::tile_tables_bytes(TILES_MAX))
@@ -218,9 +221,14 @@ impl Sizes {
         self.quantized_bytes().next_multiple_of(256)
     }
 
+    /// Where in it stand the tables.
+    fn tables_start(&self) -> usize {
+        (self.partial_start() + 4 * self.partial_values()).next_multiple_of(256)
+    }
+
     /// Bytes that a device takes of the GPU's memory for itself.
     pub fn device_bytes(&self) -> usize {
-        allocated(self.partial_start() + 4 * self.partial_values())
+        allocated(self.tables_start() + self.table_bytes())
     }
 
     /// Bytes of the processor's memory that it takes.
@@ -237,7 +245,7 @@ pub const fn allocated(bytes: usize) -> usize {
 /// What the device has for itself.
 struct Own {
     sizes: Sizes,
-    /// Quantized rows, then what the splits of attention find; none until it is taken.
+    /// Quantized rows, what the splits of attention find, tables; none until it is taken.
     memory: Option<Allocation>,
     queue: RefCell<Queue>,
 }
@@ -257,6 +265,11 @@ impl Own {
         self.memory.as_ref().map_or(0, |memory| memory.address)
     }
 
+    /// Where tables stand for them.
+    fn tables(&self) -> u64 {
+        self.activations() + self.sizes.tables_start() as u64
+    }
+
     /// Where for them stands what the splits of attention find.
     fn partial(&self) -> u64 {
         self.activations() + self.sizes.partial_start() as u64
@@ -267,6 +280,8 @@ impl Own {
 ///
 /// One thread at a time gives it work.
 pub struct Cuda {
+    batches: Arc<Batches>,
+    /// The same.
     driver: Arc<dyn Driver>,
     kernels: Kernels,
     /// All that kernels may work on, in the order of addresses here.
@@ -296,8 +311,10 @@ impl Cuda {
     /// The driver refuses memory or kernels.
     pub fn new(driver: Arc<dyn Driver>) -> Result<Cuda> {
         let kernels = Kernels::load(driver.as_ref())?;
+        let batches = Arc::new(Batches::new(driver));
         let mut cuda = Cuda {
-            driver,
+            driver: Arc::clone(&batches) as Arc<dyn Driver>,
+            batches,
             kernels,
             seen: Vec::new(),
             pinned: Vec::new(),
@@ -408,6 +425,9 @@ impl Cuda {
             let registered = unsafe { Registered::new(&self.driver, (base, bytes))? };
             match self.is_staged() && base != tables.0 {
                 true => self.pinned.push(registered),
+                false if base == tables.0 => {
+                    self.see(Seen::copied(registered, self.own.tables()));
+                }
                 false => self.see(Seen::shared(registered)),
             }
         }
@@ -514,6 +534,14 @@ impl Cuda {
     /// Launches a kernel of the op that was begun.
     fn launch(&self, kernel: KernelId, grid: [usize; 3], threads: u32, args: Args) -> Result<()> {
         let grid = grid.map(|n| u32::try_from(n).expect("a grid of a sweep"));
+        let new = self.own.queue.borrow_mut().new_tables();
+        if let Some(new) = new {
+            let here = self.own.queue.borrow().memory().0.as_ptr();
+            let (to, from) = (self.own.tables(), here.expose_provenance() as u64);
+            let start = new.start as u64;
+            // SAFETY: as many bytes of either, and the queue sees to it that tables stay until they were read.
+            unsafe { self.batches.stage(to + start, from + start, new.len())? };
+        }
         // SAFETY: each op gives its kernel what it takes, within the arena; the caller of the op vouches for the rest.
         unsafe { self.driver.launch(kernel, grid, threads, &args) }
     }

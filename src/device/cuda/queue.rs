@@ -1,12 +1,12 @@
 //! How far the processor runs ahead of the GPU, and the memory for what a launch reads besides tensors.
 //!
-//! Tables (of tiles, pages, rows) stand in two halves of a fixed piece of memory. An op takes all its
-//! tables from one half. When that is full, or enough was launched, the other half is next, once all
+//! Tables (of tiles, pages, rows) stand in two halves of a fixed piece of memory, and in a copy of it on the GPU, where
+//! kernels read them. An op takes all its tables from one half. When that is full, or enough was launched, the other half is next, once all
 //! that was launched while it was last in use is done: so the GPU is never more than two halves behind,
 //! and no table is overwritten before it was read.
 #![allow(unsafe_code)]
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 /// Ops of one half at most.
 const OPS_MAX: u32 = 64;
 /// The event that the end of all launches is known by; the halves have the ones before it.
-const FINISH: usize = 2;
+pub(super) const FINISH: usize = 2;
 /// The events that [`finish`] waits for, in the order of `Stream`.
 const FINISHED: [usize; 2] = [FINISH, 3];
 /// Tables begin at a multiple of this.
@@ -28,6 +28,8 @@ pub(super) struct Queue {
     tables: Span<u8>,
     half: usize,
     used: usize,
+    /// How much of the half's tables launches were told of.
+    staged: usize,
     ops: u32,
     /// The half's event was recorded and not waited for.
     pending: [bool; 2],
@@ -44,6 +46,7 @@ impl Queue {
             tables,
             half: 0,
             used: 0,
+            staged: 0,
             ops: 0,
             pending: [false; 2],
         }
@@ -64,7 +67,7 @@ impl Queue {
             self.pending[self.half] = true;
             self.half = 1 - self.half;
             self.free(driver, self.half, &mut || ())?;
-            (self.used, self.ops) = (0, 0);
+            (self.used, self.staged, self.ops) = (0, 0, 0);
         }
         self.ops += 1;
         Ok(())
@@ -110,6 +113,14 @@ impl Queue {
         table
     }
 
+    /// Tables that were put since this was last asked: where in the memory they stand, and their bytes.
+    pub(super) fn new_tables(&mut self) -> Option<Range<usize>> {
+        let begin = self.half * (self.tables.len() / 2);
+        let new = begin + self.staged..begin + self.used;
+        self.staged = self.used;
+        (!new.is_empty()).then_some(new)
+    }
+
     /// The memory that tables stand in.
     pub(super) fn memory(&self) -> (NonNull<u8>, usize) {
         self.tables.mapping()
@@ -123,7 +134,8 @@ impl Queue {
         driver.record(Stream::Compute, FINISH)?;
         wait(driver, FINISH, poll)?;
         self.pending = [false; 2];
-        (self.used, self.ops) = (0, 0);
+        // The next sweep's tables stand where this one's did.
+        (self.half, self.used, self.staged, self.ops) = (0, 0, 0, 0);
         Ok(())
     }
 }
