@@ -98,16 +98,62 @@ CALL(cuMemcpyAsync, u64 to, u64 from, size_t bytes, void *)
     if (!is_known(to, bytes) || !is_known(from, bytes)) return INVALID_VALUE;
     memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
 END
+static void launch(const char *name, const u32 (&grid)[3], u32 threads, void **arguments) {
+    // The tests' own kernel is in PTX alone.
+    if (failed != SUCCESS || strcmp(name, "tensor_rate") == 0) return;
+    const char *failure = shim_launch(name, grid, threads, arguments, 0);
+    if (failure != nullptr) fprintf(stderr, "%s: %s\n", name, failure), failed = LAUNCH_FAILED;
+}
 CALL(cuLaunchKernel, void *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned, unsigned,
      unsigned, void *, void **arguments, void **)
-    const char *name = static_cast<char *>(function);
-    const u32 grid[] = {x, y, z};
-    // The tests' own kernel is in PTX alone.
-    if (failed == SUCCESS && strcmp(name, "tensor_rate") != 0) {
-        const char *failure = shim_launch(name, grid, threads, arguments, 0);
-        if (failure != nullptr) fprintf(stderr, "%s: %s\n", name, failure), failed = LAUNCH_FAILED;
-    }
+    launch(static_cast<char *>(function), {x, y, z}, threads, arguments);
 END
+
+// Graphs are chains of launches here, and what is made of one is itself. A launch's first argument begins the 128 bytes
+// that hold all of them (`Args`), of which a node has a copy; pointers to those that there are not are null.
+namespace {
+struct Params {
+    char *function;
+    u32 grid[3], threads, others[3];
+    void **arguments, **extra;
+};
+struct Node {
+    char *function;
+    u32 grid[3], threads;
+    alignas(16) char bytes[128];
+    void *arguments[8];
+
+    void set(const Params &params) {
+        function = params.function, threads = params.threads;
+        memcpy(grid, params.grid, sizeof(grid));
+        const char *first = static_cast<char *>(params.arguments[0]);
+        memcpy(bytes, first, sizeof(bytes));
+        for (int i = 0; i < 8; i++) {
+            char *argument = static_cast<char *>(params.arguments[i]);
+            arguments[i] = argument ? bytes + (argument - first) : nullptr;
+        }
+    }
+};
+using Graph = std::vector<std::unique_ptr<Node>>;
+} // namespace
+CALL(cuGraphCreate, Graph **graph, unsigned) *graph = new Graph; END
+CALL(cuGraphAddKernelNode, Node **node, Graph *graph, Node *const *before, size_t count, const Params *params)
+    // Each is behind the one before.
+    if (count != !graph->empty() || (count == 1 && *before != graph->back().get())) return INVALID_VALUE;
+    graph->push_back(std::make_unique<Node>());
+    *node = graph->back().get();
+    (*node)->set(*params);
+END
+CALL(cuGraphInstantiateWithFlags, Graph **ready, Graph *graph, u64) *ready = graph; END
+CALL(cuGraphExecKernelNodeSetParams, Graph *, Node *node, const Params *params)
+    if (node->function != params->function) return INVALID_VALUE;
+    node->set(*params);
+END
+CALL(cuGraphLaunch, Graph *graph, void *)
+    for (auto &node : *graph) launch(node->function, node->grid, node->threads, node->arguments);
+END
+CALL(cuGraphExecDestroy, Graph *) END
+CALL(cuGraphDestroy, Graph *graph) delete graph; END
 extern "C" int cuGetErrorString(int, const char **text) {
     *text = "it says no more here";
     return SUCCESS;

@@ -35,6 +35,8 @@ mod attention;
 mod batches;
 mod copies;
 pub mod driver;
+#[cfg(feature = "cuda")]
+mod graphs;
 mod measure;
 mod memory;
 #[cfg(feature = "cuda")]

@@ -9,8 +9,10 @@ use std::time::Instant;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 
 use super::driver::{
-    Args, CAPABILITY_MIN, Driver, EVENTS, Facts, KernelId, Stream, VERSION_MIN, version_name,
+    Args, CAPABILITY_MIN, Driver, EVENTS, Facts, KernelId, Launch, Stream, VERSION_MIN,
+    version_name,
 };
+use super::graphs::Graphs;
 use crate::arena::PAGE_BYTES;
 use crate::error::{Error, Kind, Result};
 
@@ -37,11 +39,12 @@ pub(super) struct Nvidia {
     streams: [sys::CUstream; 2],
     events: [sys::CUevent; EVENTS],
     module: sys::CUmodule,
+    graphs: Mutex<Graphs>,
     /// Of the kernels that were asked for.
     names: Mutex<Vec<(KernelId, String)>>,
 }
 
-// SAFETY: the driver's handles may be used from any thread; each call makes the context the thread's own first.
+// SAFETY: the driver's handles, those of graphs too, may be used from any thread; each call makes the context the thread's own first.
 unsafe impl Send for Nvidia {}
 // SAFETY: as above, and by several at a time.
 unsafe impl Sync for Nvidia {}
@@ -159,6 +162,7 @@ impl Nvidia {
                 streams: [ptr::null_mut(); 2],
                 events: [ptr::null_mut(); EVENTS],
                 module: ptr::null_mut(),
+                graphs: Mutex::new(Graphs::new()),
                 names: Mutex::default(),
             };
             nvidia.bind()?;
@@ -394,6 +398,25 @@ impl Driver for Nvidia {
         }
     }
 
+    unsafe fn launch_all(&self, place: usize, launches: &[Launch]) -> Result<()> {
+        self.bind()?;
+        let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        match graphs.launch(place, launches, self.streams[Stream::Compute as usize]) {
+            Ok(true) => return Ok(()),
+            Ok(false) => (),
+            Err(error) => {
+                log::info!(
+                    "the driver makes no graphs of launches ({error:?}): each goes by itself"
+                );
+                graphs.give_up();
+            }
+        }
+        launches.iter().try_for_each(|launch| {
+            // SAFETY: the caller vouches for it.
+            unsafe { self.launch(launch.kernel, launch.grid, launch.threads, &launch.args) }
+        })
+    }
+
     unsafe fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
         self.bind()?;
         let stream = self.streams[stream as usize];
@@ -430,6 +453,8 @@ impl Drop for Nvidia {
         let closed = unsafe {
             let mut results = vec![sys::cuCtxSetCurrent(self.context)];
             results.extend(self.streams.map(|stream| sys::cuStreamSynchronize(stream)));
+            let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+            graphs.give_up();
             results.push(sys::cuModuleUnload(self.module));
             results.extend(self.events.map(|event| sys::cuEventDestroy_v2(event)));
             results.extend(self.streams.map(|stream| sys::cuStreamDestroy_v2(stream)));
