@@ -9,7 +9,7 @@
 #include "weights.h"
 
 // One step of the chain: sum = a * b + sum.
-struct Step {
+struct alignas(8) Step {
     float a;
     float b;
 };

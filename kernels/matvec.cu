@@ -1,14 +1,15 @@
 // One row of activations times the rows of a matrix, whose tiles lie anywhere.
 //
-// A warp takes 8 weight rows through the whole width, 1024 columns at a time: it copies them, and the
-// activations, into shared memory as they lie, 16 bytes a lane, one part ahead of the sums; each lane
-// dots one run of 32 columns; then a lane for each row chains the blocks' sums in their order.
+// A block takes 8 weight rows, and each of its warps 1024 columns of them a round, all warps at the same
+// time, as what takes longest is to wait: a warp copies the rows' bytes into shared memory as they lie,
+// while each lane loads the activations of one run of 32 columns, dots them and begins its next copies.
+// Then the first warp, a lane for each row, chains the sums of all warps' blocks in their order.
 //
-// Grid: (16 rows of a tile, tile). Block: 64 threads.
+// Grid: (8 rows of a tile, tile). Block: 128 threads.
 #include "dots.h"
 
 namespace matvec {
-constexpr u32 WARPS = 2, ROWS = 8, COLS = LANES * RUN;
+constexpr u32 WARPS = 4, ROWS = 8, COLS = LANES * RUN, TOGETHER = 4;
 // Sixteens of a run of activations.
 constexpr u32 CHUNKS = PARTS * RUN / 16;
 
@@ -18,45 +19,40 @@ template <class W> struct Shape {
     static constexpr u32 BLOCKS = COLS / W::VALUES;
 };
 
-// What a warp has of a part: the rows as they lie, and the activations.
+// What a warp has of a part: the rows as they lie.
 template <class W> struct Part {
     Sixteen rows[ROWS][sixteens_of(Shape<W>::BYTES)];
-    Sixteen q[LANES * CHUNKS];
 };
 // A row's steps, and 16 bytes that keep the rows in different banks for the lanes that chain them.
 template <class W> struct alignas(16) Steps {
-    Step step[Shape<W>::BLOCKS * STEPS<W> + 2];
+    Step step[WARPS * Shape<W>::BLOCKS * STEPS<W> + 2];
 };
 
-// Where chunk `i` of a lane's run of activations stands: turned by a place for every two lanes, so that eight lanes,
-// whose runs are 64 bytes apart, find theirs in different banks.
-DEVICE u32 place_of(u32 lane, u32 i) { return lane * CHUNKS + (i + lane / 2) % CHUNKS; }
+// Puts the steps of a block where they are chained from.
+template <u32 count> DEVICE void put(Step *to, const Step (&steps)[count]) {
+#pragma unroll
+    for (u32 i = 0; i < count; i++) to[i] = steps[i];
+}
 
-// Rows of a part, and its columns' activations; rows past the last repeat it.
-template <class W>
-DEVICE void stage_part(Part<W> &to, const u8 *from, u32 rows, u32 row_bytes, u32 bytes, const i8 *q, u32 runs) {
+// Rows of a part, eight lanes a row; rows past the last repeat it.
+template <class W> DEVICE void stage_part(Part<W> &to, const u8 *data, u32 rows, u32 row_bytes, u32 bytes) {
 #pragma unroll
-    for (u32 row = 0; row < ROWS; row++) {
-        stage<LANES, Shape<W>::BYTES>(to.rows[row], from, bytes, lane());
-        if (row + 1 < rows) from += row_bytes;
-    }
-    const Sixteen *chunks = reinterpret_cast<const Sixteen *>(q);
-#pragma unroll
-    for (u32 i = 0; i < CHUNKS; i++) {
-        u32 chunk = i * LANES + lane();
-        if (chunk < runs * CHUNKS) copy_async(&to.q[place_of(chunk / CHUNKS, chunk % CHUNKS)], &chunks[chunk]);
+    for (u32 i = 0; i < ROWS; i += LANES / 8) {
+        const u32 row = i + lane() / 8;
+        stage<8, Shape<W>::BYTES>(to.rows[row], data + smaller(row, rows - 1) * row_bytes, bytes, lane() % 8);
     }
     copies_end();
 }
 
-// The activations of a lane's run.
+// The activations of a lane's run, or of the last one where there are no more columns.
 struct Values {
     u32 q[PARTS][8];
 
-    DEVICE_MEMBER explicit Values(const Sixteen *chunks) {
+    DEVICE_MEMBER Values(const Activations &x, u32 run, u32 runs) {
+        const Sixteen *chunks = reinterpret_cast<const Sixteen *>(x.q) + u64(smaller(run, runs - 1)) * CHUNKS;
 #pragma unroll
         for (u32 i = 0; i < CHUNKS; i++) {
-            const Sixteen some = chunks[place_of(lane(), i)];
+            const Sixteen some = chunks[i];
 #pragma unroll
             for (u32 j = 0; j < 4; j++) q[i / 2][i % 2 * 4 + j] = some.word[j];
         }
@@ -101,85 +97,107 @@ template <class W> struct Scales {
 
 template <class W> DEVICE void run(const Tile *tiles, u32 cols, Activations x) {
     using S = Shape<W>;
-    __shared__ Part<W> staged[WARPS][2];
-    __shared__ Steps<W> steps[WARPS][ROWS];
+    __shared__ Part<W> staged[WARPS];
+    __shared__ Steps<W> steps[ROWS];
+    const u32 runs = cols / RUN, row_bytes = cols / W::VALUES * W::BYTES, parts = (runs + LANES - 1) / LANES;
+    Values values(x, warp() * LANES + lane(), runs);
+    Scales<W> scales(x, warp() * LANES + lane(), runs);
     const Tile tile = tiles[block_y()];
-    const u32 first = (block_x() * WARPS + warp()) * ROWS;
+    const u32 first = block_x() * ROWS;
     if (first >= tile.rows) return;
     const u32 rows = smaller(ROWS, tile.rows - first);
-    const u32 runs = cols / RUN, row_bytes = cols / W::VALUES * W::BYTES, parts = (runs + LANES - 1) / LANES;
     const u8 *data = tile.data + u64(first) * row_bytes;
-    auto &my_steps = steps[warp()];
+    Part<W> &now = staged[warp()];
 
     auto stage_next = [&](u32 part) {
-        u32 bytes = smaller(S::BYTES, row_bytes - part * S::BYTES), some = smaller(LANES, runs - part * LANES);
-        stage_part<W>(staged[warp()][part % 2], data + part * S::BYTES, rows, row_bytes, bytes,
-                      x.q + u64(part) * COLS * PARTS, some);
+        if (part >= parts) return;
+        stage_part<W>(now, data + part * S::BYTES, rows, row_bytes,
+                      smaller(S::BYTES, row_bytes - part * S::BYTES));
     };
     float sum = 0.0f;
-    stage_next(0);
-    Scales<W> next(x, lane(), runs);
-    for (u32 part = 0; part < parts; part++) {
-        const Scales<W> scales = next;
-        if (part + 1 < parts) {
-            stage_next(part + 1);
-            next = Scales<W>(x, (part + 1) * LANES + lane(), runs);
-            copies_done<1>();
-        } else {
-            copies_done<0>();
-        }
-        warp_sync();
-        const Part<W> &now = staged[warp()][part % 2];
-        const Values values(now.q);
-        constexpr u32 middle = W::SCALES == 0 ? 8 : 4;
-        const i32 offsets[2] = {values.offset<W, 0, middle>(), values.offset<W, middle, 8>()};
-        const u32 my_block = lane() / (W::VALUES / RUN), group = lane() % (W::VALUES / RUN);
-        const bool some = part * LANES + lane() < runs;
-        if (!some) {
-            // Steps beyond the last column add nothing; a sum that began with 0 is never the -0 that they would change.
-            for (u32 row = 0; row < ROWS; row++)
-                for (u32 i = 0; i < STEPS<W>; i++) my_steps[row].step[my_block * STEPS<W> + i] = Step{0.0f, 0.0f};
-        }
-        auto bytes_of = [&](u32 row) {
-            return staged_bytes(now.rows[row], data + part * S::BYTES + row * row_bytes) + my_block * W::BYTES;
-        };
-        auto steps_of = [&](u32 row) { return &my_steps[row].step[my_block * STEPS<W>]; };
-        if constexpr (W::SCALES == 0) {
-#pragma unroll 2
-            for (u32 row = 0; row < ROWS; row++) {
-                Bytes at = bytes_of(row);
-                const i32 dot = values.dot<0, 8>(run_of<W>(at, 0).w, offsets[0]);
-                if (some) steps_32<W>(steps_of(row), dot, W::d(at), W::m(at), scales.scale, scales.scaled_sum);
+    stage_next(warp());
+    for (u32 round = 0; round < parts; round += WARPS) {
+        const u32 part = round + warp();
+        copies_done<0>();
+        // The copies are there, and the last round's steps have been chained.
+        if (round == 0)
+            warp_sync();
+        else
+            block_sync();
+        if (part < parts) {
+            constexpr u32 middle = W::SCALES == 0 ? 8 : 4;
+            const i32 offsets[2] = {values.template offset<W, 0, middle>(), values.template offset<W, middle, 8>()};
+            const u32 my_block = lane() / (W::VALUES / RUN), group = lane() % (W::VALUES / RUN);
+            const bool some = part * LANES + lane() < runs;
+            auto steps_of = [&](u32 row) { return &steps[row].step[(warp() * S::BLOCKS + my_block) * STEPS<W>]; };
+            if (!some) {
+                // Steps beyond the last column add nothing; a sum that began with 0 is never the -0 that they would
+                // change.
+                for (u32 row = 0; row < ROWS; row++)
+                    for (u32 i = 0; i < STEPS<W>; i++) steps_of(row)[i] = Step{0.0f, 0.0f};
             }
-        } else {
-            // Eight lanes have a block: together they have eight rows' sums of it, of which each lane ends with one.
-            i32 dots[ROWS], mins[ROWS];
+            // Of the addresses only what the rows are aligned to, which is the same for all lanes, differs.
+            const u32 begin = u32(u64(data)) + part * (S::BYTES % 16);
+            auto bytes_of = [&](u32 row) {
+                return Bytes{now.rows[row]->word, (begin + row * row_bytes) % 16 + my_block * W::BYTES};
+            };
+            if constexpr (W::SCALES == 0) {
+                // Some rows at once, stored behind their loads, which would wait for the stores else.
 #pragma unroll
-            for (u32 row = 0; row < ROWS; row++) {
-                constexpr u32 second = W::SCALES - 1;
-                const Run weights = run_of<W>(bytes_of(row), group);
-                dots[row] = values.dot<0, 4>(weights.w, offsets[0]) * weights.scale[0] +
-                            values.dot<4, 8>(weights.w, offsets[1]) * weights.scale[second];
-                mins[row] = scales.sums[0] * weights.min[0] + scales.sums[1] * weights.min[second];
+                for (u32 row = 0; row < ROWS; row += TOGETHER) {
+                    Step of[TOGETHER][STEPS<W>];
+#pragma unroll
+                    for (u32 i = 0; i < TOGETHER; i++) {
+                        Bytes at = bytes_of(row + i);
+                        const i32 dot = values.dot<0, 8>(run_of<W>(at, 0).w, offsets[0]);
+                        steps_32<W>(of[i], dot, W::d(at), W::m(at), scales.scale, scales.scaled_sum);
+                    }
+#pragma unroll
+                    for (u32 i = 0; i < TOGETHER; i++)
+                        if (some) put(steps_of(row + i), of[i]);
+                }
+            } else {
+                // Eight lanes have a block: together they have eight rows' sums of it, of which each lane ends with
+                // one.
+                i32 dots[ROWS], mins[ROWS];
+#pragma unroll
+                for (u32 row = 0; row < ROWS; row++) {
+                    constexpr u32 second = W::SCALES - 1;
+                    const Run weights = run_of<W>(bytes_of(row), group);
+                    dots[row] = values.dot<0, 4>(weights.w, offsets[0]) * weights.scale[0] +
+                                values.dot<4, 8>(weights.w, offsets[1]) * weights.scale[second];
+                    mins[row] = scales.sums[0] * weights.min[0] + scales.sums[1] * weights.min[second];
+                }
+                const i32 dot = sum_8_lanes(dots), min = W::MIN ? sum_8_lanes(mins) : 0;
+                Bytes at = bytes_of(group);
+                Step of[STEPS<W>];
+                steps_256<W>(of, dot, min, W::d(at), W::m(at), scales.scale);
+                if (some) put(steps_of(group), of);
             }
-            const i32 dot = sum_8_lanes(dots), min = W::MIN ? sum_8_lanes(mins) : 0;
-            Bytes at = bytes_of(group);
-            if (some) steps_256<W>(steps_of(group), dot, min, W::d(at), W::m(at), scales.scale);
+            // What was staged has been used.
+            warp_sync();
+            stage_next(part + WARPS);
+            if (part + WARPS < parts) {
+                values = Values(x, (part + WARPS) * LANES + lane(), runs);
+                scales = Scales<W>(x, (part + WARPS) * LANES + lane(), runs);
+            }
         }
-        warp_sync();
-        if (lane() < ROWS) {
-            const Step *step = my_steps[lane()].step;
+        block_sync();
+        if (thread() < ROWS) {
+            const u32 count = smaller(WARPS, parts - round);
+            for (u32 w = 0; w < count; w++) {
+                const Step *step = &steps[thread()].step[w * S::BLOCKS * STEPS<W>];
 #pragma unroll
-            for (u32 i = 0; i < S::BLOCKS * STEPS<W>; i++) sum = fused(step[i].a, step[i].b, sum);
+                for (u32 i = 0; i < S::BLOCKS * STEPS<W>; i++) sum = fused(step[i].a, step[i].b, sum);
+            }
         }
-        // The steps, and the staged bytes that the next copies go over, have been used.
-        warp_sync();
     }
-    if (lane() < rows) tile.out[first + lane()] = sum;
+    if (thread() < rows) tile.out[first + thread()] = sum;
 }
 } // namespace matvec
 
 #define MATVEC(W, name)                                                                                               \
-    KERNEL(64) matvec_##name(const Tile *tiles, u32 cols, Activations x) { matvec::run<W>(tiles, cols, x); }
+    KERNEL(128, W::SCALES == 0 ? 6 : 4)                                                                               \
+    matvec_##name(const Tile *tiles, u32 cols, Activations x) { matvec::run<W>(tiles, cols, x); }
 QUANTIZED_TYPES(MATVEC)
 #undef MATVEC

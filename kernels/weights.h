@@ -18,16 +18,15 @@ struct Tile {
 // bytes at any place are of two words, and those of neighbours share one.
 struct Bytes {
     const u32 *words;
-    // Below 4: bytes of the first word that come before.
+    // Bytes of the words that come before.
     u32 lead;
 
-    DEVICE_MEMBER Bytes operator+(u32 n) const {
-        u32 at = lead + n % 4;
-        return Bytes{words + n / 4 + at / 4, at % 4};
-    }
+    DEVICE_MEMBER Bytes operator+(u32 n) const { return Bytes{words + n / 4, lead + n % 4}; }
     // Four of them, shifted right by up to 7 bits: what comes in at the top is of the byte behind them.
-    DEVICE_MEMBER u32 four(u32 shift = 0) const { return shift_pair(words[0], words[1], 8 * lead + shift); }
-    DEVICE_MEMBER u32 one() const { return words[0] >> 8 * lead & 0xff; }
+    DEVICE_MEMBER u32 four(u32 shift = 0) const {
+        return shift_pair(words[lead / 4], words[lead / 4 + 1], 8 * lead + shift);
+    }
+    DEVICE_MEMBER u32 one() const { return words[lead / 4] >> 8 * (lead % 4) & 0xff; }
     DEVICE_MEMBER float half() const { return from_half(four() & 0xffff); }
 };
 
@@ -44,10 +43,7 @@ template <u32 count, u32 bytes_max> DEVICE void stage(Sixteen *to, const u8 *fro
         if (16 * (first + number) < end) copy_async(&to[first + number], &aligned[first + number]);
 }
 // The same bytes in shared memory.
-DEVICE Bytes staged_bytes(const Sixteen *staged, const u8 *from) {
-    u32 lead = u32(u64(from) % 16);
-    return Bytes{&staged->word[lead / 4], lead % 4};
-}
+DEVICE Bytes staged_bytes(const Sixteen *staged, const u8 *from) { return Bytes{staged->word, u32(u64(from) % 16)}; }
 
 // 32 values of one row.
 struct Run {

@@ -121,7 +121,7 @@ fn on_gpu(
     let x = rows.blocks(Kinds::of(qtype));
     if batch == 1 {
         let name = format!("matvec_{name}");
-        launch!(gpu, order, &name, grid(16, 1), 64; table.at(0), cols as u32, x);
+        launch!(gpu, order, &name, grid(8, 1), 128; table.at(0), cols as u32, x);
     } else if batch <= 8 {
         let name = format!("matpanel_{name}");
         launch!(gpu, order, &name, grid(64, 1), 128; table.at(0), cols as u32, x, batch as u32);
@@ -160,7 +160,7 @@ fn products_are_the_cpus_bit_for_bit() {
         let cases = [
             (1, 16, 1, 1),
             (50, 32, 3, 1),
-            (33, 16, if step == 32 { 67 } else { 9 }, 1),
+            (33, 16, if step == 32 { 147 } else { 19 }, 1),
             (17, 16, 2, 2),
             (70, 80, if step == 32 { 19 } else { 3 }, 17),
             (67, 80, if step == 32 { 27 } else { 2 }, 5),

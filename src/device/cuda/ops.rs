@@ -336,7 +336,7 @@ impl Cuda {
         let blocks = place.and_then(|i| x.blocks[i]).expect(UNFIT);
         let args = args.with(self.blocks(blocks));
         if x.rows == 1 {
-            return self.launch(kernels[0], [rows_max.div_ceil(16), count, 1], 64, args);
+            return self.launch(kernels[0], [rows_max.div_ceil(8), count, 1], 128, args);
         }
         let args = args.with(x.rows as u32);
         let strips = rows_max.div_ceil(64);
