@@ -11,7 +11,8 @@ mod machine;
 use std::fmt::Write;
 use std::path::Path;
 
-use airstream::engine::plan::Plan;
+use airstream::device::Placement;
+use airstream::engine::plan::{Plan, Request};
 use airstream::format::quant::QuantType;
 use airstream::format::tile::Use;
 use airstream::io::sim::Jitter;
@@ -384,6 +385,27 @@ fn a_model_whose_rows_do_not_fit_the_arenas_slots_is_refused_with_a_remedy() {
     let plan = in_slots(2 << 20).expect("large enough");
     assert_eq!(plan.slot_bytes, 2 << 20);
     assert!(plan.tiles.iter().all(|tile| tile.read_bytes() <= 2 << 20));
+}
+
+#[test]
+fn a_gpu_with_its_own_memory_takes_as_many_rows_of_a_prompt_as_fill_it() {
+    let shape = llama_8b();
+    let memory = 64 << 30;
+    let request = |memory| Request {
+        rows: None,
+        memory,
+        gpu: Some(Placement::Staged { memory: 32 << 30 }),
+        ..shape.request(100, 4096)
+    };
+    let plan = |memory| Plan::new(&shape.config, &shape.matrices, &request(memory));
+    // The processor's memory, as it is chosen where nobody does: what is needed where all is.
+    let all = plan(memory).expect("plenty");
+    let needed = plan(all.total_bytes()).expect("enough");
+    assert_eq!((all.limits.rows, needed.limits.rows), (512, 512));
+    // With less there is still a plan, of fewer rows in the end.
+    let least = { 1..4096 }.find(|mib| plan(mib << 20).is_ok());
+    let least = plan(least.expect("enough") << 20).expect("it was found");
+    assert!(least.limits.rows < 512, "{}", least.limits.rows);
 }
 
 #[test]

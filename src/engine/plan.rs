@@ -31,7 +31,8 @@ const DRAFTS_OF_MODEL: usize = 15;
 const DRAFTS_SHARE: u64 = 64;
 /// The buffers of a sweep may take this fraction of the budget.
 const BUFFERS_SHARE: u64 = 16;
-/// The same of the processor's memory where a GPU has the weights, or most of them, in its own.
+/// The same of the processor's memory where a GPU has the weights, or most of them, in its own: what of the buffers is
+/// there at all.
 const BUFFERS_SHARE_BESIDE_GPU: u64 = 4;
 /// Slots the pool is divided into at least where the model's rows allow: fewer would make streaming coarse.
 pub(super) const SLOTS_LEAST: usize = 96;
@@ -199,7 +200,22 @@ impl Plan {
     }
 
     fn try_new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Option<Plan> {
-        let own = Own::new(config, matrices, request);
+        // Where a GPU has its own memory, the budget of the processor's says little of how many rows are worth it: they
+        // are fewer only where there is no plan with more.
+        let mut rows = Own::rows_tried(config, matrices, request);
+        match request.gpu.and_then(Placement::gpu_memory) {
+            Some(_) => rows.find_map(|rows| Plan::with_rows(config, matrices, request, rows)),
+            None => Plan::with_rows(config, matrices, request, rows.next()?),
+        }
+    }
+
+    fn with_rows(
+        config: &Config,
+        matrices: &MatrixPlan,
+        request: &Request,
+        rows: usize,
+    ) -> Option<Plan> {
+        let own = Own::new(config, matrices, request, rows);
         let common_bytes = pool::common_bytes(request, own.row_bytes_max);
         let pool_bytes = request.memory.checked_sub(own.bytes() + common_bytes)?;
         let gpu_memory = request.gpu.and_then(Placement::gpu_memory);
@@ -228,7 +244,8 @@ impl Plan {
         slot_bytes: usize,
         pages_max: usize,
     ) -> Result<Plan> {
-        let own = Own::new(config, matrices, request);
+        let rows = Own::rows_tried(config, matrices, request).next();
+        let own = Own::new(config, matrices, request, rows.unwrap_or(1));
         let least = tile::slot_bytes_min(&matrices.matrices);
         let fits = least <= slot_bytes && kv::layout(config, slot_bytes, 1).page_positions > 0;
         let plan = match fits {
@@ -340,33 +357,56 @@ impl Plan {
 }
 
 impl Own {
-    fn new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Own {
-        let drafts = request.drafts.unwrap_or_else(|| {
+    /// Drafts of a sweep.
+    fn drafts(config: &Config, request: &Request) -> usize {
+        request.drafts.unwrap_or_else(|| {
             let row_bytes = (config.vocab * size_of::<f32>()) as u64;
             let most = match request.drafted {
                 true => DRAFTS_OF_MODEL,
                 false => DRAFTS,
             };
             most.min((request.memory / DRAFTS_SHARE / row_bytes) as usize)
-        });
-        let limits_of = |rows: usize| BatchLimits {
+        })
+    }
+
+    fn limits(config: &Config, request: &Request, rows: usize) -> BatchLimits {
+        BatchLimits {
             rows,
-            logits_rows: (request.logits_rows + drafts).min(rows),
+            logits_rows: (request.logits_rows + Own::drafts(config, request)).min(rows),
             activations: request.activations,
+        }
+    }
+
+    /// How many rows a sweep may have: at least one number, best first.
+    fn rows_tried(
+        config: &Config,
+        matrices: &MatrixPlan,
+        request: &Request,
+    ) -> impl Iterator<Item = usize> {
+        let allowed = |rows: usize| {
+            let limits = Own::limits(config, request, rows);
+            let (vectors, buffers, logits) = Model::carved_bytes(config, matrices, limits);
+            match request.gpu.and_then(Placement::gpu_memory) {
+                Some(own) => {
+                    let (_, front) = Model::memory_bytes(config, matrices, limits);
+                    let beside = (front - vectors - logits) as u64;
+                    buffers as u64 <= own / BUFFERS_SHARE
+                        && beside <= request.memory / BUFFERS_SHARE_BESIDE_GPU
+                }
+                None => buffers as u64 <= request.memory / BUFFERS_SHARE,
+            }
         };
-        let rows_allowed = |rows: usize| {
-            let (_, buffers, _) = Model::carved_bytes(config, matrices, limits_of(rows));
-            let most = match request.gpu.and_then(Placement::gpu_memory) {
-                Some(own) => (own / BUFFERS_SHARE).min(request.memory / BUFFERS_SHARE_BESIDE_GPU),
-                None => request.memory / BUFFERS_SHARE,
-            };
-            buffers as u64 <= most
+        let tried: Vec<usize> = match request.rows {
+            Some(rows) => vec![rows],
+            None => ROWS_TRIED.into_iter().filter(|&r| allowed(r)).collect(),
         };
-        let rows = request
-            .rows
-            .or_else(|| ROWS_TRIED.into_iter().find(|&r| rows_allowed(r)))
-            .unwrap_or(1);
-        let limits = limits_of(rows);
+        let least = tried.is_empty().then_some(1);
+        tried.into_iter().chain(least)
+    }
+
+    fn new(config: &Config, matrices: &MatrixPlan, request: &Request, rows: usize) -> Own {
+        let drafts = Own::drafts(config, request);
+        let limits = Own::limits(config, request, rows);
         let (vectors, buffers, logits) = Model::carved_bytes(config, matrices, limits);
         let row_bytes_max = matrices.matrices.iter().map(|m| m.row_bytes()).max();
 
