@@ -13,6 +13,9 @@ using u32 = unsigned int;
 using i32 = int;
 using u64 = unsigned long long;
 
+// For a lambda that is called in several places: what it shares with the function around it stays in registers.
+#define INLINED __attribute__((always_inline))
+
 // What one asynchronous copy moves.
 struct alignas(16) Sixteen {
     u32 word[4];
@@ -83,6 +86,14 @@ DEVICE u32 shared_address(void *shared) {
     return u32(__cvta_generic_to_shared(shared));
 #else
     return u32(u64((__attribute__((address_space(3))) void *)shared));
+#endif
+}
+// The same pointer, to what is not in shared memory: of one that came out of memory the compiler cannot know that.
+template <class T> DEVICE T *global(T *pointer) {
+#ifdef __NVCC__
+    return pointer;
+#else
+    return (T *)(__attribute__((address_space(1))) T *)u64(pointer);
 #endif
 }
 // Copies 16 bytes to shared memory some time before `copies_done` says so. Both addresses are aligned to 16.
@@ -168,8 +179,8 @@ constexpr u32 LANES = 32;
 
 DEVICE u32 lane() { return thread() % LANES; }
 DEVICE u32 warp() { return thread() / LANES; }
-template <class T> DEVICE T smaller(T a, T b) { return a < b ? a : b; }
-template <class T> DEVICE T larger(T a, T b) { return a > b ? a : b; }
+template <class T> DEVICE constexpr T smaller(T a, T b) { return a < b ? a : b; }
+template <class T> DEVICE constexpr T larger(T a, T b) { return a > b ? a : b; }
 DEVICE float magnitude(float a) { return from_bits(bits_of(a) & 0x7fffffff); }
 DEVICE u64 lane_at(u64 value, u32 from) {
     const u32 low = lane_at(u32(value), from);

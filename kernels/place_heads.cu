@@ -22,7 +22,7 @@ struct Heads {
 
 // The first 2 x pairs dimensions of a head rotate: 2i with 2i + 1 (`adjacent`), or i with i + pairs.
 KERNEL(256) place_heads(Heads all, KvLayout layout, u32 q_heads, u32 pairs, u32 adjacent, float eps) {
-    __shared__ norm::Memory memory;
+    __shared__ norm::Memory<256> memory;
     const u32 head_dim = layout.head_dim, row = block_y();
     const KvPlace place = all.places[row];
     const bool is_q = block_x() < q_heads, is_k = !is_q && block_x() < q_heads + layout.kv_heads;
@@ -36,7 +36,14 @@ KERNEL(256) place_heads(Heads all, KvLayout layout, u32 q_heads, u32 pairs, u32 
         return;
     }
     const float *weight = is_q ? all.q_norm : all.k_norm;
-    const float factor = weight ? norm::factor(memory, head_dim, eps, biased) : 1.0f;
+    auto four_biased = [&](u32 i, u32) {
+        Four four = {};
+#pragma unroll
+        for (u32 j = 0; j < 4; j++)
+            if (i + j < head_dim) four.of[j] = biased(i + j);
+        return four;
+    };
+    const float factor = weight ? norm::factor(memory, head_dim, eps, four_biased) : 1.0f;
     auto normed = [&](u32 i) { return weight ? biased(i) * factor * weight[i] : biased(i); };
     auto put = [&](u32 i, float value) {
         if (is_q)

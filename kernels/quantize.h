@@ -4,6 +4,7 @@
 // even, as on the CPU. Rows that fill the last panel up are zeros.
 #pragma once
 #include "activations.h"
+#include "rows.h"
 
 // Rows in blocks of 32 or 256 values, as `Activations` says of them.
 struct QuantizedBlocks {
@@ -26,8 +27,6 @@ struct QuantizedRows {
 };
 
 namespace quantize {
-// What blocks of threads take of a row at a time: one column each.
-constexpr u32 COLUMNS = 256;
 // Blocks of nothing larger than this count as zero: the factor of smaller ones would not be finite.
 constexpr float NOTHING = 1e-30f;
 
@@ -40,52 +39,71 @@ struct Scale {
     // What values are multiplied with to become integers, and what undoes it.
     float factor, scale;
 };
+// For neighbouring lanes that ask for the same: one divides, the other divides the other way round.
 DEVICE Scale scale_of(float largest) {
-    bool nothing = largest < NOTHING;
-    return Scale{nothing ? 0.0f : divide(Q_MAX, largest), nothing ? 0.0f : divide(largest, Q_MAX)};
+    const bool nothing = largest < NOTHING, odd = lane() % 2;
+    const float mine = divide(odd ? largest : Q_MAX, odd ? Q_MAX : largest), other = float_xor(mine, 1);
+    return Scale{nothing ? 0.0f : odd ? other : mine, nothing ? 0.0f : odd ? mine : other};
 }
 
-// Writes this lane's value of a run, and returns its integer.
-DEVICE i32 put(i8 *run, u32 panel, u32 row, float value, float factor) {
-    i32 q = nearest(value * factor), parts[PARTS];
-    split(q, parts);
+// Writes this lane's four neighbours of a run, and returns the sum of their integers.
+DEVICE i32 put(i8 *run, u32 panel, u32 row, const Four &x, float factor) {
+    i32 sum = 0, parts[4][PARTS];
 #pragma unroll
-    for (u32 part = 0; part < PARTS; part++) run[(part * panel + row) * RUN + place_in_run(lane())] = i8(parts[part]);
-    return q;
+    for (u32 i = 0; i < 4; i++) {
+        const i32 q = nearest(x.of[i] * factor);
+        sum += q;
+        split(q, parts[i]);
+    }
+    u8 *to = reinterpret_cast<u8 *>(run) + row * RUN + place_in_run(4 * lane() % RUN);
+#pragma unroll
+    for (u32 part = 0; part < PARTS; part++) {
+        const u32 low = pick_bytes(u32(parts[0][part]), u32(parts[1][part]), 0x0040);
+        const u32 high = pick_bytes(u32(parts[2][part]), u32(parts[3][part]), 0x0040);
+        *reinterpret_cast<u32 *>(to + part * panel * RUN) = pick_bytes(low, high, 0x5410);
+    }
+    return sum;
 }
 
-// This thread's column of a row: `value` tells what stands there. All threads of a block call this together; from one
-// thread to the next, columns go up by one, and 256 threads have the columns of a block of 256.
-template <class Value>
-DEVICE void column(Memory &memory, const QuantizedRows &to, u32 row, u32 column, Value value) {
-    const bool within = column < to.cols, some = within && row < to.rows;
-    const float x = some ? value(column) : 0.0f;
-    if (some && to.plain) to.plain[u64(row) * to.cols + column] = x;
+// This thread's four columns of a row, from `column` on, and what stands there: nothing behind the row's end. All
+// threads of a block call this together; from one thread to the next, columns go up by four, and two warps have a block
+// of 256 columns.
+DEVICE void columns(Memory &memory, const QuantizedRows &to, u32 row, u32 column, Four x) {
+    const bool within = column < to.cols;
+    if (row >= to.rows) x = Four{};
+    if (row < to.rows && to.plain) store_four(to.plain + u64(row) * to.cols, column, to.cols, x);
     // Magnitudes are in the order of their bits, what is no number behind all that are: so nothing hides it, and the
     // block's scale tells of it whatever the integers are.
-    u32 largest = max_lanes<LANES>(bits_of(magnitude(x)));
-    const u32 panel = to.panel, in_panel = row % panel, runs = to.cols / RUN, run = row / panel * runs + column / RUN;
-    if (within && to.of_32.q) {
-        Scale s = scale_of(from_bits(largest));
-        i32 sum = sum_lanes<32>(put(to.of_32.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor));
-        if (lane() == 0) {
+    u32 largest = 0;
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) largest = larger(largest, bits_of(magnitude(x.of[i])));
+    largest = max_lanes<8>(largest);
+    const u32 panel = to.panel, in_panel = panel == 1 ? 0 : row % PANEL;
+    const u32 run = (panel == 1 ? row : row / PANEL) * (to.cols / RUN) + column / RUN;
+    if (to.of_32.q) {
+        const Scale s = scale_of(from_bits(largest));
+        i32 sum = 0;
+        if (within) sum = put(to.of_32.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor);
+        sum = sum_lanes<8>(sum);
+        if (within && lane() % 8 == 0) {
             to.of_32.scales[run * panel + in_panel] = s.scale;
             static_cast<float *>(to.of_32.sums)[run * panel + in_panel] = s.scale * float(sum);
         }
     }
     if (!to.of_256.q) return;
-    constexpr u32 WARPS = COLUMNS / LANES;
+    largest = larger(largest, lane_xor(largest, 8));
+    largest = larger(largest, lane_xor(largest, 16));
     if (lane() == 0) memory.largest[warp()] = largest;
     block_sync();
-#pragma unroll
-    for (u32 i = 0; i < WARPS; i++) largest = larger(largest, memory.largest[warp() / WARPS * WARPS + i]);
+    largest = larger(largest, memory.largest[warp() ^ 1]);
     // What comes next may write there again.
     block_sync();
+    const Scale s = scale_of(from_bits(largest));
     if (!within) return;
-    Scale s = scale_of(from_bits(largest));
-    i32 sum = sum_lanes<16>(put(to.of_256.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor));
-    u32 place = run / WARPS * panel + in_panel;
-    if (column % COLUMNS == 0) to.of_256.scales[place] = s.scale;
-    if (lane() % 16 == 0) static_cast<i16 *>(to.of_256.sums)[place * 16 + column % COLUMNS / 16] = i16(sum);
+    constexpr u32 RUNS = 256 / RUN;
+    const i32 sum = sum_lanes<4>(put(to.of_256.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor));
+    const u32 place = run / RUNS * panel + in_panel;
+    if (column % 256 == 0) to.of_256.scales[place] = s.scale;
+    if (lane() % 4 == 0) static_cast<i16 *>(to.of_256.sums)[place * 16 + column % 256 / 16] = i16(sum);
 }
 } // namespace quantize

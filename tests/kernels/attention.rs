@@ -64,7 +64,7 @@ fn join(
     if grid[1] > 0 {
         let rows = Memory::of(gpu, rows);
         launch!(
-            gpu, order, "join_quantize", grid, 256;
+            gpu, order, "join_quantize", grid, 64;
             shape, rows.at(0), out, partial, into.argument(first)
         );
     }
@@ -209,7 +209,7 @@ impl Case {
             .collect();
         let heads = self.kv_heads * self.group;
         let unit_heads = self.group.min(8);
-        let unit_rows = unit_rows.min(8 / unit_heads);
+        let unit_rows = unit_rows.min(32 / unit_heads);
         let units: Vec<Unit> = (0..rows.len())
             .step_by(unit_rows)
             .map(|row| Unit {
@@ -340,7 +340,7 @@ fn attention_of_random_shapes_is_the_cpus_too() {
         let window = [usize::MAX, 1 + below(40)][below(2)];
         let softcap = [None, Some(4.0)][below(2)];
         let (first, page) = (below(shape[3] as u64), 16 * (1 + below(4)));
-        let (unit, order) = (1 + below(8), below(4) as u64);
+        let (unit, order) = (1 + below(32), below(4) as u64);
         let case = Case::new(shape, window, softcap);
         let (_, expected) = case.on_cpu(first, page);
         let (_, got) = case.on_gpu(gpu, order, first, page, unit);

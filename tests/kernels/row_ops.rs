@@ -9,15 +9,17 @@ use crate::support::weights::Rng;
 use airstream::device::cpu::{Activation, Activations, Added, Cpu, Kinds, Precision, Residual};
 
 /// Rows, columns, and what they are quantized into.
-fn shapes() -> [(usize, usize, Kinds); 7] {
+fn shapes() -> [(usize, usize, Kinds); 8] {
     [
         (1, 256, Kinds::ALL),
         (1, 2304, Kinds::F32 | Kinds::BLOCKS_256),
         (1, 576, Kinds::F32 | Kinds::BLOCKS_32),
-        (1, 77, Kinds::F32),
+        (1, 76, Kinds::F32),
         (3, 288, Kinds::F32 | Kinds::BLOCKS_32),
         (9, 1280, Kinds::ALL),
         (2, 2100, Kinds::F32),
+        // More than a block that norms it can keep.
+        (2, 8192 + 288, Kinds::F32 | Kinds::BLOCKS_32),
     ]
 }
 
@@ -78,7 +80,7 @@ fn sums_and_norms_are_the_cpus() {
             let [got_stream, y, y_weight, weight] =
                 [&x[..], &y, y_weight, weight].map(|values| Memory::of(gpu, values));
             let wanted = |wanted: bool, memory: &Memory<f32>| if wanted { memory.at(0) } else { 0 };
-            let threads = 256 * dim.div_ceil(256).clamp(1, 4) as u32;
+            let threads = 64 * dim.div_ceil(512).clamp(1, 16) as u32;
             launch!(
                 gpu, ORDERS[case % 3], "norm_quantize", [got.padded(), 1, 1], threads;
                 got_stream.at(0), wanted(added > 0, &y), wanted(added > 1, &y_weight), weight.at(0), 1e-5_f32,
@@ -112,7 +114,7 @@ fn what_is_not_finite_hides_in_no_block() {
         let got = Quantized::new(gpu, rows, dim, Kinds::ALL);
         let (x, weight) = (Memory::of(gpu, &x), Memory::of(gpu, &weight));
         launch!(
-            gpu, 0, "norm_quantize", [got.padded(), 1, 1], 512;
+            gpu, 0, "norm_quantize", [got.padded(), 1, 1], 64;
             x.at(0), 0_u64, 0_u64, weight.at(0), 1e-5_f32, got.argument(0)
         );
         for row in 0..rows {
@@ -153,9 +155,9 @@ fn gates_are_the_cpus() {
                 })
                 .collect();
             let got = Quantized::new(gpu, rows, cols, kinds);
-            let grid = [cols.div_ceil(256) as u32, got.padded(), 1];
+            let grid = [cols.div_ceil(512) as u32, got.padded(), 1];
             let (gate, up) = (Memory::of(gpu, &gate), Memory::of(gpu, &up));
-            launch!(gpu, ORDERS[case % 3], kernel, grid, 256; gate.at(0), up.at(0), got.argument(0));
+            launch!(gpu, ORDERS[case % 3], kernel, grid, 128; gate.at(0), up.at(0), got.argument(0));
             assert_rounded(
                 gpu,
                 &got,

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::driver::{Arg, Args};
-use super::ops::{QUANTIZED_COLS, QuantizedRows};
+use super::ops::{QuantizedRows, parts_of_rows};
 use super::queue::table_bytes;
 use super::{Cuda, SPLIT, padded};
 use crate::device::cpu::{
@@ -11,7 +11,12 @@ use crate::device::cpu::{
 use crate::error::Result;
 
 /// Heads, and queries, that a block of attention takes at most.
-const QUERIES: usize = 8;
+const HEADS: usize = 8;
+const QUERIES: usize = 32;
+/// Queries that it takes where rows are too few to give every multiprocessor a block otherwise, and rows of which there
+/// are enough.
+const FEW_QUERIES: usize = 8;
+const ENOUGH_ROWS: usize = 128;
 
 /// Threads that take a head before attention, at most.
 const HEAD_THREADS_MAX: usize = 256;
@@ -158,7 +163,7 @@ impl Cuda {
         let shape = Shape {
             layout: self::layout(layout),
             heads: *heads as u32,
-            unit_heads: group.min(QUERIES) as u32,
+            unit_heads: group.min(HEADS) as u32,
             scale: shape.scale,
             softcap: shape.softcap.unwrap_or(0.0),
             splits_max: splits_max as u32,
@@ -183,7 +188,11 @@ impl Cuda {
         shape: Shape,
         to: QuantizedRows,
     ) -> Result<()> {
-        let unit_rows = QUERIES / shape.unit_heads as usize;
+        let queries = match rows.len() < ENOUGH_ROWS {
+            true => FEW_QUERIES,
+            false => QUERIES,
+        };
+        let unit_rows = queries / shape.unit_heads as usize;
         let sessions = || rows.chunk_by(|a, b| a.pages == b.pages);
         let pages_of = |session: &[AttentionRow]| {
             let last = session.iter().map(|row| row.position).max().unwrap_or(0);
@@ -265,14 +274,8 @@ impl Cuda {
         // With the last rows go those that fill the last panel up.
         let (end, all) = (to.first as usize + rows.len(), to.rows as usize);
         let filling = if end == all { padded(all) - all } else { 0 };
-        let columns = (to.cols as usize).div_ceil(QUANTIZED_COLS);
-        let grid = [columns, rows.len() + filling, 1];
-        self.launch(
-            self.kernels.join_quantize,
-            grid,
-            QUANTIZED_COLS as u32,
-            args,
-        )
+        let (grid, threads) = parts_of_rows(rows.len() + filling, to.cols as usize);
+        self.launch(self.kernels.join_quantize, grid, threads, args)
     }
 }
 

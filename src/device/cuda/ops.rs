@@ -6,7 +6,7 @@ use super::queue::table_bytes;
 use super::{Cuda, PANEL_ROWS, QUANTIZED, Quantized, TILES_MAX, padded};
 use crate::device::cpu::{Activation, Added, Inspect, Kinds, Residual, TileView};
 use crate::device::{LIKELIEST, Likely};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::format::quant::QuantType;
 use crate::format::tile::STRIP_ROWS;
 
@@ -55,8 +55,16 @@ pub(super) struct QuantizedRows {
 // SAFETY: as there, without padding.
 unsafe impl Arg for QuantizedRows {}
 
-/// Threads that quantize, and columns that they take at a time.
-pub(super) const QUANTIZED_COLS: usize = 256;
+/// Columns of a row that two warps quantize at a time, and what their number is a multiple of.
+const QUANTIZED_COLS: usize = 256;
+const COLS_STEP: usize = 4;
+/// Such pairs of warps that a block norms a row with at most. A thread keeps what two of them take in registers; where
+/// rows are many, smaller blocks that read more again are sooner done with all.
+const NORM_PAIRS_MAX: usize = 16;
+const NORM_KEPT: usize = 2;
+const NORM_MANY_ROWS: usize = 256;
+/// Such pairs that quantize parts of several rows, as a block.
+const PART_PAIRS: usize = 2;
 
 /// Bytes of the table of `tiles` tiles.
 pub(super) const fn tile_tables_bytes(tiles: usize) -> usize {
@@ -115,6 +123,14 @@ impl Kernels {
             read: kernel("read_memory")?,
         })
     }
+}
+
+/// The grid and the threads of a block for a kernel that quantizes rows in parts. One row has few parts, which go to as
+/// many blocks.
+pub(super) fn parts_of_rows(rows: usize, cols: usize) -> ([usize; 3], u32) {
+    let pairs = if rows == 1 { 1 } else { PART_PAIRS };
+    let grid = [cols.div_ceil(QUANTIZED_COLS * pairs), rows, 1];
+    (grid, 64 * pairs as u32)
 }
 
 impl Cuda {
@@ -179,6 +195,15 @@ impl Cuda {
 
     /// Memory for rows that an op quantizes, which the next products take.
     pub(super) fn room_for(&self, (rows, cols): (usize, usize), kinds: Kinds) -> QuantizedRows {
+        if !cols.is_multiple_of(COLS_STEP) {
+            self.attempt(|| {
+                Err(Error::new(
+                    Kind::Unsupported,
+                    format!("rows of {cols} values on a GPU"),
+                    "use --device cpu",
+                ))
+            });
+        }
         let quantized = Quantized::new(rows, cols, kinds);
         assert!(
             quantized.end <= self.own.sizes.quantized_bytes(),
@@ -218,9 +243,13 @@ impl Cuda {
             .with(self.at(residual.weight.as_ptr()))
             .with(residual.eps)
             .with(self.room_for((rows, dim), kinds));
-        let threads = QUANTIZED_COLS * dim.div_ceil(QUANTIZED_COLS).clamp(1, 4);
+        let kept = match rows < NORM_MANY_ROWS {
+            true => NORM_KEPT,
+            false => 2 * NORM_KEPT,
+        };
+        let pairs = dim.div_ceil(kept * QUANTIZED_COLS).clamp(1, NORM_PAIRS_MAX);
         let grid = [padded(rows), 1, 1];
-        self.op(self.kernels.norm_quantize, grid, threads as u32, args);
+        self.op(self.kernels.norm_quantize, grid, 64 * pairs as u32, args);
     }
 
     /// See [`Cpu::gate_quantize`](crate::device::cpu::Cpu::gate_quantize).
@@ -241,8 +270,8 @@ impl Cuda {
             Activation::Silu => self.kernels.silu_quantize,
             Activation::GeluTanh => self.kernels.gelu_tanh_quantize,
         };
-        let grid = [cols.div_ceil(QUANTIZED_COLS), padded(rows), 1];
-        self.op(kernel, grid, QUANTIZED_COLS as u32, args);
+        let (grid, threads) = parts_of_rows(padded(rows), cols);
+        self.op(kernel, grid, threads, args);
     }
 
     /// See [`Cpu::matmul`](crate::device::cpu::Cpu::matmul), with the rows that were quantized last. Tiles are never
