@@ -5,9 +5,10 @@
 // infinity, is never among them. Where there are fewer tokens the rest is token 0 with minus infinity.
 //
 // A row's tokens are dealt out to GROUPS groups, so that likely tokens that stand together go to different ones. The
-// first kernel reads the logits once and finds the likeliest of each group, its leader. A token whose group's leader is
-// not among the K likeliest leaders has K tokens before it: so the second kernel looks only at the K groups that those
-// lead, a few percent of the row, and only at what is not behind the last of them.
+// first kernel reads the logits once and finds the likeliest of each group, its leader; each of its blocks sorts its
+// own, while there are many of them. A token whose group's leader is not among the K likeliest leaders has K tokens
+// before it: so the second kernel looks only at the K groups that those lead, a few percent of the row, and only at
+// what is not behind the last of them.
 #include "device.h"
 
 namespace likeliest {
@@ -36,48 +37,61 @@ DEVICE float logit_of(u64 key) {
     return from_bits(ordered ^ (ordered >> 31 ? 0x80000000 : 0xffffffff));
 }
 
-// The functions below are for a whole warp, and lists are of K keys: a pair for each lane. Loops stay loops: this runs
-// once a sweep, so that reading it takes longer than running it if it is long.
+// The functions below are for a whole warp. Lists are of K keys that fall: a lane has the one of its number and the one
+// LANES behind it. Loops stay loops where they may: this runs once a sweep, so that reading it takes longer than
+// running it if it is long.
 static_assert(K == 2 * LANES);
+struct List {
+    u64 key[2];
+};
 
-// Puts keys that are `stride` apart in order: the larger one first, but last in every other run of `run` keys.
-DEVICE void order_pairs(u64 *list, u32 stride, u32 run) {
-    const u32 first = 2 * lane() - lane() % stride, second = first + stride;
-    const u64 a = list[first], b = list[second];
-    if ((a < b) == !(first & run)) {
-        list[first] = b;
-        list[second] = a;
-    }
-    warp_sync();
+// Puts keys that are `stride` lanes apart in order: the larger one first, or last.
+DEVICE u64 order_pair(u64 key, u32 stride, bool last) {
+    const u64 other = lane_at(key, lane() ^ stride);
+    return (key > other) == (((lane() & stride) != 0) == last) ? key : other;
 }
-// Sorts a list, which falls then: longer and longer runs of it, each put together of one that falls and one that rises.
-DEVICE void sort(u64 *list) {
+// Sorts the keys of a warp so that they fall: longer and longer runs of it, each put together of one that falls and one
+// that rises.
+DEVICE u64 sort(u64 key) {
 #pragma unroll 1
-    for (u32 run = 2; run <= K; run *= 2)
+    for (u32 run = 2; run <= LANES; run *= 2)
 #pragma unroll 1
-        for (u32 stride = run / 2; stride > 0; stride /= 2) order_pairs(list, stride, run);
+        for (u32 stride = run / 2; stride > 0; stride /= 2) key = order_pair(key, stride, lane() & run);
+    return key;
 }
-// Has the K largest keys of two sorted lists be in the first, sorted.
-DEVICE void merge(u64 *list, const u64 *other) {
+// Sorts keys that first rise and then fall, or the other way round, so that they fall.
+DEVICE u64 sort_bitonic(u64 key) {
 #pragma unroll
-    for (u32 i = 0; i < 2; i++) {
-        const u32 at = i * LANES + lane();
-        list[at] = larger(list[at], other[K - 1 - at]);
-    }
-    warp_sync();
-#pragma unroll
-    for (u32 stride = K / 2; stride > 0; stride /= 2) order_pairs(list, stride, K);
+    for (u32 stride = LANES / 2; stride > 0; stride /= 2) key = order_pair(key, stride, false);
+    return key;
 }
-// Has the K largest keys of all warps' sorted lists be in the first warp's. All threads of the block call this.
-DEVICE void merge_all(u64 (*lists)[K]) {
+// The K largest keys of two lists.
+DEVICE List merge(const List &list, const u64 *other) {
+    u64 largest[2];
+#pragma unroll
+    for (u32 i = 0; i < 2; i++) largest[i] = larger(list.key[i], other[K - 1 - i * LANES - lane()]);
+    return List{{sort_bitonic(larger(largest[0], largest[1])), sort_bitonic(smaller(largest[0], largest[1]))}};
+}
+// Has the first list be of the K largest keys of all warps' lists. All threads of the block call this, and the lists
+// are nobody's any more before.
+DEVICE void merge_all(u64 (*lists)[K], List list) {
+    u64 *const mine = lists[warp()] + lane();
 #pragma unroll 1
     for (u32 half = WARPS / 2; half > 0; half /= 2) {
+        if (warp() >= half && warp() < 2 * half) {
+            mine[0] = list.key[0];
+            mine[LANES] = list.key[1];
+        }
         block_sync();
-        if (warp() < half) merge(lists[warp()], lists[warp() + half]);
+        if (warp() < half) list = merge(list, lists[warp() + half]);
+    }
+    if (warp() == 0) {
+        mine[0] = list.key[0];
+        mine[LANES] = list.key[1];
     }
     block_sync();
 }
-// Puts a key into its place in a sorted list of which each lane holds a pair; the last of all leaves.
+// Puts a key into its place in a list that lies otherwise, a pair of neighbours in a lane; the last of all leaves.
 DEVICE void insert(u64 &first, u64 &second, u64 key) {
     const u64 before = lane_at(second, lane() - 1);
     second = larger(second, smaller(first, key));
@@ -85,7 +99,7 @@ DEVICE void insert(u64 &first, u64 &second, u64 key) {
 }
 } // namespace likeliest
 
-// Grid: (64 groups, row). Block: 64 threads. Leaders are rows x 2048 keys.
+// Grid: (64 groups, row). Block: 64 threads. Leaders are rows x 32 lists of 64 keys.
 KERNEL(likeliest::LEADERS) leaders(const float *logits, u32 vocab, u64 *out) {
     using namespace likeliest;
     const u32 group = block_x() * LEADERS + thread();
@@ -107,7 +121,15 @@ KERNEL(likeliest::LEADERS) leaders(const float *logits, u32 vocab, u64 *out) {
             }
         }
     }
-    out[u64(block_y()) * GROUPS + group] = best > never() ? key_of(best, best_id) : 0;
+    // Two warps sort theirs, and one takes the larger ones of both then and the other the smaller ones.
+    static_assert(LEADERS == K);
+    __shared__ u64 sorted[K];
+    u64 key = sort(best > never() ? key_of(best, best_id) : 0);
+    sorted[thread()] = key;
+    block_sync();
+    const u64 other = sorted[K - 1 - thread()];
+    key = sort_bitonic(warp() == 0 ? larger(key, other) : smaller(key, other));
+    out[u64(block_y()) * GROUPS + group] = key;
 }
 
 // Grid: (1, row). Block: 1024 threads. Out is rows x 64.
@@ -117,11 +139,7 @@ KERNEL(likeliest::WARPS *LANES) top_k(const float *logits, u32 vocab, const u64 
     u64 *const list = lists[warp()];
     logits += u64(block_y()) * vocab;
     leaders += u64(block_y()) * GROUPS;
-#pragma unroll
-    for (u32 i = 0; i < 2; i++) list[i * LANES + lane()] = leaders[warp() * K + i * LANES + lane()];
-    warp_sync();
-    sort(list);
-    merge_all(lists);
+    merge_all(lists, List{{leaders[warp() * K + lane()], leaders[warp() * K + LANES + lane()]}});
     // This warp's groups. Only keys above `below` can be of the K largest.
     constexpr u32 CHOSEN = K / WARPS, LOADED = CHOSEN * OF_GROUP;
     static_assert(CHOSEN == 2);
@@ -130,7 +148,7 @@ KERNEL(likeliest::WARPS *LANES) top_k(const float *logits, u32 vocab, const u64 
     below -= below > 0;
     block_sync();
 
-    // The largest keys that this warp finds: a list of which each lane holds a pair.
+    // The largest keys that this warp finds: a list of which each lane holds a pair of neighbours.
     u64 upper = 0, lower = 0;
     for (u32 skipped = 0; skipped < vocab; skipped += OF_GROUP * LANES * GROUPS) {
         auto id_of_load = [&](u32 i) {
@@ -158,7 +176,10 @@ KERNEL(likeliest::WARPS *LANES) top_k(const float *logits, u32 vocab, const u64 
     }
     list[2 * lane()] = upper;
     list[2 * lane() + 1] = lower;
-    merge_all(lists);
+    warp_sync();
+    const List found = {{list[lane()], list[LANES + lane()]}};
+    warp_sync();
+    merge_all(lists, found);
     if (thread() < K) {
         const u64 key = lists[0][thread()];
         out[u64(block_y()) * K + thread()] = key ? Likely{logit_of(key), id_of(key)} : Likely{never(), 0};
