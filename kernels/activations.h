@@ -5,7 +5,10 @@
 // of 1 (a single row) or 8; a run of 32 columns of a panel is
 //     [part][row of the panel][32 bytes]
 // and the 32 bytes hold the values 0..4, 16..20, 4..8, 20..24, 8..12, 24..28, 12..16, 28..32: what
-// one lane of mma.m16n8k32 takes is then 8 bytes, and what a warp takes is 256 in a row.
+// one lane of mma.m16n8k32 takes is then 8 bytes, and what a warp takes is 256 in a row. Integers in
+// blocks of 32 of more rows than a panel are halves, whole ones: a run of such a panel is
+//     [row of the panel][32 halves]
+// with the values in the same order.
 #pragma once
 #include "device.h"
 
@@ -20,7 +23,7 @@ constexpr u32 PANEL = 8;
 
 // Rows quantized for weights in blocks of 32 or 256 values, with pointers to:
 struct Activations {
-    // The integers' parts, as above.
+    // The integers' parts, or the integers as halves, as above.
     const i8 *q;
     // [panel][block][row of the panel]: the blocks' scales.
     const float *scales;

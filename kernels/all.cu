@@ -4,6 +4,7 @@
 #include "floats.cu"
 #include "gate_quantize.cu"
 #include "matmul.cu"
+#include "matmul_256.cu"
 #include "matpanel.cu"
 #include "matvec.cu"
 #include "norm_quantize.cu"

@@ -42,6 +42,9 @@ struct alignas(16) Sixteen {
         asm("mov.u32 %0, %" name ";" : "=r"(value));                                                                  \
         return value;                                                                                                 \
     }
+// Shared memory that a launch gives each block, beside what its kernel has by itself.
+extern __shared__ Sixteen launch_memory[];
+
 SPECIAL_REGISTER(thread, "%tid.x")
 SPECIAL_REGISTER(threads, "%ntid.x")
 SPECIAL_REGISTER(block_x, "%ctaid.x")
@@ -121,6 +124,20 @@ DEVICE void mma_16(i32 (&c)[4], u32 a0, u32 a1, u32 b) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a0), "r"(a1), "r"(b));
+}
+// c + A B for 16 x 16 and 16 x 8 halves, two to a register: mma.m16n8k16. Exact where all that is added are integers
+// whose magnitudes add up to less than 2^24.
+DEVICE void mma_halves(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// The sums of two halves each.
+DEVICE u32 add_halves(u32 a, u32 b) {
+    u32 out;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+    return out;
 }
 // The lower word of (high, low) shifted right by `bits` % 32.
 DEVICE u32 shift_pair(u32 low, u32 high, u32 bits) {

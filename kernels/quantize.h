@@ -46,16 +46,23 @@ DEVICE Scale scale_of(float largest) {
     return Scale{nothing ? 0.0f : odd ? other : mine, nothing ? 0.0f : odd ? mine : other};
 }
 
-// Writes this lane's four neighbours of a run, and returns the sum of their integers.
-DEVICE i32 put(i8 *run, u32 panel, u32 row, const Four &x, float factor) {
-    i32 sum = 0, parts[4][PARTS];
+// Writes this lane's four neighbours of a run, as halves or in parts, and returns the sum of their integers.
+DEVICE i32 put(i8 *run, u32 panel, u32 row, bool halves, const Four &x, float factor) {
+    i32 q[4], sum = 0, parts[4][PARTS];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-        const i32 q = nearest(x.of[i] * factor);
-        sum += q;
-        split(q, parts[i]);
+        q[i] = nearest(x.of[i] * factor);
+        sum += q[i];
     }
-    u8 *to = reinterpret_cast<u8 *>(run) + row * RUN + place_in_run(4 * lane() % RUN);
+    const u32 place = row * RUN + place_in_run(4 * lane() % RUN);
+    if (halves) {
+        auto two = [&](u32 i) { return to_half(float(q[i])) | u32(to_half(float(q[i + 1]))) << 16; };
+        *reinterpret_cast<u64 *>(run + 2 * place) = two(0) | u64(two(2)) << 32;
+        return sum;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) split(q[i], parts[i]);
+    u8 *to = reinterpret_cast<u8 *>(run) + place;
 #pragma unroll
     for (u32 part = 0; part < PARTS; part++) {
         const u32 low = pick_bytes(u32(parts[0][part]), u32(parts[1][part]), 0x0040);
@@ -83,7 +90,8 @@ DEVICE void columns(Memory &memory, const QuantizedRows &to, u32 row, u32 column
     if (to.of_32.q) {
         const Scale s = scale_of(from_bits(largest));
         i32 sum = 0;
-        if (within) sum = put(to.of_32.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor);
+        i8 *to_run = to.of_32.q + u64(run) * PARTS * panel * RUN;
+        if (within) sum = put(to_run, panel, in_panel, to.rows > PANEL, x, s.factor);
         sum = sum_lanes<8>(sum);
         if (within && lane() % 8 == 0) {
             to.of_32.scales[run * panel + in_panel] = s.scale;
@@ -101,7 +109,8 @@ DEVICE void columns(Memory &memory, const QuantizedRows &to, u32 row, u32 column
     const Scale s = scale_of(from_bits(largest));
     if (!within) return;
     constexpr u32 RUNS = 256 / RUN;
-    const i32 sum = sum_lanes<4>(put(to.of_256.q + u64(run) * PARTS * panel * RUN, panel, in_panel, x, s.factor));
+    i8 *to_run = to.of_256.q + u64(run) * PARTS * panel * RUN;
+    const i32 sum = sum_lanes<4>(put(to_run, panel, in_panel, false, x, s.factor));
     const u32 place = run / RUNS * panel + in_panel;
     if (column % 256 == 0) to.of_256.scales[place] = s.scale;
     if (lane() % 4 == 0) static_cast<i16 *>(to.of_256.sums)[place * 16 + column % 256 / 16] = i16(sum);

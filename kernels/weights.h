@@ -12,6 +12,8 @@ struct Tile {
     float *out;
     u32 rows;
     u32 stride;
+    // Rows of the tiles before it in the table.
+    u32 first;
 };
 
 // Bytes at any place of aligned words. Behind the last of them there is one more word, which may be loaded: so the four
@@ -230,7 +232,7 @@ struct BF16 {
 };
 
 // Calls `each` with every type of integers, and its name in the kernels' names.
-#define QUANTIZED_TYPES(each)                                                                                         \
-    each(Q4_0, q4_0) each(Q4_1, q4_1) each(Q5_0, q5_0) each(Q5_1, q5_1) each(Q8_0, q8_0) each(Q2_K, q2_k)             \
-        each(Q3_K, q3_k) each(Q4_K, q4_k) each(Q5_K, q5_k) each(Q6_K, q6_k)
+#define TYPES_OF_32(each) each(Q4_0, q4_0) each(Q4_1, q4_1) each(Q5_0, q5_0) each(Q5_1, q5_1) each(Q8_0, q8_0)
+#define TYPES_OF_256(each) each(Q2_K, q2_k) each(Q3_K, q3_k) each(Q4_K, q4_k) each(Q5_K, q5_k) each(Q6_K, q6_k)
+#define QUANTIZED_TYPES(each) TYPES_OF_32(each) TYPES_OF_256(each)
 #define FLOAT_TYPES(each) each(F32, f32) each(F16, f16) each(BF16, bf16)

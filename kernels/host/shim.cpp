@@ -278,11 +278,10 @@ void copies_done(u32 pending) {
     for (size_t &end : me.groups) end -= count;
 }
 
-float from_half(u32 bits) {
+// Zeros, what is below normal, infinities and what is no number.
+float from_rare_half(u32 bits) {
     u32 exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
-    float value = exponent == 0    ? std::ldexp(float(fraction), -24)
-                  : exponent == 31 ? (fraction == 0 ? INFINITY : NAN)
-                                   : std::ldexp(float(fraction | 0x400), i32(exponent) - 25);
+    float value = exponent == 0 ? std::ldexp(float(fraction), -24) : fraction == 0 ? INFINITY : NAN;
     return bits >> 15 & 1 ? -value : value;
 }
 

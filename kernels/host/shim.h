@@ -29,12 +29,22 @@ const Words *exchange(const Words &mine);
 void copy_async(Sixteen *to, const Sixteen *from);
 void copies_end();
 void copies_done(u32 pending);
-float from_half(u32 bits);
+float from_rare_half(u32 bits);
 u16 to_half(float a);
+// Most halves are a float's bits but for where the exponent begins.
+inline float from_half(u32 bits) {
+    const u32 exponent = bits >> 10 & 31, word = (bits & 0x8000) << 16 | (exponent + 112) << 23 | (bits & 0x3ff) << 13;
+    float value;
+    std::memcpy(&value, &word, 4);
+    return exponent % 31 != 0 ? value : from_rare_half(bits);
+}
 
 // Byte i of a word.
 inline i32 byte(u32 word, u32 i) { return i8(word >> 8 * i); }
 } // namespace shim
+
+// As much as any launch gives.
+alignas(16) inline Sixteen launch_memory[(80 << 10) / 16];
 
 DEVICE u32 thread() { return shim::place.thread; }
 DEVICE u32 threads() { return shim::place.threads; }
@@ -80,6 +90,22 @@ DEVICE void mma_32(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     mma(c, {{a[0], a[1], a[2], a[3], b[0], b[1]}}, 32);
 }
 DEVICE void mma_16(i32 (&c)[4], u32 a0, u32 a1, u32 b) { mma(c, {{a0, a1, 0, 0, b, 0}}, 16); }
+// Register a[r / 8 + 2 (k / 8)], lane 4 (r % 8) + k % 8 / 2, half k % 2 is A[r][k], and so on.
+DEVICE void mma_halves(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    const shim::Words *all = shim::exchange({{a[0], a[1], a[2], a[3], b0, b1}});
+    for (u32 i = 0; i < 4; i++) {
+        u32 row = thread() % 32 / 4 + 8 * (i / 2), column = thread() % 4 * 2 + i % 2;
+        for (u32 k = 0; k < 16; k++) {
+            u32 a = all[row % 8 * 4 + k % 8 / 2].word[row / 8 + 2 * (k / 8)];
+            u32 b = all[column * 4 + k % 8 / 2].word[4 + k / 8];
+            c[i] += shim::from_half(a >> k % 2 * 16 & 0xffff) * shim::from_half(b >> k % 2 * 16 & 0xffff);
+        }
+    }
+}
+DEVICE u32 add_halves(u32 a, u32 b) {
+    u32 low = shim::to_half(shim::from_half(a & 0xffff) + shim::from_half(b & 0xffff));
+    return low | u32(shim::to_half(shim::from_half(a >> 16) + shim::from_half(b >> 16))) << 16;
+}
 DEVICE u32 shift_pair(u32 low, u32 high, u32 bits) { return u32((u64(high) << 32 | low) >> bits % 32); }
 DEVICE u32 pick_bytes(u32 low, u32 high, u32 selector) {
     u64 both = u64(high) << 32 | low;

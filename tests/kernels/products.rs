@@ -6,6 +6,7 @@ use super::quantized::Quantized;
 use super::{ORDERS, assert_same, cpu, floats};
 use crate::support::weights::{Rng, random_blocks};
 use airstream::device::cpu::{Activations, Kinds, Precision, TileView};
+use airstream::device::cuda::driver::{Args, MATMUL_SHARED_BYTES};
 use airstream::format::quant::{QuantType, dequantize_row};
 
 /// `Tile` of `kernels/weights.h`.
@@ -16,6 +17,7 @@ struct Tile {
     out: u64,
     rows: u32,
     stride: u32,
+    first: u32,
 }
 
 /// Weights that begin `lead` bytes behind an address aligned to 16, and end where their last 16 bytes end.
@@ -102,6 +104,7 @@ fn on_gpu(
             out: out.at(i * tile_rows),
             rows: tile_rows.min(rows - i * tile_rows) as u32,
             stride: rows as u32,
+            first: (i * tile_rows) as u32,
         })
         .collect();
     let (table, count) = (Memory::of(gpu, &tiles), tiles.len() as u32);
@@ -116,6 +119,7 @@ fn on_gpu(
         launch!(gpu, order, &name, grid, 32 * warps as u32; table.at(0), cols as u32, x.at(0), batch as u32);
         return out.values();
     }
+    let rows_of_all = rows;
     let rows = Quantized::new(gpu, batch, cols, Kinds::of(qtype));
     quantize(gpu, order, &x, &rows);
     let x = rows.blocks(Kinds::of(qtype));
@@ -125,6 +129,22 @@ fn on_gpu(
     } else if batch <= 8 {
         let name = format!("matpanel_{name}");
         launch!(gpu, order, &name, grid(64, 1), 128; table.at(0), cols as u32, x, batch as u32);
+    } else if qtype.block_values() == 32 {
+        let name = format!("matmul_{name}");
+        let args = Args::new()
+            .with(table.at(0))
+            .with(cols as u32)
+            .with(x)
+            .with(batch as u32)
+            .with(count)
+            .with_shared(MATMUL_SHARED_BYTES);
+        let grid = [
+            rows_of_all.div_ceil(128) as u32,
+            1,
+            batch.div_ceil(128) as u32,
+        ];
+        // SAFETY: what the kernel asks for.
+        unsafe { gpu.launch(order, &name, grid, 256, &args) };
     } else {
         let name = format!("matmul_{name}");
         let threads = 64 * batch.div_ceil(64).min(4) as u32;

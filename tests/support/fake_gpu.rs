@@ -263,6 +263,7 @@ fn sum_of_tiles(
         out: u64,
         rows: u32,
         stride: u32,
+        first: u32,
     }
     let (kind, qtype) = name.split_once('_')?;
     if !["matvec", "matpanel", "matmul", "floats"].contains(&kind) {
@@ -270,15 +271,21 @@ fn sum_of_tiles(
     }
     let qtype = QuantType::ALL
         .iter()
-        .find(|t| t.name().eq_ignore_ascii_case(qtype));
+        .find(|t| t.name().eq_ignore_ascii_case(qtype))
+        .expect("a product is of a type");
     let pointers = args.pointers();
-    // SAFETY: a product takes a table of as many tiles as its grid is high, and their width, before all else.
+    // SAFETY: a product takes a table of as many tiles as its grid is high, and their width, before all else; but
+    // `matmul` of blocks of 32 is told how many at last.
     let (tiles, cols) = unsafe {
         let table = at(place(pointers[0].cast::<u64>().read())).cast::<Tile>();
-        let tiles = std::slice::from_raw_parts(table, grid[1] as usize);
+        let count = match (kind, qtype.block_values()) {
+            ("matmul", 32) => pointers[4].cast::<u32>().read(),
+            _ => grid[1],
+        };
+        let tiles = std::slice::from_raw_parts(table, count as usize);
         (tiles, pointers[1].cast::<u32>().read() as usize)
     };
-    let row_bytes = qtype.expect("a product is of a type").row_bytes(cols);
+    let row_bytes = qtype.row_bytes(cols);
     let sum = |tile: &Tile| sum_of(tile.data, u64::from(tile.rows) * row_bytes as u64);
     Some(
         tiles

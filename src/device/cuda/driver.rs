@@ -189,7 +189,10 @@ unsafe impl Arg for u64 {}
 // SAFETY: the kernels' `float`.
 unsafe impl Arg for f32 {}
 
-/// The arguments of a launch, in order.
+/// Shared memory that `matmul` of blocks of 32 asks a launch for: SHARED_BYTES there, and the most that any kernel does.
+pub const MATMUL_SHARED_BYTES: u32 = 80 << 10;
+
+/// The arguments of a launch, in order, and the shared memory that it gives each block beside what kernels have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[repr(C, align(16))]
 pub struct Args {
@@ -197,6 +200,7 @@ pub struct Args {
     offsets: [u8; ARGS_MAX],
     count: u8,
     used: u8,
+    shared_bytes: u32,
 }
 
 impl Args {
@@ -208,7 +212,21 @@ impl Args {
             offsets: [0; ARGS_MAX],
             count: 0,
             used: 0,
+            shared_bytes: 0,
         }
+    }
+
+    /// With shared memory that the kernel asks for.
+    pub fn with_shared(self, shared_bytes: u32) -> Args {
+        Args {
+            shared_bytes,
+            ..self
+        }
+    }
+
+    /// Bytes of it.
+    pub fn shared_bytes(&self) -> u32 {
+        self.shared_bytes
     }
 
     /// One more.

@@ -50,7 +50,7 @@ fn with_node<T>(launch: &Launch, work: impl FnOnce(*const sys::CUDA_KERNEL_NODE_
         blockDimX: launch.threads,
         blockDimY: 1,
         blockDimZ: 1,
-        sharedMemBytes: 0,
+        sharedMemBytes: launch.args.shared_bytes(),
         kernelParams: pointers.as_mut_ptr(),
         extra: ptr::null_mut(),
     };

@@ -9,8 +9,8 @@ use std::time::Instant;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 
 use super::driver::{
-    Args, CAPABILITY_MIN, Driver, EVENTS, Facts, KernelId, Launch, Stream, VERSION_MIN,
-    version_name,
+    Args, CAPABILITY_MIN, Driver, EVENTS, Facts, KernelId, Launch, MATMUL_SHARED_BYTES, Stream,
+    VERSION_MIN, version_name,
 };
 use super::graphs::Graphs;
 use crate::arena::PAGE_BYTES;
@@ -29,6 +29,11 @@ const PLACES: [&CStr; 3] = [
 ];
 /// What the assembled kernels are for.
 const CUBIN_CAPABILITY: (u32, u32) = (8, 7);
+
+const CARVEOUT: sys::CUfunction_attribute =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+const SHARED_MAX: sys::CUfunction_attribute =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 
 /// One GPU.
 pub(super) struct Nvidia {
@@ -352,13 +357,17 @@ impl Driver for Nvidia {
         let found =
             unsafe { sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr()) };
         check(found, &format!("find the kernel {name}"))?;
-        // What takes weights through shared memory runs in as many blocks as that has room for.
-        if name.starts_with("matvec_") || name.starts_with("matpanel_") {
-            let carveout =
-                sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // What takes weights through shared memory runs in as many blocks as that has room for, and `matmul` takes more
+        // than kernels may without being asked.
+        let attributes: &[_] = match name.split('_').next() {
+            Some("matvec" | "matpanel") => &[(CARVEOUT, 100)],
+            Some("matmul") => &[(CARVEOUT, 100), (SHARED_MAX, MATMUL_SHARED_BYTES as c_int)],
+            _ => &[],
+        };
+        for &(attribute, value) in attributes {
             // SAFETY: the function is of this module, which lives.
-            let preferred = unsafe { sys::cuFuncSetAttribute(function, carveout, 100) };
-            check(preferred, &format!("prefer shared memory for {name}"))?;
+            let set = unsafe { sys::cuFuncSetAttribute(function, attribute, value) };
+            check(set, &format!("give shared memory to {name}"))?;
         }
         let kernel = KernelId(function.expose_provenance() as u64);
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
@@ -386,7 +395,7 @@ impl Driver for Nvidia {
                 threads,
                 1,
                 1,
-                0,
+                args.shared_bytes(),
                 self.streams[Stream::Compute as usize],
                 pointers.as_mut_ptr(),
                 ptr::null_mut(),

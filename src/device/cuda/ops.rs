@@ -1,7 +1,7 @@
 //! The ops as launches: grids, arguments and tables. The kernels (`kernels/`) say what they compute.
 #![allow(unsafe_code)]
 
-use super::driver::{Arg, Args, Driver, KernelId, Stream};
+use super::driver::{Arg, Args, Driver, KernelId, MATMUL_SHARED_BYTES, Stream};
 use super::queue::table_bytes;
 use super::{Cuda, PANEL_ROWS, QUANTIZED, Quantized, TILES_MAX, padded};
 use crate::device::cpu::{Activation, Added, Inspect, Kinds, Residual, TileView};
@@ -13,9 +13,12 @@ use crate::format::tile::STRIP_ROWS;
 /// Rows of a batch that a warp of `floats` takes, and how many of them a block has.
 const FLOATS_ROWS: usize = 8;
 const FLOATS_WARPS_MAX: usize = 8;
-/// Rows of a batch that a pair of warps of `matmul` takes, and how many of them a block has.
-const MATMUL_ROWS: usize = 64;
-const MATMUL_PAIRS_MAX: usize = 4;
+/// Rows of weights that a block of `matmul` takes, and rows of a batch; where blocks of values are of 256, a pair of warps
+/// takes these rows of a batch, and a block has so many pairs.
+const MATMUL_ROWS: usize = 128;
+const MATMUL_BATCH: usize = 128;
+const MATMUL_256_BATCH: usize = 64;
+const MATMUL_256_PAIRS_MAX: usize = 4;
 /// Groups that the tokens of a row are dealt out to (`kernels/top_k.cu`), and how many of them a block leads.
 const GROUPS: usize = 2048;
 const LEADERS: usize = 64;
@@ -28,6 +31,7 @@ struct Tile {
     out: u64,
     rows: u32,
     stride: u32,
+    first: u32,
 }
 
 /// `Activations` of `activations.h`, and `QuantizedBlocks` of `quantize.h`: addresses.
@@ -330,15 +334,18 @@ impl Cuda {
         let table = {
             let mut queue = self.own.queue.borrow_mut();
             queue.begin(self.driver.as_ref(), tile_tables_bytes(count))?;
-            let mut of_type = of_type();
+            let (mut of_type, mut first) = (of_type(), 0);
             let entry = |_| {
                 let tile = of_type.next().expect("counted");
-                Tile {
+                let entry = Tile {
                     data: self.at(tile.data),
                     out: self.at(tile.out),
                     rows: tile.rows as u32,
                     stride: tile.out_stride as u32,
-                }
+                    first,
+                };
+                first += entry.rows;
+                entry
             };
             self.at(queue.put((0..count).map(entry)))
         };
@@ -372,13 +379,20 @@ impl Cuda {
         if x.rows <= PANEL_ROWS {
             return self.launch(kernels[1], [strips, count, 1], 128, args);
         }
-        let pairs = x.rows.div_ceil(MATMUL_ROWS).min(MATMUL_PAIRS_MAX);
-        let grid = [
-            strips,
-            count,
-            x.rows.div_ceil(MATMUL_ROWS * MATMUL_PAIRS_MAX),
-        ];
-        self.launch(kernels[2], grid, 64 * pairs as u32, args)
+        if kind == Kinds::BLOCKS_32 {
+            let rows: usize = of_type().map(|tile| tile.rows).sum();
+            let grid = [rows.div_ceil(MATMUL_ROWS), 1, x.rows.div_ceil(MATMUL_BATCH)];
+            let args = args.with(count as u32).with_shared(MATMUL_SHARED_BYTES);
+            return self.launch(kernels[2], grid, 256, args);
+        }
+        let pairs = x.rows.div_ceil(MATMUL_256_BATCH).min(MATMUL_256_PAIRS_MAX);
+        let batches = x.rows.div_ceil(MATMUL_256_BATCH * MATMUL_256_PAIRS_MAX);
+        self.launch(
+            kernels[2],
+            [strips, count, batches],
+            64 * pairs as u32,
+            args,
+        )
     }
 
     /// `x *= factor`.
