@@ -56,6 +56,10 @@ SPECIAL_REGISTER(block_z, "%ctaid.z")
 DEVICE void block_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
 // The same for a warp.
 DEVICE void warp_sync() { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
+// Two sides of barrier `id`, above 0, where `count` threads arrive: those that pass what they wrote to the others go on at
+// once, and these wait for all.
+DEVICE void pass_to(u32 id, u32 count) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory"); }
+DEVICE void wait_for(u32 id, u32 count) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory"); }
 // The value of the lane whose number differs in the bits of `mask`.
 DEVICE u32 lane_xor(u32 value, u32 mask) {
     u32 other;
@@ -149,6 +153,15 @@ DEVICE u32 shift_pair(u32 low, u32 high, u32 bits) {
 DEVICE u32 pick_bytes(u32 low, u32 high, u32 selector) {
     u32 out;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+    return out;
+}
+
+// Has the value computed by here, where the compiler would do it as late as it is needed: while others wait.
+DEVICE void settle(float &a) { asm volatile("" : "+f"(a)); }
+// (a & mask) ^ flip in one instruction, which the compiler makes two of where both are constants.
+DEVICE u32 mask_flip(u32 a, u32 mask, u32 flip) {
+    u32 out;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(out) : "r"(a), "r"(mask), "r"(flip));
     return out;
 }
 

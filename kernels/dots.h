@@ -14,6 +14,15 @@ struct alignas(8) Step {
     float b;
 };
 
+// Has steps computed before what comes next.
+template <u32 count> DEVICE void settle(Step (&steps)[count]) {
+#pragma unroll
+    for (u32 i = 0; i < count; i++) {
+        settle(steps[i].a);
+        settle(steps[i].b);
+    }
+}
+
 // Steps of one block, in order: two where the type has minimums.
 template <class W> constexpr u32 STEPS = W::MIN ? 2 : 1;
 

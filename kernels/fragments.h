@@ -5,8 +5,12 @@
 #pragma once
 #include "dots.h"
 
-// A lane's weights of a run: the first words of the pairs of both rows, then the second ones.
-template <class W> DEVICE Sixteen fragment_of(Bytes row, Bytes row_8, u32 group) {
+// A lane's weights of a run, or 16 times these: the first words of the pairs of both rows, then the second ones.
+template <class W, bool SIXTEENFOLD = false> DEVICE Sixteen fragment_of(Bytes row, Bytes row_8, u32 group) {
+    if constexpr (SIXTEENFOLD) {
+        const Pair a = W::sixteenfold(row, lane() % 4), b = W::sixteenfold(row_8, lane() % 4);
+        return Sixteen{{a.low, b.low, a.high, b.high}};
+    }
     Pair a = W::pair(row, group, lane() % 4), b = W::pair(row_8, group, lane() % 4);
     return Sixteen{{minus<W::OFFSET>(a.low), minus<W::OFFSET>(b.low), minus<W::OFFSET>(a.high),
                     minus<W::OFFSET>(b.high)}};
@@ -53,25 +57,40 @@ template <class W> struct Scales {
     Two<i32> of[W::SCALES == 0 ? 1 : W::SCALES];
 };
 
-// A lane's exact products of a run, of 16 weight rows and a panel: for all 32 columns, or for 16 each.
-template <class W> struct Products {
-    i32 c[W::SCALES == 2 ? 2 : 1][4];
+// A lane's exact products of a run, of 16 weight rows and a panel: for all 32 columns, for 16 each or, of 16 times the
+// weights, for each part of the activations.
+template <class W, bool SIXTEENFOLD = false> struct Products {
+    static_assert(!SIXTEENFOLD || (PARTS == 2 && FINE_BITS == 4));
+    i32 c[W::SCALES == 2 || SIXTEENFOLD ? 2 : 1][4];
 
     DEVICE_MEMBER void multiply(const Sixteen &weights, const Two<u32> (&q)[PARTS]) {
+#pragma unroll
+        for (u32 part = 0; part < PARTS; part++) multiply_part(part, weights, q[part]);
+    }
+    // The same for a part of the activations, which come in their order.
+    DEVICE_MEMBER void multiply_part(u32 part, const Sixteen &weights, const Two<u32> &q) {
         const u32(&a)[4] = weights.word;
+        const u32(&b)[2] = q.of;
+        if constexpr (SIXTEENFOLD) {
 #pragma unroll
-        for (u32 part = 0; part < PARTS; part++) {
-            const u32(&b)[2] = q[part].of;
-#pragma unroll
-            for (u32 i = 0; i < sizeof(c) / 4; i++)
-                c[i / 4][i % 4] = part == 0 ? 0 : c[i / 4][i % 4] * (1 << FINE_BITS);
-            if constexpr (W::SCALES == 2) {
-                mma_16(c[0], a[0], a[1], b[0]);
-                mma_16(c[1], a[2], a[3], b[1]);
-            } else {
-                mma_32(c[0], a, b);
-            }
+            for (u32 i = 0; i < 4; i++) c[part][i] = 0;
+            mma_32(c[part], a, b);
+            return;
         }
+#pragma unroll
+        for (u32 i = 0; i < sizeof(c) / 4; i++)
+            c[i / 4][i % 4] = part == 0 ? 0 : c[i / 4][i % 4] * (1 << FINE_BITS);
+        if constexpr (W::SCALES == 2) {
+            mma_16(c[0], a[0], a[1], b[0]);
+            mma_16(c[1], a[2], a[3], b[1]);
+        } else {
+            mma_32(c[0], a, b);
+        }
+    }
+    // One of those for all 32 columns.
+    DEVICE_MEMBER i32 whole(u32 i) const {
+        if constexpr (SIXTEENFOLD) return c[0][i] + (c[1][i] >> FINE_BITS);
+        return c[0][i];
     }
     // Adds them, scaled, to those of a block of 256.
     DEVICE_MEMBER void add_to(i32 (&dots)[4], const Scales<W> &scales) const {
@@ -97,33 +116,46 @@ DEVICE void multiply_minimums(i32 (&min)[4], Two<u32> mins, Two<u32> sums) {
     mma_16(min, mins.of[0], mins.of[1], pick_bytes(sums.of[0], sums.of[1], 0x6420));
 }
 
+// A lane's steps of a block, for 16 weight rows and a panel.
+template <class W> struct BlockSteps {
+    Step of[4][STEPS<W>];
+
+    template <bool SIXTEENFOLD>
+    DEVICE_MEMBER void block_32(const Products<W, SIXTEENFOLD> &products, const Factors &f, Two<float> scale,
+                                Two<float> scaled_sum) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+            steps_32<W>(of[i], products.whole(i), f.d.of[i / 2], f.m.of[i / 2], scale.of[i % 2], scaled_sum.of[i % 2]);
+    }
+    DEVICE_MEMBER void block_256(const i32 (&dots)[4], const Factors &f, const BlockColumns<W> &x, Two<u32> mins) {
+        i32 min[4] = {};
+        if constexpr (W::MIN) multiply_minimums(min, mins, x.sums);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+            steps_256<W>(of[i], dots[i], min[i], f.d.of[i / 2], f.m.of[i / 2], x.scale.of[i % 2]);
+    }
+};
+
 // A lane's sums of 16 weight rows and a panel.
 template <class W> struct Sums {
     float of[4] = {};
 
     DEVICE_MEMBER void block_32(const Products<W> &products, const Factors &f, Two<float> scale,
                                 Two<float> scaled_sum) {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            Step steps[STEPS<W>];
-            steps_32<W>(steps, products.c[0][i], f.d.of[i / 2], f.m.of[i / 2], scale.of[i % 2], scaled_sum.of[i % 2]);
-            chain(i, steps);
-        }
+        BlockSteps<W> steps;
+        steps.block_32(products, f, scale, scaled_sum);
+        chain(steps);
     }
     DEVICE_MEMBER void block_256(const i32 (&dots)[4], const Factors &f, const BlockColumns<W> &x, Two<u32> mins) {
-        i32 min[4] = {};
-        if constexpr (W::MIN) multiply_minimums(min, mins, x.sums);
+        BlockSteps<W> steps;
+        steps.block_256(dots, f, x, mins);
+        chain(steps);
+    }
+    DEVICE_MEMBER void chain(const BlockSteps<W> &steps) {
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            Step steps[STEPS<W>];
-            steps_256<W>(steps, dots[i], min[i], f.d.of[i / 2], f.m.of[i / 2], x.scale.of[i % 2]);
-            chain(i, steps);
-        }
-    }
-
-  private:
-    DEVICE_MEMBER void chain(u32 i, const Step (&steps)[STEPS<W>]) {
 #pragma unroll
-        for (u32 s = 0; s < STEPS<W>; s++) of[i] = fused(steps[s].a, steps[s].b, of[i]);
+            for (u32 s = 0; s < STEPS<W>; s++) of[i] = fused(steps.of[i][s].a, steps.of[i][s].b, of[i]);
+        }
     }
 };

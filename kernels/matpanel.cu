@@ -1,54 +1,61 @@
 // Two to eight rows of activations times the rows of a matrix: what several sessions decode at once.
 //
-// Like matvec it has to keep up with the memory that the weights come from, so they are copied into
-// shared memory as they lie, 256 columns a part, one part ahead, and the activations beside them, which
-// four warps share. Each warp takes 16 weight rows, decodes them straight into what its lanes give to
-// the tensor cores, and chains its sums in registers, two runs at a time.
+// Like matvec it has to keep up with the memory that the weights come from, and most of what it does is to
+// wait. A block takes 32 weight rows, and its warps take turns at pieces of 128 columns (256 where blocks
+// are as wide): each copies its pieces into shared memory as they lie, some turns ahead, decodes them
+// straight into what its lanes give to the tensor cores, and has the steps of its blocks ready when the sums
+// come from the warp that has the piece before; these it chains on and hands to the next.
 //
-// Grid: (64 rows of a tile, tile). Block: 128 threads.
+// Grid: (32 rows of a tile, tile). Block: 128 threads.
 #include "fragments.h"
 
 namespace matpanel {
-constexpr u32 WARPS = 4, ROWS = 16, COLS = 256, RUNS = COLS / RUN, TOGETHER = 2;
+constexpr u32 WARPS = 4, TILES = 2, ROWS = 16 * TILES;
+// Shared memory of a block.
+constexpr u32 BYTES_MAX = 48 << 10;
 
 template <class W> struct Shape {
-    static constexpr u32 BYTES = COLS / W::VALUES * W::BYTES;
-    static constexpr u32 BLOCKS = COLS / W::VALUES;
+    // Runs, blocks and a row's bytes of a piece.
+    static constexpr u32 RUNS = W::SCALES == 0 ? 4 : 8;
+    static constexpr u32 BLOCKS = RUNS * RUN / W::VALUES, BYTES = BLOCKS * W::BYTES;
 };
 
-// A part of 64 rows as they lie, and of the one panel of activations.
-template <class W> struct Part {
-    Sixteen rows[WARPS * ROWS][sixteens_of(Shape<W>::BYTES)];
-    Sixteen q[RUNS * PARTS * PANEL * RUN / 16];
-    Sixteen scales[Shape<W>::BLOCKS * PANEL * 4 / 16];
-    // As floats of blocks of 32, or as 16 halves of a word of blocks of 256.
-    Sixteen sums[W::MIN ? RUNS * PANEL * 4 / 16 : 1];
+// A piece of the rows as they lie.
+template <class W> struct Piece {
+    Sixteen rows[ROWS][odd_sixteens_of(Shape<W>::BYTES)];
 };
+// Sums on their way from a warp to the next: of each lane, and of each 16 rows.
+struct Sent {
+    Sixteen sums[TILES][LANES];
+};
+// As many pieces of each warp as there is room for, and use for.
+template <class W> constexpr u32 ROOM = (BYTES_MAX - sizeof(Sent)) / sizeof(Piece<W>) / WARPS;
+template <class W> constexpr u32 STAGES = ROOM<W> < 4 ? ROOM<W> : 4;
 
-// Copies what is contiguous from `begin` on: `bytes` of it, a multiple of 16.
-template <u32 count> DEVICE void copy(Sixteen (&to)[count], const void *from, u32 begin, u32 bytes) {
-    const Sixteen *sixteens = reinterpret_cast<const Sixteen *>(static_cast<const u8 *>(from) + begin);
-#pragma unroll
-    for (u32 i = 0; i < count; i += WARPS * LANES)
-        if (16 * (i + thread()) < bytes) copy_async(&to[i + thread()], &sixteens[i + thread()]);
-}
+// A lane's activations of a piece; of the last run where there are no more.
+template <class W> struct Inputs {
+    Columns<W> columns[Shape<W>::RUNS];
+    BlockColumns<W> block;
 
-template <class W>
-DEVICE void stage_part(Part<W> &to, const u8 *data, u32 rows, u32 row_bytes, const Activations &x, u32 part, u32 runs) {
-    u32 begin = part * Shape<W>::BYTES, bytes = smaller(Shape<W>::BYTES, row_bytes - begin);
-    // Eight lanes a row; rows past the last repeat it.
+    DEVICE_MEMBER void load(const Activations &x, u32 piece, u32 runs) {
+        constexpr u32 RUNS = Shape<W>::RUNS;
+        const u32 begin = piece * RUNS;
+        Activations from = x;
+        from.q += u64(begin) * PARTS * PANEL * RUN;
+        if constexpr (W::SCALES == 0) {
+            from.scales += u64(begin) * PANEL;
+            from.sums = static_cast<const float *>(from.sums) + u64(begin) * PANEL;
+        }
+        if (W::SCALES > 0 || begin + RUNS <= runs) {
 #pragma unroll
-    for (u32 i = 0; i < WARPS * ROWS; i += WARPS * LANES / 8) {
-        u32 row = i + thread() / 8;
-        const u8 *from = data + u64(smaller(row, rows - 1)) * row_bytes + begin;
-        stage<8, Shape<W>::BYTES>(to.rows[row], from, bytes, thread() % 8);
+            for (u32 run = 0; run < RUNS; run++) columns[run].load(from, run);
+        } else {
+#pragma unroll
+            for (u32 run = 0; run < RUNS; run++) columns[run].load(from, smaller(run, runs - 1 - begin));
+        }
+        if constexpr (W::SCALES > 0) block.load(x, piece);
     }
-    u32 some = smaller(RUNS, runs - part * RUNS), blocks = some / (W::VALUES / RUN);
-    copy(to.q, x.q, part * sizeof(to.q), some * PARTS * PANEL * RUN);
-    copy(to.scales, x.scales, part * sizeof(to.scales), blocks * PANEL * 4);
-    if constexpr (W::MIN) copy(to.sums, x.sums, part * sizeof(to.sums), some * PANEL * 4);
-    copies_end();
-}
+};
 
 // What two rows have of a block.
 template <class W> DEVICE Factors factors_of(const Bytes (&rows)[2]) {
@@ -85,77 +92,121 @@ template <class W> DEVICE Two<u32> minimums_of(const Bytes (&rows)[2]) {
     return mins;
 }
 
+template <class W> DEVICE void chain(Sums<W> (&sums)[TILES], const BlockSteps<W> (&steps)[TILES]) {
+#pragma unroll
+    for (u32 t = 0; t < TILES; t++) sums[t].chain(steps[t]);
+}
+
 template <class W> DEVICE void run(const Tile *tiles, u32 cols, Activations x, u32 batch) {
     using S = Shape<W>;
-    __shared__ Part<W> staged[2];
+    __shared__ Piece<W> staged[WARPS][STAGES<W>];
+    __shared__ Sent sent;
+    const u32 runs = cols / RUN, row_bytes = cols / W::VALUES * W::BYTES, pieces = (runs + S::RUNS - 1) / S::RUNS;
+    Inputs<W> in;
+    if (warp() < pieces) in.load(x, warp(), runs);
     const Tile tile = tiles[block_y()];
-    const u32 first = block_x() * WARPS * ROWS;
+    const u32 first = block_x() * ROWS;
     if (first >= tile.rows) return;
-    const u32 rows = smaller(WARPS * ROWS, tile.rows - first);
-    const u32 runs = cols / RUN, row_bytes = cols / W::VALUES * W::BYTES, parts = (runs + RUNS - 1) / RUNS;
+    const u32 rows = smaller(ROWS, tile.rows - first);
     const u8 *data = tile.data + u64(first) * row_bytes;
-    const u32 my_row = warp() * ROWS + lane() / 4;
+    const Rows source(data, rows, row_bytes);
 
-    Sums<W> sums;
-    stage_part<W>(staged[0], data, rows, row_bytes, x, 0, runs);
-    for (u32 part = 0; part < parts; part++) {
-        if (part + 1 < parts) {
-            stage_part<W>(staged[(part + 1) % 2], data, rows, row_bytes, x, part + 1, runs);
-            copies_done<1>();
-        } else {
-            copies_done<0>();
+    auto stage_piece = [&](u32 piece, u32 slot) {
+        if (piece < pieces) {
+            const u32 begin = piece * S::BYTES;
+            source.stage<S::BYTES>(staged[warp()][slot].rows, begin, smaller(S::BYTES, row_bytes - begin));
         }
-        block_sync();
-        const Part<W> &now = staged[part % 2];
-        const Activations panel{reinterpret_cast<const i8 *>(now.q), reinterpret_cast<const float *>(now.scales),
-                                now.sums};
-        Bytes at[2];
+        copies_end();
+    };
 #pragma unroll
-        for (u32 i = 0; i < 2; i++) {
-            const u32 row = my_row + 8 * i;
-            at[i] = staged_bytes(now.rows[row], data + part * S::BYTES + row * row_bytes);
-        }
-        if constexpr (W::SCALES == 0) {
-            const u32 some = smaller(RUNS, runs - part * RUNS);
-            for (u32 run = 0; run < some; run += TOGETHER) {
-                Products<W> products[TOGETHER];
-                Factors factors[TOGETHER];
-                Columns<W> columns[TOGETHER];
+    for (u32 slot = 0; slot < STAGES<W>; slot++) stage_piece(slot * WARPS + warp(), slot);
+    for (u32 piece = warp(), slot = 0; piece < pieces; piece += WARPS, slot = slot + 1 < STAGES<W> ? slot + 1 : 0) {
+        copies_done<STAGES<W> - 1>();
+        warp_sync();
+        const Piece<W> &now = staged[warp()][slot];
+        // Of the addresses only what the rows are aligned to, which is the same for all lanes, differs.
+        const u32 begin = u32(u64(data)) + piece * (S::BYTES % 16);
+        auto bytes_of = [&](u32 row) {
+            return Bytes{now.rows[row + lane() / 4]->word, (begin + (row + lane() / 4) * row_bytes) % 16};
+        };
+        BlockSteps<W> steps[S::BLOCKS][TILES];
 #pragma unroll
-                for (u32 j = 0; j < TOGETHER; j++) {
-                    const Bytes blocks[2] = {at[0] + (run + j) * W::BYTES, at[1] + (run + j) * W::BYTES};
-                    columns[j].load(panel, run + j);
-                    products[j].multiply(fragment_of<W>(blocks[0], blocks[1], 0), columns[j].q);
-                    factors[j] = factors_of<W>(blocks);
+        for (u32 t = 0; t < TILES; t++) {
+            const Bytes at[2] = {bytes_of(16 * t), bytes_of(16 * t + 8)};
+            if constexpr (W::SCALES == 0) {
+                Sixteen weights[S::RUNS];
+                Products<W, W::NIBBLES> products[S::RUNS];
+#pragma unroll
+                for (u32 run = 0; run < S::RUNS; run++)
+                    weights[run] = fragment_of<W, W::NIBBLES>(at[0] + run * W::BYTES, at[1] + run * W::BYTES, 0);
+#pragma unroll
+                for (u32 part = 0; part < PARTS; part++) {
+#pragma unroll
+                    for (u32 run = 0; run < S::RUNS; run++)
+                        products[run].multiply_part(part, weights[run], in.columns[run].q[part]);
                 }
 #pragma unroll
-                for (u32 j = 0; j < TOGETHER; j++) {
-                    // The last one may not be there.
-                    if (run + j < some)
-                        sums.block_32(products[j], factors[j], columns[j].scale, columns[j].scaled_sum);
+                for (u32 run = 0; run < S::RUNS; run++) {
+                    const Bytes blocks[2] = {at[0] + run * W::BYTES, at[1] + run * W::BYTES};
+                    steps[run][t].block_32(products[run], factors_of<W>(blocks), in.columns[run].scale,
+                                           in.columns[run].scaled_sum);
                 }
-            }
-        } else {
-            i32 dots[4] = {};
+            } else {
+                i32 dots[4] = {};
 #pragma unroll
-            for (u32 run = 0; run < RUNS; run++) {
-                Columns<W> columns;
-                columns.load(panel, run);
-                Products<W> products;
-                products.multiply(fragment_of<W>(at[0], at[1], run), columns.q);
-                products.add_to(dots, scales_of<W>(at, run));
+                for (u32 run = 0; run < S::RUNS; run++) {
+                    Products<W> products;
+                    products.multiply(fragment_of<W>(at[0], at[1], run), in.columns[run].q);
+                    products.add_to(dots, scales_of<W>(at, run));
+                }
+                steps[0][t].block_256(dots, factors_of<W>(at), in.block, minimums_of<W>(at));
             }
-            BlockColumns<W> block;
-            block.load(panel, 0);
-            sums.block_256(dots, factors_of<W>(at), block, minimums_of<W>(at));
+        }
+        // The sums wait for nothing but their own chain.
+#pragma unroll
+        for (u32 block = 0; block < S::BLOCKS; block++) {
+#pragma unroll
+            for (u32 i = 0; i < 4 * TILES; i++) settle(steps[block][i / 4].of[i % 4]);
         }
         // What was staged has been used.
-        block_sync();
-    }
+        warp_sync();
+        stage_piece(piece + STAGES<W> * WARPS, slot);
+        if (piece + WARPS < pieces) in.load(x, piece + WARPS, runs);
+
+        Sums<W> sums[TILES];
+        if (piece > 0) {
+            wait_for(1 + warp(), 2 * LANES);
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        const u32 row = first + my_row + i / 2 * 8, batch_row = 2 * (lane() % 4) + i % 2;
-        if (row < tile.rows && batch_row < batch) tile.out[u64(batch_row) * tile.stride + row] = sums.of[i];
+            for (u32 t = 0; t < TILES; t++) {
+                const Sixteen bits = sent.sums[t][lane()];
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) sums[t].of[i] = from_bits(bits.word[i]);
+            }
+        }
+        const u32 blocks = runs * RUN / W::VALUES - piece * S::BLOCKS;
+        if (blocks >= S::BLOCKS) {
+#pragma unroll
+            for (u32 block = 0; block < S::BLOCKS; block++) chain(sums, steps[block]);
+        } else {
+#pragma unroll
+            for (u32 block = 0; block < S::BLOCKS; block++)
+                if (block < blocks) chain(sums, steps[block]);
+        }
+        if (piece + 1 < pieces) {
+#pragma unroll
+            for (u32 t = 0; t < TILES; t++) {
+                const float(&of)[4] = sums[t].of;
+                sent.sums[t][lane()] = Sixteen{{bits_of(of[0]), bits_of(of[1]), bits_of(of[2]), bits_of(of[3])}};
+            }
+            pass_to(1 + (warp() + 1) % WARPS, 2 * LANES);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < 4 * TILES; i++) {
+                const u32 row = first + lane() / 4 + i / 2 * 8, batch_row = 2 * (lane() % 4) + i % 2;
+                if (row < tile.rows && batch_row < batch)
+                    tile.out[u64(batch_row) * tile.stride + row] = sums[i / 4].of[i % 4];
+            }
+        }
     }
 }
 } // namespace matpanel

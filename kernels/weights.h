@@ -35,6 +35,9 @@ struct Bytes {
 // Sixteens that hold `bytes` bytes from anywhere, and the word behind them.
 constexpr u32 sixteens_of(u32 bytes) { return (15 + bytes + 4 + 15) / 16; }
 
+// The same for one of 8 rows that a warp reads 16 bytes each of: an odd number, so that these are in different banks.
+constexpr u32 odd_sixteens_of(u32 bytes) { return sixteens_of(bytes) | 1; }
+
 // Copies bytes from anywhere, at most `bytes_max`, into shared memory, where they begin as far behind a multiple of 16:
 // by `count` threads, of which this is `number`, and some time before copies_done() says so.
 template <u32 count, u32 bytes_max> DEVICE void stage(Sixteen *to, const u8 *from, u32 bytes, u32 number) {
@@ -44,6 +47,34 @@ template <u32 count, u32 bytes_max> DEVICE void stage(Sixteen *to, const u8 *fro
     for (u32 first = 0; first < (15 + bytes_max + 15) / 16; first += count)
         if (16 * (first + number) < end) copy_async(&to[first + number], &aligned[first + number]);
 }
+// Where a warp copies parts of rows from: eight lanes a row, of every fourth row one.
+struct Rows {
+    static constexpr u32 COUNT = 8, STEP = LANES / COUNT;
+    // The lane's 16 bytes from the multiple of 16 on that its first row begins behind, and how far behind; how many of
+    // its rows are there, and bytes from one to the next.
+    const Sixteen *aligned;
+    u32 lead, left, row_bytes;
+
+    DEVICE_MEMBER Rows(const u8 *data, u32 rows, u32 row_bytes) : row_bytes(row_bytes) {
+        const u32 row = lane() / COUNT;
+        const u64 from = u64(data) + row * row_bytes;
+        aligned = reinterpret_cast<const Sixteen *>(from & ~u64(15)) + lane() % COUNT;
+        lead = u32(from % 16);
+        left = larger(rows, row) - row;
+    }
+    // Copies `bytes` of each row from `begin` on, at most `bytes_max`, as `stage` does.
+    template <u32 bytes_max, u32 rows, u32 sixteens>
+    DEVICE_MEMBER void stage(Sixteen (&to)[rows][sixteens], u32 begin, u32 bytes) const {
+        const u32 row = lane() / COUNT, number = lane() % COUNT;
+#pragma unroll
+        for (u32 i = 0; i < rows; i += STEP) {
+            const u32 from = lead + begin + i * row_bytes, end = i < left ? from % 16 + bytes : 0;
+#pragma unroll
+            for (u32 j = 0; j < (15 + bytes_max + 15) / 16; j += COUNT)
+                if (16 * (j + number) < end) copy_async(&to[i + row][j + number], &aligned[from / 16 + j]);
+        }
+    }
+};
 // The same bytes in shared memory.
 DEVICE Bytes staged_bytes(const Sixteen *staged, const u8 *from) { return Bytes{staged->word, u32(u64(from) % 16)}; }
 
@@ -87,6 +118,7 @@ DEVICE Pair operator|(Pair a, Pair b) { return Pair{a.low | b.low, a.high | b.hi
 // What the types with blocks of 32 values share: no integer scales. Blocks begin with d, then m where there is one.
 struct Block32 {
     static constexpr u32 VALUES = 32, SCALES = 0;
+    static constexpr bool NIBBLES = false;
     DEVICE void scales(Bytes, u32, Run &) {}
     DEVICE float d(Bytes b) { return b.half(); }
     DEVICE float m(Bytes b) { return (b + 2).half(); }
@@ -95,7 +127,14 @@ struct Block32 {
 struct Q4_0 : Block32 {
     static constexpr u32 BYTES = 18, OFFSET = 8;
     static constexpr bool MIN = false;
+    // So they can be had 16 times as large in fewer instructions.
+    static constexpr bool NIBBLES = true;
     DEVICE Pair pair(Bytes b, u32, u32 i) { return nibbles(b + 2, i); }
+    // 16 times the values, as signed bytes.
+    DEVICE Pair sixteenfold(Bytes b, u32 i) {
+        const u32 both = (b + 2 + 4 * i).four();
+        return Pair{mask_flip(both << 4, 0xf0f0f0f0, 0x80808080), mask_flip(both, 0xf0f0f0f0, 0x80808080)};
+    }
 };
 
 struct Q4_1 : Block32 {
@@ -124,7 +163,7 @@ struct Q8_0 : Block32 {
 
 struct Q2_K {
     static constexpr u32 VALUES = 256, BYTES = 84, SCALES = 2, OFFSET = 0;
-    static constexpr bool MIN = true;
+    static constexpr bool NIBBLES = false, MIN = true;
     DEVICE Pair pair(Bytes b, u32 group, u32 i) {
         return fields<3>(b + 16 + 32 * (group / 4), 2 * (group % 4), i);
     }
@@ -142,7 +181,7 @@ struct Q2_K {
 
 struct Q3_K {
     static constexpr u32 VALUES = 256, BYTES = 110, SCALES = 2, OFFSET = 4;
-    static constexpr bool MIN = false;
+    static constexpr bool NIBBLES = false, MIN = false;
     DEVICE Pair pair(Bytes b, u32 group, u32 i) {
         return fields<3>(b + 32 + 32 * (group / 4), 2 * (group % 4), i) | fields<1, 2>(b, group, i);
     }
@@ -162,7 +201,7 @@ struct Q3_K {
 // What Q4_K and Q5_K share: d, m, and 12 bytes with scales and minimums of 6 bits.
 struct SixBits {
     static constexpr u32 VALUES = 256, SCALES = 1, OFFSET = 0;
-    static constexpr bool MIN = true;
+    static constexpr bool NIBBLES = false, MIN = true;
     DEVICE void scales(Bytes b, u32 group, Run &r) {
         u32 at = 8 * (group % 4);
         u32 scale = (b + 4).four() >> at & 0xff, min = (b + 8).four() >> at & 0xff, low = (b + 12).four() >> at & 0xff;
@@ -190,7 +229,7 @@ struct Q5_K : SixBits {
 
 struct Q6_K {
     static constexpr u32 VALUES = 256, BYTES = 210, SCALES = 2, OFFSET = 32;
-    static constexpr bool MIN = false;
+    static constexpr bool NIBBLES = false, MIN = false;
     DEVICE Pair pair(Bytes b, u32 group, u32 i) {
         u32 half = group / 4, quarter = group % 4;
         return fields<15>(b + 64 * half + 32 * (quarter % 2), 4 * (quarter / 2), i) |

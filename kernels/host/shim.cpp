@@ -98,7 +98,7 @@ Place place;
 
 namespace {
 constexpr size_t STACK_BYTES = 128 << 10;
-constexpr u32 THREADS_MAX = 1024, WARPS_MAX = THREADS_MAX / 32;
+constexpr u32 THREADS_MAX = 1024, WARPS_MAX = THREADS_MAX / 32, BARRIERS = 16;
 
 enum class State { Ready, Waiting, Done };
 
@@ -112,6 +112,8 @@ struct Fiber {
     void *left = nullptr;
     std::unique_ptr<char[]> stack;
     State state = State::Done;
+    // The barrier of some threads that it waits at, if it does.
+    u32 barrier = 0;
     // Copies begun and not done yet, and where their groups end.
     std::vector<Copy> copies;
     std::vector<size_t> groups;
@@ -131,6 +133,8 @@ const void *caller_stack;
 size_t caller_stack_bytes;
 std::vector<Fiber> fibers;
 Meeting block_meeting, warp_meetings[WARPS_MAX];
+// Threads that have arrived at each barrier of some threads.
+u32 arrived[BARRIERS];
 void (*body)(void *const *);
 void *const *body_params;
 u64 order;
@@ -184,6 +188,18 @@ void wait_at(Meeting &meeting, u32 first, u32 count) {
     }
 }
 
+// Arrives at a barrier of `count` threads; whether all have.
+bool arrive(u32 id, u32 count) {
+    if (++arrived[id] < count) return false;
+    arrived[id] = 0;
+    for (Fiber &fiber : fibers) {
+        if (fiber.barrier != id) continue;
+        fiber.barrier = 0;
+        fiber.state = State::Ready;
+    }
+    return true;
+}
+
 void run_fiber() {
     const void *from = nullptr;
     size_t bytes = 0;
@@ -203,6 +219,7 @@ void prepare(Fiber &fiber) {
     if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK_BYTES);
     fiber.copies.clear();
     fiber.groups.clear();
+    fiber.barrier = 0;
     // What the last thread on this stack had in its frames is gone.
     __asan_unpoison_memory_region(fiber.stack.get(), STACK_BYTES);
     // As if it had been left where `run_fiber` begins; stacks are aligned to 16 bytes there.
@@ -216,6 +233,7 @@ void prepare(Fiber &fiber) {
 
 void run_block() {
     block_meeting = Meeting{};
+    for (u32 &count : arrived) count = 0;
     for (u32 i = 0; i < place.threads; i++) {
         warp_meetings[i / 32] = Meeting{};
         prepare(fibers[i]);
@@ -255,6 +273,15 @@ const Entry ENTRIES[] = {
 
 void block_sync() { wait_at(block_meeting, 0, place.threads); }
 void warp_sync() { wait_at(warp_meetings[place.thread / 32], place.thread / 32 * 32, 32); }
+
+void pass_to(u32 id, u32 count) { arrive(id, count); }
+void wait_for(u32 id, u32 count) {
+    if (arrive(id, count)) return;
+    Fiber &me = fibers[place.thread];
+    me.barrier = id;
+    me.state = State::Waiting;
+    while (me.barrier == id) leave(false);
+}
 
 const Words *exchange(const Words &mine) {
     Meeting &meeting = warp_meetings[place.thread / 32];

@@ -24,6 +24,8 @@ struct Words {
 };
 void block_sync();
 void warp_sync();
+void pass_to(u32 id, u32 count);
+void wait_for(u32 id, u32 count);
 // Waits for the whole warp; what each lane showed.
 const Words *exchange(const Words &mine);
 void copy_async(Sixteen *to, const Sixteen *from);
@@ -54,6 +56,8 @@ DEVICE u32 block_z() { return shim::place.block[2]; }
 
 DEVICE void block_sync() { shim::block_sync(); }
 DEVICE void warp_sync() { shim::warp_sync(); }
+DEVICE void pass_to(u32 id, u32 count) { shim::pass_to(id, count); }
+DEVICE void wait_for(u32 id, u32 count) { shim::wait_for(id, count); }
 DEVICE u32 lane_xor(u32 value, u32 mask) { return shim::exchange({{value}})[(thread() ^ mask) % 32].word[0]; }
 DEVICE u32 lane_at(u32 value, u32 from) { return shim::exchange({{value}})[from % 32].word[0]; }
 DEVICE u32 lanes_where(bool so) {
@@ -113,6 +117,9 @@ DEVICE u32 pick_bytes(u32 low, u32 high, u32 selector) {
     for (u32 i = 0; i < 4; i++) out |= u32(both >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
     return out;
 }
+
+DEVICE void settle(float &) {}
+DEVICE u32 mask_flip(u32 a, u32 mask, u32 flip) { return (a & mask) ^ flip; }
 
 DEVICE float fused(float a, float b, float c) { return std::fmaf(a, b, c); }
 DEVICE float divide(float a, float b) { return a / b; }

@@ -128,7 +128,7 @@ fn on_gpu(
         launch!(gpu, order, &name, grid(8, 1), 128; table.at(0), cols as u32, x);
     } else if batch <= 8 {
         let name = format!("matpanel_{name}");
-        launch!(gpu, order, &name, grid(64, 1), 128; table.at(0), cols as u32, x, batch as u32);
+        launch!(gpu, order, &name, grid(32, 1), 128; table.at(0), cols as u32, x, batch as u32);
     } else if qtype.block_values() == 32 {
         let name = format!("matmul_{name}");
         let args = Args::new()
@@ -183,7 +183,7 @@ fn products_are_the_cpus_bit_for_bit() {
             (33, 16, if step == 32 { 147 } else { 19 }, 1),
             (17, 16, 2, 2),
             (70, 80, if step == 32 { 19 } else { 3 }, 17),
-            (67, 80, if step == 32 { 27 } else { 2 }, 5),
+            (67, 80, if step == 32 { 67 } else { 14 }, 5),
             (20, 16, 1, 131),
         ];
         for (case, (rows, tile_rows, steps, batch)) in cases.into_iter().enumerate() {

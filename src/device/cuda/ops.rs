@@ -377,7 +377,7 @@ impl Cuda {
         let args = args.with(x.rows as u32);
         let strips = rows_max.div_ceil(64);
         if x.rows <= PANEL_ROWS {
-            return self.launch(kernels[1], [strips, count, 1], 128, args);
+            return self.launch(kernels[1], [rows_max.div_ceil(32), count, 1], 128, args);
         }
         if kind == Kinds::BLOCKS_32 {
             let rows: usize = of_type().map(|tile| tile.rows).sum();
