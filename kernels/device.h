@@ -56,8 +56,8 @@ SPECIAL_REGISTER(block_z, "%ctaid.z")
 DEVICE void block_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
 // The same for a warp.
 DEVICE void warp_sync() { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
-// Two sides of barrier `id`, above 0, where `count` threads arrive: those that pass what they wrote to the others go on at
-// once, and these wait for all.
+// Two sides of barrier `id`, above 0, where `count` threads arrive: those that pass what they wrote to the others go on
+// at once, and these wait for all.
 DEVICE void pass_to(u32 id, u32 count) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(count) : "memory"); }
 DEVICE void wait_for(u32 id, u32 count) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(count) : "memory"); }
 // The value of the lane whose number differs in the bits of `mask`.
