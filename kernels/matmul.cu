@@ -125,15 +125,16 @@ template <class W> DEVICE Two<u32> halves(u32 bytes) {
                      add_halves(pick_bytes(bytes, 0x64646464, 0x4342), LESS)}};
 }
 
-// Decodes a run that was staged, each warp 16 rows: those that there are not, too.
-template <class W> DEVICE void decode(Memory<W> &memory, u32 run) {
+// Decodes a run that was staged, each warp 16 rows: those that there are not, too. `leads` is where the lane's two rows
+// begin, as far as it matters.
+template <class W> DEVICE void decode(Memory<W> &memory, const u32 (&leads)[2], u32 run) {
     Weights<W> &to = memory.weights[run % 2];
     const u32 part = run / STAGED<W> * STAGED_BYTES<W>, begin = run % STAGED<W> * W::BYTES;
     Bytes blocks[2];
     Two<u32> low[2], high[2];
 #pragma unroll
     for (u32 i = 0; i < 2; i++) {
-        const u32 row = 16 * warp() + 8 * i + lane() / 4, at = (u32(memory.rows.data[row]) + part) % 16 + begin;
+        const u32 row = 16 * warp() + 8 * i + lane() / 4, at = (leads[i] + part) % 16 + begin;
         blocks[i] = Bytes{&memory.staged[row]->word[at / 4], at % 4};
         const Pair pair = W::pair(blocks[i], 0, lane() % 4);
         low[i] = halves<W>(pair.low);
@@ -209,8 +210,8 @@ template <class W> DEVICE void run(const Tile *tiles, u32 count, u32 cols, Activ
     find_rows<W>(memory.rows, tiles, count, first, runs);
     block_sync();
 
-    // Whether there are rows for this warp.
-    const bool some = first_panel + warp() / ROW_WARPS * PANELS < panels;
+    const u32 row = 16 * warp() + lane() / 4;
+    const u32 leads[2] = {u32(memory.rows.data[row]), u32(memory.rows.data[row + 8])};
 
     Sums<W> sums;
     Share share(first_panel, panels, runs);
@@ -219,7 +220,7 @@ template <class W> DEVICE void run(const Tile *tiles, u32 count, u32 cols, Activ
     copies_end();
     copies_done<0>();
     block_sync();
-    decode(memory, 0);
+    decode(memory, leads, 0);
     for (u32 run = 0; run < runs; run++) {
         const u32 next = run + 1;
         // Where the next run's weights are not staged yet, they are decoded when they have come.
@@ -230,13 +231,13 @@ template <class W> DEVICE void run(const Tile *tiles, u32 count, u32 cols, Activ
             share.stage(memory.batch[next % 2], x);
             if (!staged) stage_weights(memory, runs, next);
             copies_end();
-            if (staged) decode(memory, next);
+            if (staged) decode(memory, leads, next);
         }
-        if (some) sums.multiply(memory.weights[run % 2], memory.batch[run % 2]);
+        sums.multiply(memory.weights[run % 2], memory.batch[run % 2]);
         if (more && !staged) {
             copies_done<0>();
             block_sync();
-            decode(memory, next);
+            decode(memory, leads, next);
         }
     }
 #pragma unroll
