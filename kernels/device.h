@@ -112,6 +112,9 @@ DEVICE void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); 
 // Waits until at most `pending` of this thread's groups of copies are not done.
 template <u32 pending> DEVICE void copies_done() { asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory"); }
 
+// A value that was loaded may not be loaded later instead, where it is used.
+DEVICE void loaded_here(float &value) { asm volatile("" : "+f"(value)); }
+
 // acc + the dot product of 4 signed bytes.
 DEVICE i32 dot_4(u32 a, u32 b, i32 acc) {
     asm("dp4a.s32.s32 %0, %1, %2, %0;" : "+r"(acc) : "r"(a), "r"(b));

@@ -48,13 +48,16 @@ template <u32 THREADS, class Value> DEVICE float factor(Memory<THREADS> &memory,
             Four next[TOGETHER];
 #pragma unroll
             for (u32 i = 0; i < TOGETHER; i++) next[i] = chain[i];
+#pragma unroll 1
             for (u32 first = 0; first < fours; first += TOGETHER) {
                 Four some[TOGETHER];
-                const u32 ahead = first + TOGETHER < fours ? first + TOGETHER : first;
 #pragma unroll
                 for (u32 i = 0; i < TOGETHER; i++) {
                     some[i] = next[i];
-                    next[i] = chain[ahead + i];
+                    // Behind the last ones the last ones once more, for nothing.
+                    next[i] = chain[smaller(first + TOGETHER, fours - TOGETHER) + i];
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) loaded_here(next[i].of[j]);
                 }
 #pragma unroll
                 for (u32 i = 0; i < 4 * TOGETHER; i++)

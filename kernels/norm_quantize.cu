@@ -24,24 +24,31 @@ norm_quantize(float *x, const float *y, const float *y_weight, const float *weig
             if (y) added[i] = load_four(y + at, column, n);
             weights[i] = load_four(weight, column, n);
         }
-        auto added_at = [&](u32 column, u32 i) { return column < piece ? added[i] : load_four(y + at, column, n); };
         float y_factor = 0.0f;
-        if (y_weight) y_factor = norm::factor(memory, n, eps, added_at);
+        if (y_weight) {
+            y_factor = norm::factor(memory, n, eps, [&](u32 column, u32 i) {
+                Four value = added[i];
+                if (column >= piece) value = load_four(y + at, column, n);
+                return value;
+            });
+        }
         factor = norm::factor(memory, n, eps, [&](u32 column, u32 i) {
-            const bool first = column < piece;
-            Four value = first ? kept[i] : load_four(x + at, column, n);
-            if (y) {
-                Four more = added_at(column, i);
-                if (y_weight) {
-                    const Four weights = load_four(y_weight, column, n);
+            Four value = kept[i], more = added[i];
+            if (column >= piece) {
+                value = load_four(x + at, column, n);
+                if (y) more = load_four(y + at, column, n);
+            }
+            if (y_weight) {
+                const Four of_more = load_four(y_weight, column, n);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) more.of[j] = more.of[j] * y_factor * weights.of[j];
-                }
+                for (u32 j = 0; j < 4; j++) more.of[j] = more.of[j] * y_factor * of_more.of[j];
+            }
+            if (y) {
 #pragma unroll
                 for (u32 j = 0; j < 4; j++) value.of[j] = value.of[j] + more.of[j];
                 store_four(x + at, column, n, value);
-                if (first) kept[i] = value;
             }
+            if (column < piece) kept[i] = value;
             return value;
         });
     }
