@@ -3,6 +3,7 @@
 #include "embed.cu"
 #include "floats.cu"
 #include "gate_quantize.cu"
+#include "join_quantize.cu"
 #include "matmul.cu"
 #include "matmul_256.cu"
 #include "matpanel.cu"

@@ -9,7 +9,7 @@ use airstream::device::cpu::{AttentionRow, AttentionShape, Kinds, KvLayout};
 use airstream::device::cuda::driver::Arg;
 use half::f16;
 
-/// `SPLIT` of `kernels/attend.cu`.
+/// `SPLIT` of `kernels/attention.h`.
 const SPLIT: usize = 256;
 const SCALE: f32 = 0.125;
 

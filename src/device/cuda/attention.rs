@@ -13,10 +13,10 @@ use crate::error::Result;
 /// Heads, and queries, that a block of attention takes at most.
 const HEADS: usize = 8;
 const QUERIES: usize = 32;
-/// Queries that it takes where rows are too few to give every multiprocessor a block otherwise, and rows of which there
-/// are enough.
+/// Queries that it takes where that gives too few blocks for all multiprocessors: of so many there are enough, on a GPU of
+/// its own or on one that shares the processor's memory and has few.
 const FEW_QUERIES: usize = 8;
-const ENOUGH_ROWS: usize = 128;
+const ENOUGH_BLOCKS: [usize; 2] = [512, 64];
 
 /// Threads that take a head before attention, at most.
 const HEAD_THREADS_MAX: usize = 256;
@@ -55,7 +55,7 @@ struct Place {
     index: u64,
 }
 
-/// `AttentionRow` of `attend.cu`.
+/// `AttentionRow` of `attention.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Row {
@@ -64,7 +64,7 @@ struct Row {
     position: u32,
 }
 
-/// `AttentionUnit` of `attend.cu`.
+/// `AttentionUnit` of `attention.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Unit {
@@ -72,7 +72,7 @@ struct Unit {
     rows: u32,
 }
 
-/// `AttentionShape` of `attend.cu`.
+/// `AttentionShape` of `attention.h`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Shape {
@@ -188,11 +188,16 @@ impl Cuda {
         shape: Shape,
         to: QuantizedRows,
     ) -> Result<()> {
-        let queries = match rows.len() < ENOUGH_ROWS {
-            true => FEW_QUERIES,
-            false => QUERIES,
+        let parts = (shape.heads / shape.layout.kv_heads).div_ceil(shape.unit_heads);
+        let blocks_y = (shape.layout.kv_heads * parts) as usize;
+        let few_rows = FEW_QUERIES / shape.unit_heads as usize;
+        let row_splits = rows.iter().map(|row| splits(row, row)).max().unwrap_or(1);
+        let few_blocks = rows.len().div_ceil(few_rows) * blocks_y * row_splits;
+        let enough = ENOUGH_BLOCKS[usize::from(self.facts().integrated)];
+        let unit_rows = match few_blocks < enough {
+            true => few_rows,
+            false => QUERIES / shape.unit_heads as usize,
         };
-        let unit_rows = queries / shape.unit_heads as usize;
         let sessions = || rows.chunk_by(|a, b| a.pages == b.pages);
         let pages_of = |session: &[AttentionRow]| {
             let last = session.iter().map(|row| row.position).max().unwrap_or(0);
@@ -253,7 +258,6 @@ impl Cuda {
             .map(|unit| splits(&unit[0], &unit[unit.len() - 1]))
             .max()
             .unwrap_or(1);
-        let parts = (shape.heads / shape.layout.kv_heads).div_ceil(shape.unit_heads);
         let out = self.at(rows[0].out);
         let partial = self.own.partial();
         let args = Args::new()
@@ -263,7 +267,7 @@ impl Cuda {
             .with(self.at(rows[0].q))
             .with(out)
             .with(partial);
-        let grid = [splits_max, (shape.layout.kv_heads * parts) as usize, units];
+        let grid = [splits_max, blocks_y, units];
         self.launch(self.kernels.attend, grid, 256, args)?;
         let args = Args::new()
             .with(shape)

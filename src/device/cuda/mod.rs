@@ -101,7 +101,7 @@ const PANEL_ROWS: usize = 8;
 const TILES_MAX: usize = 1024;
 /// f32s for what the splits of attention find; more rows than fit are taken in turns.
 const PARTIAL_VALUES: usize = 1 << 20;
-/// Positions in a split (`kernels/attend.cu`).
+/// Positions in a split (`kernels/attention.h`).
 const SPLIT: usize = 256;
 /// Positions of a page at least.
 const PAGE_POSITIONS_MIN: usize = 16;
