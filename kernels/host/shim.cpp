@@ -305,14 +305,14 @@ void copies_done(u32 pending) {
     for (size_t &end : me.groups) end -= count;
 }
 
-// Zeros, what is below normal, infinities and what is no number.
+// What is below normal, infinities and what is no number.
 float from_rare_half(u32 bits) {
     u32 exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
     float value = exponent == 0 ? std::ldexp(float(fraction), -24) : fraction == 0 ? INFINITY : NAN;
     return bits >> 15 & 1 ? -value : value;
 }
 
-u16 to_half(float a) {
+u16 to_rare_half(float a) {
     u16 sign = std::signbit(a) ? 0x8000 : 0;
     float size = std::fabs(a);
     if (std::isnan(a)) return sign | 0x7fff;

@@ -32,13 +32,21 @@ void copy_async(Sixteen *to, const Sixteen *from);
 void copies_end();
 void copies_done(u32 pending);
 float from_rare_half(u32 bits);
-u16 to_half(float a);
-// Most halves are a float's bits but for where the exponent begins.
+u16 to_rare_half(float a);
+// Most halves are zeros, or a float's bits but for where the exponent begins.
 inline float from_half(u32 bits) {
-    const u32 exponent = bits >> 10 & 31, word = (bits & 0x8000) << 16 | (exponent + 112) << 23 | (bits & 0x3ff) << 13;
+    const u32 size = bits & 0x7fff, word = (bits & 0x8000) << 16 | (size == 0 ? 0 : (size << 13) + (112 << 23));
     float value;
     std::memcpy(&value, &word, 4);
-    return exponent % 31 != 0 ? value : from_rare_half(bits);
+    return size == 0 || (bits >> 10 & 31) % 31 != 0 ? value : from_rare_half(bits);
+}
+inline u16 to_half(float a) {
+    u32 word;
+    std::memcpy(&word, &a, 4);
+    // From the smallest normal half to the largest there is, rounded to the nearest, halves to even.
+    const u32 size = word & 0x7fffffff, sign = word >> 16 & 0x8000;
+    if (size >= 0x38800000 && size < 0x477ff000) return u16(sign | (size + 0xfff + (size >> 13 & 1) - (112 << 23)) >> 13);
+    return size == 0 ? u16(sign) : to_rare_half(a);
 }
 
 // Byte i of a word.
@@ -98,14 +106,16 @@ DEVICE void mma_16(i32 (&c)[4], u32 a0, u32 a1, u32 b) { mma(c, {{a0, a1, 0, 0, 
 // Register a[r / 8 + 2 (k / 8)], lane 4 (r % 8) + k % 8 / 2, half k % 2 is A[r][k], and so on.
 DEVICE void mma_halves(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     const shim::Words *all = shim::exchange({{a[0], a[1], a[2], a[3], b0, b1}});
-    for (u32 i = 0; i < 4; i++) {
-        u32 row = thread() % 32 / 4 + 8 * (i / 2), column = thread() % 4 * 2 + i % 2;
+    const u32 row = thread() % 32 / 4, column = thread() % 4 * 2;
+    float rows[2][16], columns[2][16];
+    for (u32 i = 0; i < 2; i++) {
         for (u32 k = 0; k < 16; k++) {
-            u32 a = all[row % 8 * 4 + k % 8 / 2].word[row / 8 + 2 * (k / 8)];
-            u32 b = all[column * 4 + k % 8 / 2].word[4 + k / 8];
-            c[i] += shim::from_half(a >> k % 2 * 16 & 0xffff) * shim::from_half(b >> k % 2 * 16 & 0xffff);
+            rows[i][k] = shim::from_half(all[row * 4 + k % 8 / 2].word[i + 2 * (k / 8)] >> k % 2 * 16 & 0xffff);
+            columns[i][k] = shim::from_half(all[(column + i) * 4 + k % 8 / 2].word[4 + k / 8] >> k % 2 * 16 & 0xffff);
         }
     }
+    for (u32 i = 0; i < 4; i++)
+        for (u32 k = 0; k < 16; k++) c[i] += rows[i / 2][k] * columns[i % 2][k];
 }
 DEVICE u32 add_halves(u32 a, u32 b) {
     u32 low = shim::to_half(shim::from_half(a & 0xffff) + shim::from_half(b & 0xffff));
