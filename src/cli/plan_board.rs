@@ -10,8 +10,9 @@ use crate::engine::{Line, Loaded, Options, Plan};
 use crate::error::{Error, Kind, Result};
 
 /// What the predictions take for granted.
-const ASSUMED: &str = "GPU: 78% of DRAM's peak, as MLC reaches on Orin Nano; prefill at an assumed 40% of the tensor cores. \
-    CPU: this program's Q4_0 kernels by a model of the core. No board was measured (src/engine/roofline.rs).";
+const ASSUMED: &str = "GPU: 78% of DRAM's peak, as MLC reaches on Orin Nano, and cores that do as much in a cycle as an H200's \
+    with these kernels. CPU: this program's Q4_0 kernels by a model of the core. No board was measured \
+    (src/engine/roofline.rs).";
 
 /// A speed, and the limit that sets it.
 #[derive(Serialize)]
