@@ -24,7 +24,9 @@ template <class W> struct Shape {
 template <class W> struct Piece {
     Sixteen rows[ROWS][odd_sixteens_of(Shape<W>::BYTES)];
 };
-// Sums on their way from a warp to the next: of each lane, and of each 16 rows.
+// Sums on their way from a warp to the next: of each lane, and of each 16 rows. One place is enough: a lane writes where
+// it has read, and only then is it the next warp's turn. (compute-sanitizer's racecheck says otherwise: it seems not to see
+// that a turn comes after all turns before it.)
 struct Sent {
     Sixteen sums[TILES][LANES];
 };
