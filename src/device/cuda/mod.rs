@@ -6,13 +6,13 @@
 //! where reads land (`Direct`); else in slots of its own (`Staged`). On Orin the GPU does not cache registered memory:
 //! nothing is lost with weights, which are read once, but much with rows that are read again and again. So buffers lie
 //! in memory that is allocated from the driver on either. The processor has addresses for them, and memory for the few
-//! that it writes or reads too: embeddings, angles, likely tokens, logits ([`Buffers`]). Tables of launches go there in
-//! batches (`batches`). Ops take the processor's pointers and hand the GPU's to
-//! the kernels; they differ by a constant in each mapping.
+//! that it writes or reads too: embeddings, angles, likely tokens, logits ([`Buffers`]). Tables of launches go to the GPU's
+//! memory in batches, with the launches (`batches`). Ops take the processor's pointers and hand the GPU's to the kernels;
+//! they differ by a constant in each mapping.
 //!
 //! # Order and fences
 //!
-//! Ops return when they are launched. The processor may touch what they use only after [`Cuda::finish`]. Products are
+//! Ops return when they are about to be launched. The processor may touch what they use only after [`Cuda::finish`]. Products are
 //! different where tiles stream: [`Cuda::matmul`] comes back only when the kernels have read them, so that their slots
 //! may be read into again. Tiles that stay are read later, and should the store give one up in the middle of a sweep all
 //! the same, it waits ([`Cuda::fence`]). (Slots of the GPU's own are the store's to fence: it sets marks.) `queue` bounds
@@ -282,8 +282,8 @@ impl Own {
 ///
 /// One thread at a time gives it work.
 pub struct Cuda {
+    /// What gives launches to the driver, and the same as a driver.
     batches: Arc<Batches>,
-    /// The same.
     driver: Arc<dyn Driver>,
     kernels: Kernels,
     /// All that kernels may work on, in the order of addresses here.
