@@ -134,7 +134,7 @@ pub trait Driver: Send + Sync {
         args: &Args,
     ) -> Result<()>;
 
-    /// Runs kernels one after the other, as `launch` does. `place` is how many batches of them came since all was last
+    /// Runs kernels one after the other, as `launch` does. The place is how many batches of them came since all was last
     /// waited for: the batch may be the one that came at this place before, with other arguments here and there.
     ///
     /// # Errors
@@ -142,8 +142,19 @@ pub trait Driver: Send + Sync {
     ///
     /// # Safety
     /// As for `launch`.
-    unsafe fn launch_all(&self, place: usize, launches: &[Launch]) -> Result<()> {
-        let _ = place;
+    unsafe fn launch_all(&self, _place: usize, launches: &[Launch]) -> Result<()> {
+        // SAFETY: the caller vouches for them.
+        unsafe { self.launch_each(launches) }
+    }
+
+    /// Runs kernels one after the other, each by a launch of its own.
+    ///
+    /// # Errors
+    /// As for `launch`.
+    ///
+    /// # Safety
+    /// As for `launch`.
+    unsafe fn launch_each(&self, launches: &[Launch]) -> Result<()> {
         launches.iter().try_for_each(|launch| {
             // SAFETY: the caller vouches for it.
             unsafe { self.launch(launch.kernel, launch.grid, launch.threads, &launch.args) }

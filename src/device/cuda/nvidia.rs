@@ -49,7 +49,8 @@ pub(super) struct Nvidia {
     names: Mutex<Vec<(KernelId, String)>>,
 }
 
-// SAFETY: the driver's handles, those of graphs too, may be used from any thread; each call makes the context the thread's own first.
+// SAFETY: the driver's handles, those of graphs too, may be used from any thread; each call makes the context the thread's
+// own first.
 unsafe impl Send for Nvidia {}
 // SAFETY: as above, and by several at a time.
 unsafe impl Sync for Nvidia {}
@@ -420,10 +421,8 @@ impl Driver for Nvidia {
                 graphs.give_up();
             }
         }
-        launches.iter().try_for_each(|launch| {
-            // SAFETY: the caller vouches for it.
-            unsafe { self.launch(launch.kernel, launch.grid, launch.threads, &launch.args) }
-        })
+        // SAFETY: the caller vouches for them.
+        unsafe { self.launch_each(launches) }
     }
 
     unsafe fn copy(&self, stream: Stream, to: u64, from: u64, bytes: usize) -> Result<()> {
