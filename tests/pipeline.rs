@@ -375,8 +375,15 @@ fn a_growing_context_takes_slots_one_by_one_and_its_end_gives_them_back() {
 fn a_model_whose_rows_do_not_fit_the_arenas_slots_is_refused_with_a_remedy() {
     let shape = llama_70b();
     let request = shape.request(60, 256);
-    let in_slots =
-        |slot_bytes| Plan::in_slots(&shape.config, &shape.matrices, &request, slot_bytes, 1000);
+    let in_slots = |slot_bytes| {
+        Plan::in_slots(
+            &shape.config,
+            &shape.matrices,
+            &request,
+            usize::MAX,
+            (slot_bytes, 1000),
+        )
+    };
     let refused = in_slots(64 << 10).expect_err("too small").to_string();
     assert!(
         refused.contains("slots of 64 KiB are too small") && refused.contains("at the start"),

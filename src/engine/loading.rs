@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::plan::Plan;
-use super::pool::Pool;
+use super::pool::{self, Pool};
 use super::{Engine, Hosted, Loaded, ModelId, ModelOptions, Options, Role};
 use crate::arena::Reservation;
 use crate::device::cpu::Precision;
@@ -259,21 +259,26 @@ impl Engine {
         };
         let slots = self.pool.gpu.map_or(self.pool.slots, |gpu| gpu.slots);
         let pages_max = slots / 2 / (self.hosted.len() + opening.all().count());
-        let plan = |opening: &Opening| {
+        let request = |opening: &Opening| {
             let loaded = &opening.loaded;
-            let request = loaded.request(&opening.wishes, self.pool.memory, &self.options, gpu);
-            Plan::in_slots(
-                &loaded.config,
-                &loaded.matrices,
-                &request,
-                self.pool.slot_bytes,
-                pages_max,
-            )
+            loaded.request(&opening.wishes, self.pool.memory, &self.options, gpu)
         };
-        let plans: Vec<Plan> = opening.all().map(plan).collect::<Result<_>>()?;
-        let others = self.hosted.iter().map(|hosted| &hosted.plan);
-        let pool = self.pool.shared_by(others.chain(&plans))?;
-        Ok((pool, plans))
+        pool::with_most_rows(&request(opening), |rows_most| {
+            let plan = |opening: &Opening| {
+                let (loaded, request) = (&opening.loaded, request(opening));
+                Plan::in_slots(
+                    &loaded.config,
+                    &loaded.matrices,
+                    &request,
+                    rows_most,
+                    (self.pool.slot_bytes, pages_max),
+                )
+            };
+            let plans: Vec<Plan> = opening.all().map(plan).collect::<Result<_>>()?;
+            let others = self.hosted.iter().map(|hosted| &hosted.plan);
+            let pool = self.pool.shared_by(others.chain(&plans))?;
+            Ok((pool, plans))
+        })
     }
 
     /// Takes in the model that room was made for, between sweeps. If it could not be built, the others have the room back

@@ -22,7 +22,7 @@ pub const CONTEXT_DEFAULT: usize = 4096;
 /// A context that nobody asked for is not made smaller than this.
 const CONTEXT_LEAST: usize = 256;
 /// Rows per sweep that are tried, best first: a prompt costs one pass over the disk per so many tokens.
-const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
+pub(super) const ROWS_TRIED: [usize; 7] = [512, 256, 128, 64, 32, 16, 8];
 /// Drafts of a sweep where nobody says how many: with the row that is no draft they are a panel of the kernels.
 const DRAFTS: usize = 7;
 /// The same where a draft model makes them, of which more are right: two panels.
@@ -200,13 +200,11 @@ impl Plan {
     }
 
     fn try_new(config: &Config, matrices: &MatrixPlan, request: &Request) -> Option<Plan> {
-        // Where a GPU has its own memory, the budget of the processor's says little of how many rows are worth it: they
-        // are fewer only where there is no plan with more.
-        let mut rows = Own::rows_tried(config, matrices, request);
-        match request.gpu.and_then(Placement::gpu_memory) {
-            Some(_) => rows.find_map(|rows| Plan::with_rows(config, matrices, request, rows)),
-            None => Plan::with_rows(config, matrices, request, rows.next()?),
-        }
+        pool::with_most_rows(request, |most| {
+            let rows = Own::rows_within(config, matrices, request, most);
+            Plan::with_rows(config, matrices, request, rows).ok_or(())
+        })
+        .ok()
     }
 
     fn with_rows(
@@ -233,7 +231,7 @@ impl Plan {
     }
 
     /// Plans for a model in a pool whose slots were chosen for other models. By default its context may take
-    /// `pages_max` slots.
+    /// `pages_max` slots and a sweep no more than `rows_most` rows.
     ///
     /// # Errors
     /// The model cannot live with such slots.
@@ -241,11 +239,11 @@ impl Plan {
         config: &Config,
         matrices: &MatrixPlan,
         request: &Request,
-        slot_bytes: usize,
-        pages_max: usize,
+        rows_most: usize,
+        (slot_bytes, pages_max): (usize, usize),
     ) -> Result<Plan> {
-        let rows = Own::rows_tried(config, matrices, request).next();
-        let own = Own::new(config, matrices, request, rows.unwrap_or(1));
+        let rows = Own::rows_within(config, matrices, request, rows_most);
+        let own = Own::new(config, matrices, request, rows);
         let least = tile::slot_bytes_min(&matrices.matrices);
         let fits = least <= slot_bytes && kv::layout(config, slot_bytes, 1).page_positions > 0;
         let plan = match fits {
@@ -377,12 +375,13 @@ impl Own {
         }
     }
 
-    /// How many rows a sweep may have: at least one number, best first.
-    fn rows_tried(
+    /// How many rows a sweep has: as asked for, or no more than `most` and than the budgets are large for.
+    fn rows_within(
         config: &Config,
         matrices: &MatrixPlan,
         request: &Request,
-    ) -> impl Iterator<Item = usize> {
+        most: usize,
+    ) -> usize {
         let allowed = |rows: usize| {
             let limits = Own::limits(config, request, rows);
             let (vectors, buffers, logits) = Model::carved_bytes(config, matrices, limits);
@@ -396,12 +395,9 @@ impl Own {
                 None => buffers as u64 <= request.memory / BUFFERS_SHARE,
             }
         };
-        let tried: Vec<usize> = match request.rows {
-            Some(rows) => vec![rows],
-            None => ROWS_TRIED.into_iter().filter(|&r| allowed(r)).collect(),
-        };
-        let least = tried.is_empty().then_some(1);
-        tried.into_iter().chain(least)
+        let mut tried = ROWS_TRIED.into_iter().filter(|&rows| rows <= most);
+        let found = request.rows.or_else(|| tried.find(|&rows| allowed(rows)));
+        found.unwrap_or(1)
     }
 
     fn new(config: &Config, matrices: &MatrixPlan, request: &Request, rows: usize) -> Own {

@@ -2,7 +2,7 @@
 //!
 //! Pure, like [`plan`](super::plan): from the models' plans and the budget to the number of slots.
 
-use super::plan::{Line, Plan, Request, SLOTS_LEAST};
+use super::plan::{Line, Plan, ROWS_TRIED, Request, SLOTS_LEAST};
 use crate::device::Placement;
 use crate::device::cpu::Cpu;
 use crate::error::{Error, Kind, Result};
@@ -332,6 +332,27 @@ fn window(
 /// A model to plan for, and what for.
 pub(super) type Subject<'a> = (&'a Config, &'a MatrixPlan, &'a Request);
 
+/// What `plan` makes of the most rows in a sweep for which it makes anything; it is told how many there may be.
+///
+/// Where a GPU has its own memory, the budget of the processor's says little of how many rows are worth it: they are
+/// fewer only where there is no plan with more.
+///
+/// # Errors
+/// As of `plan`, for the fewest.
+pub(super) fn with_most_rows<T, E>(
+    request: &Request,
+    plan: impl Fn(usize) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let fewer = match request.gpu.and_then(Placement::gpu_memory) {
+        Some(_) => &ROWS_TRIED[1..],
+        None => &[],
+    };
+    let most = plan(ROWS_TRIED[0]);
+    fewer
+        .iter()
+        .fold(most, |found, &rows| found.or_else(|_| plan(rows)))
+}
+
 /// Divides a budget for some models, and chooses the slots that suit them all.
 ///
 /// # Panics
@@ -342,6 +363,13 @@ pub(super) fn divide(models: &[Subject]) -> Result<(Pool, Vec<Plan>)> {
         let pool = Pool::new(request, plan.slot_bytes).shared_by([&plan].into_iter())?;
         return Ok((pool, vec![plan]));
     }
+    // Of what all share, the requests of all say the same.
+    let (_, _, first) = models[0];
+    with_most_rows(first, |most| divide_with(models, most))
+}
+
+/// Divides a budget for several models, whose sweeps have no more than `rows_most` rows.
+fn divide_with(models: &[Subject], rows_most: usize) -> Result<(Pool, Vec<Plan>)> {
     let all: Vec<Matrix> = models
         .iter()
         .flat_map(|(_, matrices, _)| matrices.matrices.iter().cloned())
@@ -350,12 +378,13 @@ pub(super) fn divide(models: &[Subject]) -> Result<(Pool, Vec<Plan>)> {
     let smallest = tile::slot_bytes_min(&all).max(pages_least.max().unwrap_or(0));
     let in_slots = |slot_bytes: usize, slots: usize| -> Result<Vec<Plan>> {
         let plan = |(config, matrices, request): &Subject| {
+            let pages_max = slots / 2 / models.len();
             Plan::in_slots(
                 config,
                 matrices,
                 request,
-                slot_bytes,
-                slots / 2 / models.len(),
+                rows_most,
+                (slot_bytes, pages_max),
             )
         };
         models.iter().map(plan).collect()
@@ -364,7 +393,6 @@ pub(super) fn divide(models: &[Subject]) -> Result<(Pool, Vec<Plan>)> {
     let least = in_slots(smallest, 0)?;
     let own: u64 = least.iter().map(Plan::own_bytes).sum();
     let row_bytes_max = all.iter().map(Matrix::row_bytes).max().unwrap_or(0);
-    // Of what all share, the requests of all say the same.
     let (_, _, first) = models[0];
     let pool_bytes = { first.memory }.saturating_sub(own + common_bytes(first, row_bytes_max));
     let gpu_own: u64 = least.iter().map(Plan::gpu_own_bytes).sum();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use airstream::engine::{ModelId, Options};
+use airstream::engine::{Engine, ModelId, ModelOptions, Options};
 
 use super::checks::{Gpu, PLENTY, logits, models, on_gpu, options, tokens};
 use super::fake_gpu::FakeGpu;
@@ -57,6 +57,35 @@ fn models_come_and_go_within_the_gpus_memory() {
     let Some(fake) = FakeGpu::new(5) else { return };
     let gpu: Gpu = Arc::new(fake.with_memory(PLENTY as usize));
     models_come_and_go((&model, &other), &gpu);
+}
+
+/// Two models that nobody gave a number of rows open in what is enough for few rows.
+#[test]
+fn rows_are_fewer_where_two_models_have_little_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (model, other) = models(folder.path());
+    let rows_of = |rows: Option<usize>, mib: u64| {
+        let options = Options {
+            memory: Some(mib << 20),
+            gpu_memory: Some(PLENTY),
+            ..options(1, 512)
+        };
+        let wishes = ModelOptions {
+            rows,
+            ..options.model.clone()
+        };
+        let both = [&model, &other].map(|path| (path.clone(), wishes.clone()));
+        let gpu: Gpu = Arc::new(FakeGpu::new(7)?.with_memory(PLENTY as usize));
+        let engine = Engine::new_on(&both, &options, Some(gpu)).ok()?;
+        Some(engine.plan(ModelId::FIRST).limits.rows)
+    };
+    if FakeGpu::new(7).is_none() {
+        return;
+    }
+    let least = { 1..64 }.find(|&mib| rows_of(Some(8), mib).is_some());
+    let least = least.expect("much is enough");
+    let (few, many) = (rows_of(None, least), rows_of(None, 512));
+    assert!(few.is_some() && few < many, "{few:?} of {many:?}");
 }
 
 #[test]
